@@ -1,0 +1,5 @@
+#include "bindings/module.hpp"
+
+PYBIND11_MODULE(_core, module) {
+    module.doc() = "C++ core of pylm: tokenizer, deduplication, quality signals.";
+}

@@ -1,0 +1,12 @@
+// One function a file of bindings; module.cpp calls them all.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace pylm::bindings {
+
+void bind_tokenizer(pybind11::module_& module);
+void bind_dedup(pybind11::module_& module);
+void bind_signals(pybind11::module_& module);
+
+}  // namespace pylm::bindings

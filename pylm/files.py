@@ -1,0 +1,68 @@
+"""Files that are never half-written: everything pylm leaves on disk goes through here."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` that replaces it when the block ends without an error.
+
+    Works for files and for folders (a folder that is replaced is removed). A reader sees the old
+    content, the new content, or nothing; never a part. What a killed process leaves behind is named
+    `.NAME.tmp-PID` and is removed by the next writer of the same path.
+
+    Args:
+        path: the final place; its parent is created.
+
+    Yields:
+        A path that does not exist yet, in the same folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{path.name}.tmp-*"):
+        _remove(stale)
+    temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
+    try:
+        yield temporary
+        if temporary.is_dir():
+            for child in temporary.rglob("*"):
+                _sync(child)
+            if path.exists():
+                _remove(path)
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
