@@ -1,0 +1,27 @@
+"""Fused tensor ops of language models: a reference on the CPU, a Triton kernel on a GPU, one name.
+
+Every op accepts any strides, never writes to its inputs, computes in float32 (float64 for float64
+input), gives bitwise reproducible results, works under autograd and `torch.compile(fullgraph=True)`,
+and never waits for the GPU. No triton is loaded before an op runs on a CUDA tensor.
+"""
+
+from pylm.ops.gated import geglu, swiglu, swiglu_packed
+from pylm.ops.logprob import LogProb, linear_logprob
+from pylm.ops.losses import dpo_loss, linear_cross_entropy
+from pylm.ops.modules import RMSNorm
+from pylm.ops.norm import rms_norm
+from pylm.ops.rotary import rope, rope_cache
+
+__all__ = [
+    "LogProb",
+    "RMSNorm",
+    "dpo_loss",
+    "geglu",
+    "linear_cross_entropy",
+    "linear_logprob",
+    "rms_norm",
+    "rope",
+    "rope_cache",
+    "swiglu",
+    "swiglu_packed",
+]

@@ -1,0 +1,168 @@
+"""Losses that are a few lines over `linear_logprob` or over its sums.
+
+Shapes: N rows (all leading dimensions), D model dimension, V vocabulary, P preference pairs.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pylm.errors import InputError
+from pylm.ops._library import check_float
+from pylm.ops.logprob import check_linear, target_logprob
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+) -> Tensor:
+    """Compute the cross entropy of a linear output layer without holding all logits.
+
+    With s = label_smoothing and logits z = softcap(hidden @ weight.T), a row's loss is
+
+        lse(z) - (1 - s) z_target - s mean(z) + z_loss * lse(z)^2.
+
+    Args:
+        hidden: (..., D) final hidden states.
+        weight: (V, D) output matrix; converted to the dtype of `hidden`.
+        targets: (...) integers in [0, V), or `ignore_index`.
+        ignore_index: rows with this target give 0 and no gradient.
+        label_smoothing: s in [0, 1].
+        z_loss: weight of the squared log-sum-exp, which keeps the logits from drifting; 1e-4 is usual.
+        softcap: c of c tanh(logit / c), or None.
+        reduction: "mean" over the rows that are not ignored (0 when all are), "sum", or "none".
+
+    Returns:
+        A float32 scalar; for "none" a float32 tensor (...).
+
+    Raises:
+        InputError: a shape, dtype, device, target or option does not fit.
+
+    Source:
+        Szegedy et al., 2016 (label smoothing); Chowdhery et al., "PaLM", 2022 (z-loss).
+    """
+    check_linear("linear_cross_entropy", hidden, weight, targets, None)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise InputError(f"linear_cross_entropy: label_smoothing must be in [0, 1], got {label_smoothing}")
+    if softcap is not None and softcap <= 0.0:
+        raise InputError(f"linear_cross_entropy: softcap must be positive or None, got {softcap}")
+    if reduction not in ("mean", "sum", "none"):
+        raise InputError(
+            f'linear_cross_entropy: reduction must be "mean", "sum" or "none", got {reduction!r}'
+        )
+    logprob, lse, _, mean_logit = target_logprob(
+        hidden,
+        weight,
+        targets,
+        None,
+        temperature=1.0,
+        softcap=softcap,
+        ignore_index=ignore_index,
+        with_entropy=False,
+        with_mean=label_smoothing > 0.0,
+    )
+    loss = -logprob
+    if label_smoothing > 0.0:
+        loss = loss * (1.0 - label_smoothing) + (lse - mean_logit) * label_smoothing
+    if z_loss != 0.0:
+        loss = loss + z_loss * lse.square()
+    if reduction == "none":
+        return loss
+    total = loss.sum()
+    if reduction == "sum":
+        return total
+    return total / (targets != ignore_index).sum().clamp(min=1)
+
+
+def dpo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor | None,
+    reference_rejected: Tensor | None,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    kind: Literal["sigmoid", "ipo", "simpo"] = "sigmoid",
+    margin: float = 0.0,
+) -> Tensor:
+    """Compute the preference loss of every pair from the log-probabilities of its two answers.
+
+    With d = (policy_chosen - policy_rejected) - (reference_chosen - reference_rejected), s =
+    label_smoothing and g = margin:
+
+        sigmoid:  -(1 - s) log sigmoid(beta d - g) - s log sigmoid(-(beta d - g))
+        ipo:      (d - 1 / (2 beta))^2
+        simpo:    sigmoid, with d = policy_chosen - policy_rejected and no reference
+
+    Args:
+        policy_chosen: (P,) log-probability of the preferred answer: the sum over its tokens, or the mean
+            for the length-normalised variant, for ipo and for simpo.
+        policy_rejected: (P,) the same of the other answer.
+        reference_chosen: (P,) the same under the reference model; None for simpo.
+        reference_rejected: (P,); None for simpo.
+        beta: strength of the pull to the reference; > 0. Usually 0.1 with sums, 5 with means.
+        label_smoothing: probability in [0, 0.5) that a label is wrong; sigmoid and simpo only.
+        kind: which loss.
+        margin: what the reward of the chosen answer must exceed that of the other by; not for ipo.
+
+    Returns:
+        The loss of every pair, float32 (P,); take the mean of it. Implicit rewards are
+        `beta * (policy - reference)`.
+
+    Raises:
+        InputError: shapes differ, an option is out of range, or the reference is missing.
+
+    Source:
+        Rafailov et al., "Direct Preference Optimization", 2023; Mitchell, "A note on DPO with noisy
+        preferences", 2023 (label smoothing); Azar et al., 2023 (IPO); Lambert et al., "Tulu 3", 2024
+        (length-normalised); Meng et al., "SimPO", 2024.
+    """
+    check_float(
+        "dpo_loss",
+        policy_chosen=policy_chosen,
+        policy_rejected=policy_rejected,
+        reference_chosen=reference_chosen,
+        reference_rejected=reference_rejected,
+    )
+    if kind not in ("sigmoid", "ipo", "simpo"):
+        raise InputError(f'dpo_loss: kind must be "sigmoid", "ipo" or "simpo", got {kind!r}')
+    if beta <= 0.0:
+        raise InputError(f"dpo_loss: beta must be positive, got {beta}")
+    if not 0.0 <= label_smoothing < 0.5:
+        raise InputError(f"dpo_loss: label_smoothing must be in [0, 0.5), got {label_smoothing}")
+    if kind == "ipo" and (label_smoothing != 0.0 or margin != 0.0):
+        raise InputError("dpo_loss: ipo takes neither label_smoothing nor margin; leave both at 0")
+    references = (reference_chosen, reference_rejected)
+    for name, tensor in (
+        ("policy_rejected", policy_rejected),
+        ("reference_chosen", reference_chosen),
+        ("reference_rejected", reference_rejected),
+    ):
+        if tensor is not None and tensor.shape != policy_chosen.shape:
+            raise InputError(
+                f"dpo_loss: {name} must have the shape of policy_chosen {tuple(policy_chosen.shape)}, "
+                f"got {tuple(tensor.shape)}"
+            )
+    difference = policy_chosen.float() - policy_rejected.float()
+    if kind == "simpo":
+        if references != (None, None):
+            raise InputError("dpo_loss: simpo has no reference; pass None for both reference arguments")
+    elif reference_chosen is None or reference_rejected is None:
+        raise InputError(f"dpo_loss: {kind} needs reference_chosen and reference_rejected, got None")
+    else:
+        difference = difference - (reference_chosen.float() - reference_rejected.float())
+    if kind == "ipo":
+        return (difference - 1.0 / (2.0 * beta)).square()
+    scaled = beta * difference - margin
+    loss = -F.logsigmoid(scaled)
+    if label_smoothing > 0.0:
+        loss = loss * (1.0 - label_smoothing) - label_smoothing * F.logsigmoid(-scaled)
+    return loss

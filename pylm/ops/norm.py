@@ -1,0 +1,216 @@
+"""Root mean square normalisation, with the residual addition before it fused in.
+
+    y = x / sqrt(mean(x^2) + eps) * (weight + weight_offset)        (Zhang and Sennrich, 2019)
+
+Shapes: N rows (all leading dimensions), D model dimension.
+"""
+
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from pylm.errors import InputError
+from pylm.ops._library import check_device, check_float, compute_dtype, define_op
+
+
+def _forward_cpu(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float) -> tuple[Tensor, Tensor]:
+    wide = x.to(compute_dtype(x))
+    rstd = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    y = wide * rstd
+    if weight is not None:
+        y *= weight.to(wide.dtype) + weight_offset
+    return y.to(x.dtype), rstd.squeeze(-1)
+
+
+def _forward_fake(
+    x: Tensor, weight: Tensor | None, eps: float, weight_offset: float
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=compute_dtype(x))
+
+
+def _add_forward_cpu(
+    x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, weight_offset: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    added = (x + residual).contiguous()
+    y, rstd = _forward_cpu(added, weight, eps, weight_offset)
+    return y, added, rstd
+
+
+def _add_forward_fake(
+    x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, weight_offset: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, rstd = _forward_fake(x, weight, eps, weight_offset)
+    return y, x.new_empty(x.shape), rstd
+
+
+def _backward_cpu(
+    grad_y: Tensor,
+    grad_added: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    rstd: Tensor,
+    weight_offset: float,
+    needs_weight_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    wide = rstd.dtype
+    dim = x.shape[-1]
+    rstd = rstd.unsqueeze(-1)
+    normed = x.to(wide) * rstd
+    grad = grad_y.to(wide)
+    product = grad * normed
+    grad_weight = x.new_empty(0)
+    if weight is not None:
+        if needs_weight_grad:
+            grad_weight = product.reshape(-1, dim).sum(0).to(weight.dtype)
+        scale = weight.to(wide) + weight_offset
+        grad = grad * scale
+        product = product.mul_(scale)
+    grad_x = (grad - normed.mul_(product.mean(-1, keepdim=True))).mul_(rstd)
+    if grad_added is not None:
+        grad_x += grad_added
+    return grad_x.to(x.dtype).contiguous(), grad_weight
+
+
+def _backward_fake(
+    grad_y: Tensor,
+    grad_added: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    rstd: Tensor,
+    weight_offset: float,
+    needs_weight_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    grad_weight = torch.empty_like(weight) if weight is not None and needs_weight_grad else x.new_empty(0)
+    return x.new_empty(x.shape), grad_weight
+
+
+_FORWARD = define_op(
+    "rms_norm(Tensor x, Tensor? weight, float eps, float weight_offset) -> (Tensor y, Tensor rstd)",
+    cpu=_forward_cpu,
+    kernel="rms_norm.forward",
+    fake=_forward_fake,
+)
+_ADD_FORWARD = define_op(
+    "add_rms_norm(Tensor x, Tensor residual, Tensor? weight, float eps, float weight_offset)"
+    " -> (Tensor y, Tensor added, Tensor rstd)",
+    cpu=_add_forward_cpu,
+    kernel="rms_norm.add_forward",
+    fake=_add_forward_fake,
+)
+_BACKWARD = define_op(
+    "rms_norm_backward(Tensor grad_y, Tensor? grad_added, Tensor x, Tensor? weight, Tensor rstd,"
+    " float weight_offset, bool needs_weight_grad) -> (Tensor grad_x, Tensor grad_weight)",
+    cpu=_backward_cpu,
+    kernel="rms_norm.backward",
+    fake=_backward_fake,
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, _, ctx.weight_offset = inputs
+    ctx.save_for_backward(x, weight, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_y: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad_y is None:
+        return None, None, None, None
+    x, weight, rstd = ctx.saved_tensors
+    needs_weight_grad = ctx.needs_input_grad[1]
+    grad_x, grad_weight = _BACKWARD(grad_y, None, x, weight, rstd, ctx.weight_offset, needs_weight_grad)
+    return grad_x, grad_weight if needs_weight_grad else None, None, None
+
+
+def _add_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, _, weight, _, ctx.weight_offset = inputs
+    _, added, rstd = output
+    ctx.save_for_backward(added, weight, rstd)
+    ctx.mark_non_differentiable(rstd)
+    ctx.set_materialize_grads(False)
+
+
+def _add_backward(
+    ctx: Any, grad_y: Tensor | None, grad_added: Tensor | None, _: None
+) -> tuple[Tensor | None, ...]:
+    if grad_y is None:
+        return grad_added, grad_added, None, None, None
+    added, weight, rstd = ctx.saved_tensors
+    needs_weight_grad = ctx.needs_input_grad[2]
+    grad_x, grad_weight = _BACKWARD(
+        grad_y, grad_added, added, weight, rstd, ctx.weight_offset, needs_weight_grad
+    )
+    return grad_x, grad_x, grad_weight if needs_weight_grad else None, None, None
+
+
+torch.library.register_autograd("pylm::rms_norm", _backward, setup_context=_save)
+torch.library.register_autograd("pylm::add_rms_norm", _add_backward, setup_context=_add_save)
+
+
+@overload
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    *,
+    eps: float = 1e-6,
+    residual: None = None,
+    weight_offset: float = 0.0,
+) -> Tensor: ...
+@overload
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    *,
+    eps: float = 1e-6,
+    residual: Tensor,
+    weight_offset: float = 0.0,
+) -> tuple[Tensor, Tensor]: ...
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    *,
+    eps: float = 1e-6,
+    residual: Tensor | None = None,
+    weight_offset: float = 0.0,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Normalise the last dimension by its root mean square.
+
+    Computes `x / sqrt(mean(x^2) + eps) * (weight + weight_offset)` in float32 (float64 for float64
+    input) and rounds once, to the dtype of `x`.
+
+    Args:
+        x: (..., D), any strides.
+        weight: (D,) gain, or None for no gain.
+        eps: added to the mean square.
+        residual: (..., D) like `x`; when given, `x + residual` is normalised and returned as well.
+        weight_offset: added to the weight; 1.0 for models that store the gain as its distance from one.
+
+    Returns:
+        y (..., D); with `residual`, the pair (y, x + residual).
+
+    Raises:
+        InputError: a shape, dtype or device does not fit.
+
+    Source:
+        Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
+    """
+    check_float("rms_norm", x=x, weight=weight, residual=residual)
+    check_device("rms_norm", x, weight=weight, residual=residual)
+    if x.dim() == 0:
+        raise InputError("rms_norm: x must have at least one dimension, got a scalar; pass (..., D)")
+    if weight is not None and weight.shape != x.shape[-1:]:
+        raise InputError(
+            f"rms_norm: weight must have shape ({x.shape[-1]},) like the last dimension of x, "
+            f"got {tuple(weight.shape)}; pass one gain per feature"
+        )
+    if residual is None:
+        y: Tensor = _FORWARD(x, weight, eps, weight_offset)[0]
+        return y
+    if residual.shape != x.shape or residual.dtype != x.dtype:
+        raise InputError(
+            f"rms_norm: residual must be {x.dtype} {tuple(x.shape)} like x, "
+            f"got {residual.dtype} {tuple(residual.shape)}; expand or convert it first"
+        )
+    y, added, _ = _ADD_FORWARD(x, residual, weight, eps, weight_offset)
+    return y, added

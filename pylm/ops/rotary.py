@@ -1,0 +1,231 @@
+"""Rotary position embedding of queries and keys, and its table of cosines and sines.
+
+Feature pair i of position t turns by the angle t * theta^(-2 i / R) (Su et al., 2021). The pair is
+(i, i + R / 2) in the usual layout, (2 i, 2 i + 1) in the interleaved one.
+
+Shapes: B batch, T time, H query heads, K key heads, C features of a head, R <= C rotated features,
+P rows of the table.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pylm.errors import InputError
+from pylm.ops._library import check_device, check_float, compute_dtype, define_op
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Rotate x (..., T, H, C) by cos and sin, broadcastable to (..., T, 1, R / 2)."""
+    half = cos.shape[-1]
+    y = x.new_empty(x.shape, dtype=cos.dtype)
+    if 2 * half < x.shape[-1]:
+        y[..., 2 * half :] = x[..., 2 * half :]
+    if interleaved:
+        first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+    else:
+        first, second = slice(0, half), slice(half, 2 * half)
+    x1, x2 = x[..., first].to(cos.dtype), x[..., second].to(cos.dtype)
+    y1, y2 = y[..., first], y[..., second]
+    torch.mul(x1, cos, out=y1)
+    y1.addcmul_(x2, sin, value=-1.0)
+    torch.mul(x2, cos, out=y2)
+    y2.addcmul_(x1, sin)
+    return y.to(x.dtype)
+
+
+def _rope_cpu(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor | None,
+    interleaved: bool,
+    inverse: bool,
+) -> tuple[Tensor, Tensor]:
+    num_positions, time = cos.shape[0], q.shape[-3]
+    if position_ids is None:
+        cos, sin = cos[:time], sin[:time]
+    else:
+        if position_ids.numel():
+            low, high = torch.aminmax(position_ids)
+            if int(low) < 0 or int(high) >= num_positions:
+                raise InputError(
+                    f"rope: position_ids must be in [0, {num_positions}), the rows of cos, "
+                    f"got {int(low)} to {int(high)}; build a longer table with rope_cache"
+                )
+        cos, sin = cos[position_ids], sin[position_ids]
+    wide = compute_dtype(q)
+    cos, sin = cos.to(wide).unsqueeze(-2), sin.to(wide).unsqueeze(-2)
+    if inverse:
+        sin = -sin
+    return _rotate(q, cos, sin, interleaved), _rotate(k, cos, sin, interleaved)
+
+
+def _rope_fake(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor | None,
+    interleaved: bool,
+    inverse: bool,
+) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape)
+
+
+_ROPE = define_op(
+    "rope(Tensor q, Tensor k, Tensor cos, Tensor sin, Tensor? position_ids, bool interleaved, bool inverse)"
+    " -> (Tensor q_rotated, Tensor k_rotated)",
+    cpu=_rope_cpu,
+    kernel="rope.rotate",
+    fake=_rope_fake,
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, _, cos, sin, position_ids, ctx.interleaved, ctx.inverse = inputs
+    ctx.save_for_backward(cos, sin, position_ids)
+
+
+def _backward(ctx: Any, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor | None, ...]:
+    cos, sin, position_ids = ctx.saved_tensors
+    # A rotation is orthogonal: its gradient is the rotation back.
+    grad_q, grad_k = _ROPE(grad_q, grad_k, cos, sin, position_ids, ctx.interleaved, not ctx.inverse)
+    return grad_q, grad_k, None, None, None, None, None
+
+
+torch.library.register_autograd("pylm::rope", _backward, setup_context=_save)
+
+
+def rope(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    position_ids: Tensor | None = None,
+    interleaved: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Rotate queries and keys by their positions.
+
+    Args:
+        q: (..., T, H, C), any strides; tensors laid out (B, H, T, C) are passed as `q.transpose(1, 2)`.
+        k: (..., T, K, C); the dimensions before the last two are those of `q`.
+        cos: (P, R / 2) cosines from `rope_cache`; R <= C, features from R on pass unchanged.
+        sin: (P, R / 2) sines. Cosines and sines receive no gradient.
+        position_ids: integer rows of the table, (T,) or of the shape of q without its last two
+            dimensions; None means 0 .. T - 1. Out of range is an error on the CPU and NaN on a GPU,
+            which cannot be asked without waiting for it.
+        interleaved: pair features (2 i, 2 i + 1) and not (i, i + R / 2).
+
+    Returns:
+        The rotated q and k, contiguous, in their dtypes, computed in float32.
+
+    Raises:
+        InputError: a shape, dtype, device or position does not fit.
+
+    Source:
+        Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
+    """
+    check_float("rope", q=q, k=k, cos=cos, sin=sin)
+    check_device("rope", q, k=k, cos=cos, sin=sin, position_ids=position_ids)
+    if q.dim() < 3 or q.shape[:-2] != k.shape[:-2] or q.shape[-1] != k.shape[-1]:
+        raise InputError(
+            f"rope: q (..., T, H, C) and k (..., T, K, C) must agree in all but the heads, "
+            f"got {tuple(q.shape)} and {tuple(k.shape)}"
+        )
+    if cos.dim() != 2 or cos.shape != sin.shape or 2 * cos.shape[1] > q.shape[-1]:
+        raise InputError(
+            f"rope: cos and sin must both be (P, R / 2) with R <= {q.shape[-1]}, "
+            f"got {tuple(cos.shape)} and {tuple(sin.shape)}; make them with rope_cache"
+        )
+    if position_ids is None:
+        if q.shape[-3] > cos.shape[0]:
+            raise InputError(
+                f"rope: q has {q.shape[-3]} positions but cos only {cos.shape[0]} rows; "
+                f"build a longer table with rope_cache"
+            )
+    elif position_ids.is_floating_point() or position_ids.shape not in (q.shape[-3:-2], q.shape[:-2]):
+        raise InputError(
+            f"rope: position_ids must be integers of shape ({q.shape[-3]},) or {tuple(q.shape[:-2])}, "
+            f"got {position_ids.dtype} {tuple(position_ids.shape)}"
+        )
+    rotated_q, rotated_k = _ROPE(q, k, cos, sin, position_ids, interleaved, False)
+    return rotated_q, rotated_k
+
+
+def rope_cache(
+    num_positions: int,
+    dim: int,
+    *,
+    theta: float = 10_000.0,
+    scaling: Mapping[str, float | str] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Build the table of cosines and sines that `rope` reads.
+
+    Angles are computed in float64, so that far positions keep their precision, and rounded once.
+
+    Args:
+        num_positions: P, the rows of the table.
+        dim: R, the number of rotated features, even.
+        theta: base of the frequencies theta^(-2 i / R).
+        scaling: context extension in the terms of Hugging Face configurations, or None:
+            `{"rope_type": "linear", "factor": f}` divides every frequency by f;
+            `{"rope_type": "llama3", "factor": f, "low_freq_factor": l, "high_freq_factor": h,
+            "original_max_position_embeddings": n}` divides frequencies of fewer than l turns in n
+            positions, keeps those of more than h, and blends between.
+        device: where the table is put.
+        dtype: of the table.
+
+    Returns:
+        cos and sin, each (P, R / 2).
+
+    Raises:
+        InputError: `dim` is odd, or `scaling` names an unknown type or lacks a field.
+
+    Source:
+        Su et al., 2021 (plain); Chen et al., "Extending Context Window of Large Language Models via
+        Positional Interpolation", 2023 (linear); the Llama 3.1 model release (llama3).
+
+    Example:
+        >>> cos, sin = rope_cache(2048, 64, theta=500_000.0)
+        >>> q, k = rope(q, k, cos, sin)
+    """
+    if dim % 2 or dim <= 0:
+        raise InputError(f"rope_cache: dim must be a positive even number, got {dim}")
+    frequencies = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    if scaling is not None:
+        frequencies = _scale_frequencies(frequencies, scaling)
+    angles = torch.outer(torch.arange(num_positions, dtype=torch.float64), frequencies)
+    return angles.cos().to(dtype).to(device), angles.sin().to(dtype).to(device)
+
+
+def _scale_frequencies(frequencies: Tensor, scaling: Mapping[str, float | str]) -> Tensor:
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind == "default":
+        return frequencies
+    if kind == "linear":
+        return frequencies / _number(scaling, "factor")
+    if kind == "llama3":
+        factor = _number(scaling, "factor")
+        low, high = _number(scaling, "low_freq_factor"), _number(scaling, "high_freq_factor")
+        turns = frequencies * _number(scaling, "original_max_position_embeddings") / (2 * math.pi)
+        kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+        return frequencies * (kept + (1 - kept) / factor)
+    raise InputError(f'rope_cache: rope_type must be "default", "linear" or "llama3", got {kind!r}')
+
+
+def _number(scaling: Mapping[str, float | str], field: str) -> float:
+    value = scaling.get(field)
+    if not isinstance(value, int | float):
+        raise InputError(
+            f"rope_cache: scaling of type {scaling.get('rope_type', scaling.get('type'))!r} needs the "
+            f"number {field!r}, got {value!r}"
+        )
+    return float(value)
