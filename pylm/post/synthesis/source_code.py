@@ -1,6 +1,7 @@
 """Read functions and imports out of Python source with `ast`; nothing is imported or executed."""
 
 import ast
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,9 +72,7 @@ def find_functions(tree: ast.Module, text: str, *, max_characters: int) -> list[
     Returns:
         Functions whose signature fits; methods and nested functions included.
     """
-    lines = text.splitlines(keepends=True)
-    if len(lines) != text.count("\n") + (not text.endswith("\n")):
-        lines = [line + "\n" for line in text.replace("\r\n", "\n").split("\n")]  # form feeds and the like
+    lines = re.split("\r\n|\r|\n", text)  # as the parser counts them; str.splitlines also cuts at form feeds
     nodes = (node for node in _statements(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
     functions = (_read_function(node, lines, max_characters) for node in nodes)
     return [function for function in functions if function is not None]
