@@ -1,0 +1,68 @@
+"""Metrics as JSON lines: one object a step, never two lines for one step, also after a kill."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from pylm.errors import InputError
+from pylm.files import atomic_path
+
+MetricValue = float | int | bool | str | None
+
+
+class Metrics:
+    """Append-only log of a run.
+
+    Lines are flushed one by one. A resumed run first cuts what lies at or past the step that it goes
+    on with (and a half-written last line), so the file reads as if the run had never been broken.
+    """
+
+    def __init__(self, path: Path, *, resume_step: int = 0) -> None:
+        """Open the log, keeping the records of steps before `resume_step`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [x for x in read_metrics(path) if int(x["step"] or 0) < resume_step] if path.exists() else []
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(_line(x) for x in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, **values: MetricValue) -> None:
+        """Append the record of one step."""
+        self._file.write(_line({"step": step, **values}))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _line(record: Mapping[str, MetricValue]) -> str:
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(finite) + "\n"
+
+
+def read_metrics(path: Path) -> list[dict[str, float | int | bool | str | None]]:
+    """Read a metrics file; a half-written last line (a killed process) is left out.
+
+    Raises:
+        InputError: a line that is not the last one is not a JSON object.
+    """
+    records = []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise InputError(f"{path}:{number}: expected a JSON object, got {line[:60]!r}") from error
+        records.append(record)
+    return records
