@@ -43,7 +43,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             if path.exists():
                 _remove(path)
         _sync(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
         _sync(path.parent)
     except BaseException:
         _remove(temporary)
