@@ -8,16 +8,19 @@ checkpoints/step-00000400/
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from pylm.errors import InputError
 from pylm.files import read_json, write_json
@@ -77,8 +80,8 @@ class Checkpointer:
         _check_shapes(path, saved=shapes, actual=_shapes(self.model))
         tensors = self._tensors()
         try:
-            dcp.load(tensors, checkpoint_id=path)
-        except (dcp.api.CheckpointException, RuntimeError, KeyError, EOFError) as error:
+            load(tensors, checkpoint_id=path)
+        except (CheckpointException, RuntimeError, KeyError, EOFError) as error:
             raise InputError(
                 f"{path}: the checkpoint cannot be read ({str(error).splitlines()[0][:120]}); "
                 "remove this folder to go on from the one before, or from the start"
@@ -105,7 +108,7 @@ class Checkpointer:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         barrier()
-        dcp.save(self._tensors(), checkpoint_id=temporary)
+        save(self._tensors(), checkpoint_id=temporary)
         if self.world.is_main:
             write_json(
                 temporary / "state.json", {"step": step, "parameter_shapes": _shapes(self.model), **state}
@@ -117,8 +120,8 @@ class Checkpointer:
         barrier()
         return path
 
-    def _tensors(self) -> dict[str, dict[str, object]]:
-        tensors: dict[str, dict[str, object]] = {
+    def _tensors(self) -> dict[str, dict[str, Any]]:
+        tensors: dict[str, dict[str, Any]] = {
             "model": dict(get_model_state_dict(self.model)),
             "rng": {"torch": torch.get_rng_state()},
         }

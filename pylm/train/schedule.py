@@ -14,7 +14,7 @@ class ScheduleConfig(Config):
     warmup_fraction: float = Field(0.01, ge=0, le=1)
     """Share of all steps over which the rate rises linearly from zero to its peak."""
     kind: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the main phase, between warm-up and anneal: falls to `final_fraction`, or stays at the peak."""
+    """Shape of the main phase, between warm-up and anneal: down to `final_fraction`, or flat."""
     final_fraction: float = Field(0.1, ge=0, le=1)
     """Rate at the end of the main phase, as a share of the peak (OLMo 2: 0.1)."""
     anneal_fraction: float = Field(0.0, ge=0, le=1)

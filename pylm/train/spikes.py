@@ -19,7 +19,7 @@ class SpikeConfig(Config):
     min_history: int = Field(64, ge=2)
     """Values seen before anything is called a spike."""
     skip_updates: bool = False
-    """Leave out the optimizer update of a step whose loss or gradient norm is over `skip_sigma` (SkipStep)."""
+    """Leave out updates of steps whose loss or gradient norm is over `skip_sigma` (SkipStep)."""
     skip_window: int = Field(128, ge=2)
     """Window of the skip rule."""
     skip_sigma: float = Field(6.0, gt=0)
