@@ -18,8 +18,17 @@ class Metrics:
     on with (and a half-written last line), so the file reads as if the run had never been broken.
     """
 
-    def __init__(self, path: Path, *, resume_step: int = 0) -> None:
-        """Open the log, keeping the records of steps before `resume_step`."""
+    def __init__(self, path: Path, *, resume_step: int = 0, enabled: bool = True) -> None:
+        """Open the log, keeping the records of steps before `resume_step`.
+
+        Args:
+            path: the file.
+            resume_step: first step that will be written.
+            enabled: False on ranks other than 0, which write nothing.
+        """
+        self._file = None
+        if not enabled:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [x for x in read_metrics(path) if int(x["step"] or 0) < resume_step] if path.exists() else []
         with atomic_path(path) as temporary:
@@ -28,12 +37,14 @@ class Metrics:
 
     def write(self, step: int, **values: MetricValue) -> None:
         """Append the record of one step."""
-        self._file.write(_line({"step": step, **values}))
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(_line({"step": step, **values}))
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self) -> "Metrics":
         return self

@@ -7,13 +7,14 @@ from pydantic import Field
 from torch import nn
 
 from pylm.config import Config
+from pylm.train.muon import Muon
 
 
 class OptimizerConfig(Config):
     """AdamW for every parameter, or Muon for the matrices of the blocks and AdamW for the rest."""
 
     kind: Literal["adamw", "muon"] = "adamw"
-    """`muon` orthogonalises the update of each hidden matrix (Jordan et al., 2024; torch.optim.Muon)."""
+    """`muon` orthogonalises the update of each hidden matrix (Jordan et al., 2024)."""
     learning_rate: float = Field(3e-4, gt=0)
     """Peak rate of AdamW."""
     matrix_learning_rate: float = Field(0.02, gt=0)
@@ -115,7 +116,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
     ]
     if config.kind == "muon":
         optimizers.append(
-            torch.optim.Muon(
+            Muon(
                 groups["matrix"],
                 lr=config.matrix_learning_rate,
                 weight_decay=config.weight_decay,

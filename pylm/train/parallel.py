@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -86,6 +87,15 @@ def shard_model(model: nn.Module, world: World, *, bfloat16: bool = False) -> nn
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     return model
+
+
+def gather_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Gather whole parameters onto the CPU of rank 0; the other ranks get an empty dict.
+
+    All ranks call it. In a world of one the tensors are the model's own, moved to the CPU.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return dict(get_model_state_dict(model, options=options))
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
