@@ -45,6 +45,26 @@ def document_mask(documents_BT: Tensor) -> Tensor:
     return same & torch.ones(length, length, dtype=torch.bool, device=documents_BT.device).tril()
 
 
+def cache_mask(valid_BS: Tensor, start: int, length: int) -> Tensor:
+    """Build the mask of T new columns after `start` cached ones.
+
+    Args:
+        valid_BS: columns that hold a token of the row.
+        start: columns before this call's.
+        length: T.
+
+    Returns:
+        bool (B, 1, T, start + T): valid columns up to a query's own. A padded query sees itself, so that
+        no softmax is over nothing; nobody looks at what it gives.
+    """
+    visible = valid_BS[:, None, None, : start + length]
+    if length == 1:
+        return visible
+    everything = torch.ones(length, start + length, dtype=torch.bool, device=valid_BS.device)
+    causal = everything.tril(start)
+    return (visible & causal) | (causal & everything.triu(start))
+
+
 class LayerCache:
     """Keys and values of one layer, in buffers of fixed length."""
 
@@ -70,7 +90,9 @@ class KVCache:
     def __init__(self, config: ModelConfig, num_rows: int, num_columns: int, *, like: Tensor) -> None:
         """Reserve room; tensors take dtype and device of `like`."""
         shape = (num_rows, config.kv_heads, num_columns, config.head_features)
-        self.layers = [LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(config.num_layers)]
+        self.layers = [
+            LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(config.num_layers)
+        ]
         self.length = 0
         self.valid_BS = torch.zeros(num_rows, num_columns, dtype=torch.bool, device=like.device)
 
@@ -95,7 +117,9 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None = None, start: int = 0) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, context: Context, cache: LayerCache | None = None, start: int = 0
+    ) -> Tensor:
         """Attend.
 
         Args:

@@ -58,7 +58,9 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> tuple[Tra
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-            raise InputError(f"{folder / 'config.json'}: expected format {FORMAT!r}; write it with save_model")
+            raise InputError(
+                f"{folder / 'config.json'}: expected format {FORMAT!r}; write it with save_model"
+            )
         config = ModelConfig.model_validate(values)
         weights = load_file(folder / "model.safetensors", device=str(device))
     except (json.JSONDecodeError, ValidationError, SafetensorError) as error:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pylm.errors import InputError
-from pylm.model.attention import Attention, Context, KVCache, LayerCache, document_mask
+from pylm.model.attention import Attention, Context, KVCache, LayerCache, cache_mask, document_mask
 from pylm.model.config import ModelConfig
 from pylm.ops import rms_norm, rope_cache, swiglu
 from pylm.ops.modules import RMSNorm
@@ -38,7 +38,9 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.ffn = FeedForward(config)
 
-    def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None = None, start: int = 0) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, context: Context, cache: LayerCache | None = None, start: int = 0
+    ) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
         if self.reordered:
             x_BTD = x_BTD + self.attention_norm(self.attention(x_BTD, context, cache, start))
@@ -86,7 +88,10 @@ class Transformer(nn.Module):
         """
         config = self.config
         cos, sin = rope_cache(
-            config.max_seq_len, config.head_features, theta=config.rope_theta, device=self.embedding.weight.device
+            config.max_seq_len,
+            config.head_features,
+            theta=config.rope_theta,
+            device=self.embedding.weight.device,
         )
         self.cos, self.sin = cos, sin
         for module in self.modules():
@@ -132,9 +137,7 @@ class Transformer(nn.Module):
         mask, start = None, 0
         if cache is not None:
             start = cache.length
-            visible = cache.valid_BS[:, None, None, : start + length]
-            causal = torch.ones(length, start + length, dtype=torch.bool, device=ids_BT.device).tril(start)
-            mask = visible & causal if length > 1 else visible
+            mask = cache_mask(cache.valid_BS, start, length)
             cache.length = start + length
         elif documents_BT is not None:
             mask = document_mask(documents_BT)
