@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired, TypedDict, TypeVar
+from typing import NotRequired, TextIO, TypedDict, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -206,11 +206,11 @@ def _skip_space(text: str, place: int) -> int:
     return place
 
 
-def _open(path: Path) -> io.TextIOBase:
+def _open(path: Path) -> TextIO:
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")  # type: ignore[return-value]
+        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8")
     if path.suffix == ".zst":
-        return zstandard.open(path, "rt", encoding="utf-8")
+        return io.TextIOWrapper(zstandard.open(path, "rb"), encoding="utf-8")
     return path.open(encoding="utf-8")
 
 

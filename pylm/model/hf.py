@@ -73,8 +73,8 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> tuple[Tra
     for name in sorted(expected.keys() | actual.keys()):
         if expected.get(name) != actual.get(name):
             raise InputError(
-                f"{folder / 'model.safetensors'}: {name} has shape {actual.get(name, 'none')}, but config.json "
-                f"asks for {expected.get(name, 'none')}"
+                f"{folder / 'model.safetensors'}: {name} has shape {actual.get(name, 'none')}, "
+                f"but config.json asks for {expected.get(name, 'none')}"
             )
     model.to_empty(device=device)
     model.reset_parameters()

@@ -1,6 +1,7 @@
 """How an op enters the dispatcher: schema, CPU reference, lazily imported CUDA launcher, fake."""
 
 import importlib
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -44,6 +45,11 @@ def define_op(schema: str, *, cpu: Implementation, kernel: str, fake: Implementa
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype an op computes in: float32, or float64 where the input is float64."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """Return x (..., D) as (N, D), a view where the strides allow one."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def check_float(op: str, **tensors: Tensor | None) -> None:

@@ -10,9 +10,9 @@ and for upstream gradients g of the three, with o the one-hot target,
 
 Shapes: N rows (all leading dimensions), D model dimension, V vocabulary.
 
-On the CPU rows are taken in chunks whose logits stay near the cache. The log-probabilities of all rows
-are kept for the backward pass while they fit into `_KEEP_BYTES`, since that saves one of four matrix
-products; past it they are computed again.
+On the CPU rows are taken in chunks whose logits stay near the cache. The exponentials of the logits are
+kept for the backward pass while they fit into `_KEEP_BYTES`, which saves one of four matrix products
+and one of two exponentials; past it they are computed again.
 """
 
 from collections.abc import Iterator
@@ -22,10 +22,12 @@ import torch
 from torch import Tensor
 
 from pylm.errors import InputError
-from pylm.ops._library import check_device, check_float, compute_dtype, define_op
+from pylm.ops._library import LIBRARY, as_rows, check_device, check_float, compute_dtype, define_op
 
 _CHUNK_BYTES = 8 << 20
-_KEEP_BYTES = 256 << 20
+_MIN_CHUNK_ROWS = 256  # fewer make the matrix products slower
+_KEEP_BYTES = 512 << 20
+_LOWEST = -1000.0  # exp of it is 0 even in float64; stands for -inf where that would give 0 * inf
 
 
 class LogProb(NamedTuple):
@@ -39,27 +41,38 @@ class LogProb(NamedTuple):
     """Entropy of the predicted distribution in nats; 0 where the target is ignored."""
 
 
-def _chunks(num_rows: int, num_classes: int, size_bytes: int) -> Iterator[slice]:
-    step = max(1, _CHUNK_BYTES // max(1, num_classes * size_bytes))
+def _chunk_rows(num_classes: int, size_bytes: int) -> int:
+    return max(_MIN_CHUNK_ROWS, _CHUNK_BYTES // max(1, num_classes * size_bytes))
+
+
+def _chunks(num_rows: int, step: int) -> Iterator[slice]:
     for start in range(0, num_rows, step):
         yield slice(start, min(start + step, num_rows))
 
 
-def _logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, softcap: float | None
-) -> tuple[Tensor, Tensor | None]:
-    """Return the logits of a chunk and, with a softcap, d logit / d product."""
-    logits = hidden @ weight.t()
+def _write_logits(
+    out: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+) -> None:
+    """Write the logits of a chunk into `out`, given inputs from `_divide_by_temperature`."""
+    torch.mm(hidden, weight.t(), out=out)
     if bias is not None:
-        logits += bias
-    slope = None
+        out += bias
     if softcap is not None:
-        logits.div_(softcap).tanh_()
-        slope = 1.0 - logits.square()
-        logits *= softcap
-    if temperature != 1.0:
-        logits /= temperature
-    return logits, slope
+        out.div_(softcap).tanh_().mul_(softcap / temperature)
+
+
+def _divide_by_temperature(
+    hidden: Tensor, bias: Tensor | None, temperature: float, softcap: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """Apply the temperature to (N, D) and not to (N, V), where no softcap comes between."""
+    if temperature == 1.0 or softcap is not None:
+        return hidden, bias
+    return hidden / temperature, None if bias is None else bias / temperature
 
 
 def _selected_rows(targets: Tensor, ignore_index: int, num_classes: int) -> Tensor | None:
@@ -87,35 +100,48 @@ def _forward_cpu(
     with_entropy: bool,
     with_mean: bool,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     wide = compute_dtype(hidden)
     num_rows, num_classes = hidden.shape[0], weight.shape[0]
-    outputs = torch.zeros(4, num_rows, dtype=wide)
+    logprob, lse, entropy, mean, total = (torch.zeros(num_rows, dtype=wide) for _ in range(5))
     kept = torch.empty((num_rows, num_classes) if keep else (0, 0), dtype=wide)
     rows = _selected_rows(targets, ignore_index, num_classes)
+    outputs = [logprob, lse, entropy, mean, total]
     if rows is not None:
         hidden, targets = hidden[rows], targets[rows]
-    hidden, weight = hidden.to(wide), weight.to(wide)
-    results = outputs if rows is None else torch.empty(4, rows.numel(), dtype=wide)
-    for chunk in _chunks(targets.numel(), num_classes, wide.itemsize):
-        logits, _ = _logits(hidden[chunk], weight, bias, temperature, softcap)
-        column = targets[chunk].unsqueeze(1)
-        target_logit = logits.gather(1, column).squeeze(1)
-        if with_mean:
-            results[3, chunk] = logits.mean(1)
-        logprobs = torch.log_softmax(logits, 1)
-        if keep:
-            kept[chunk] = logprobs
-        logprob = logprobs.gather(1, column).squeeze(1)
-        results[0, chunk] = logprob
-        results[1, chunk] = target_logit - logprob
-        if with_entropy:
-            results[2, chunk] = -torch.linalg.vecdot(logprobs.exp(), logprobs)
-    if rows is not None:
-        outputs[:, rows] = results
         kept[rows.numel() :] = 0.0
-    logprob, lse, entropy, mean = (output.clone() for output in outputs)
-    return logprob, lse, entropy, mean, kept
+        outputs = [torch.zeros(rows.numel(), dtype=wide) for _ in range(5)]
+    weight = weight.to(wide)
+    hidden, bias = _divide_by_temperature(
+        hidden.to(wide), None if bias is None else bias.to(wide), temperature, softcap
+    )
+    step = min(_chunk_rows(num_classes, wide.itemsize), max(1, targets.numel()))
+    scratch = torch.empty(0 if keep and not with_entropy else step, num_classes, dtype=wide)
+    for chunk in _chunks(targets.numel(), step):
+        size = chunk.stop - chunk.start
+        logits = scratch[:size] if scratch.numel() else kept[chunk]
+        _write_logits(logits, hidden[chunk], weight, bias, temperature, softcap)
+        target_logit = logits.gather(1, targets[chunk].unsqueeze(1))
+        if with_mean:
+            torch.mean(logits, 1, out=outputs[3][chunk])
+        peak = logits.amax(1, keepdim=True)
+        logits.sub_(peak)
+        if with_entropy:
+            logits.clamp_(min=_LOWEST)
+            exponentials = torch.exp(logits, out=kept[chunk]) if keep else logits.exp()
+        else:
+            exponentials = logits.exp_()
+        total_row = exponentials.sum(1)
+        log_total = total_row.log()
+        outputs[0][chunk] = target_logit.sub_(peak).squeeze(1) - log_total
+        outputs[1][chunk] = log_total + peak.squeeze(1)
+        if with_entropy:
+            outputs[2][chunk] = log_total - torch.linalg.vecdot(exponentials, logits) / total_row
+        outputs[4][chunk] = total_row
+    if rows is not None:
+        for output, values in zip((logprob, lse, entropy, mean, total), outputs, strict=True):
+            output[rows] = values
+    return logprob, lse, entropy, mean, total, kept
 
 
 def _forward_fake(
@@ -129,11 +155,11 @@ def _forward_fake(
     with_entropy: bool,
     with_mean: bool,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     wide = compute_dtype(hidden)
-    logprob, lse, entropy, mean = (hidden.new_empty(hidden.shape[0], dtype=wide) for _ in range(4))
+    logprob, lse, entropy, mean, total = (hidden.new_empty(hidden.shape[0], dtype=wide) for _ in range(5))
     kept = hidden.new_empty((hidden.shape[0], weight.shape[0]) if keep else (0, 0), dtype=wide)
-    return logprob, lse, entropy, mean, kept
+    return logprob, lse, entropy, mean, total, kept
 
 
 def _backward_cpu(
@@ -147,6 +173,7 @@ def _backward_cpu(
     bias: Tensor | None,
     lse: Tensor,
     entropy: Tensor,
+    total: Tensor,
     kept: Tensor,
     temperature: float,
     softcap: float | None,
@@ -154,58 +181,66 @@ def _backward_cpu(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = lse.dtype
-    num_classes = weight.shape[0]
+    num_classes, (needs_hidden, needs_weight, needs_bias) = weight.shape[0], needs
     is_kept = targets != ignore_index
     rows = None if bool(is_kept.all()) else is_kept.nonzero().squeeze(1)
-    chosen_hidden = hidden if rows is None else hidden[rows]
-    if rows is not None:
-        targets, lse, entropy = targets[rows], lse[rows], entropy[rows]
-    upstream = [
-        None if g is None else (g if rows is None else g[rows]).unsqueeze(1) / temperature
+
+    def select(tensor: Tensor) -> Tensor:
+        return tensor if rows is None else tensor[rows]
+
+    targets, lse, entropy, total = (select(t).unsqueeze(1) for t in (targets, lse, entropy, total))
+    g_logprob, g_lse, g_entropy, g_mean = (
+        None if g is None else select(g).unsqueeze(1) / temperature
         for g in (grad_logprob, grad_lse, grad_entropy, grad_mean)
-    ]
-    wide_hidden, wide_weight = chosen_hidden.to(wide), weight.to(wide)
-    grad_rows = torch.empty(chosen_hidden.shape if needs[0] else (0,), dtype=wide)
-    grad_weight = torch.zeros(weight.shape if needs[1] else (0,), dtype=wide)
-    grad_bias = torch.zeros(num_classes if needs[2] else 0, dtype=wide)
-    for chunk in _chunks(targets.numel(), num_classes, wide.itemsize):
-        slope = None
-        if kept.numel() and softcap is None:
-            logprobs = kept[chunk]
+    )
+    # dz = p factor + o g_logprob - g_entropy p (log p + entropy) + g_mean / V, as at the file's head.
+    factor = torch.zeros_like(lse)
+    if g_logprob is not None:
+        factor -= g_logprob
+    if g_lse is not None:
+        factor += g_lse
+    wide_hidden, wide_weight = select(hidden).to(wide), weight.to(wide)
+    wide_bias = None if bias is None else bias.to(wide)
+    divided_hidden, divided_bias = _divide_by_temperature(wide_hidden, wide_bias, temperature, softcap)
+    grad_rows = torch.empty(wide_hidden.shape if needs_hidden else (0, 0), dtype=wide)
+    grad_weight = torch.zeros(weight.shape if needs_weight else (0,), dtype=wide)
+    grad_bias = torch.zeros(num_classes if needs_bias else 0, dtype=wide)
+    reads_kept = kept.shape[0] == hidden.shape[0] and g_entropy is None
+    if reads_kept:
+        factor /= total
+    step = min(_chunk_rows(num_classes, wide.itemsize), max(1, targets.shape[0]))
+    scratch = torch.empty(step, num_classes, dtype=wide)
+    for chunk in _chunks(targets.shape[0], step):
+        grad, slope = scratch[: chunk.stop - chunk.start], None
+        if reads_kept:
+            torch.mul(kept[chunk], factor[chunk], out=grad)
         else:
-            logits, slope = _logits(wide_hidden[chunk], wide_weight, bias, temperature, softcap)
-            logprobs = logits.sub_(lse[chunk].unsqueeze(1))
-        g_logprob, g_lse, g_entropy, g_mean = (None if g is None else g[chunk] for g in upstream)
-        grad = logprobs.exp()
-        factor = torch.zeros_like(lse[chunk]).unsqueeze(1)
+            _write_logits(grad, divided_hidden[chunk], wide_weight, divided_bias, temperature, softcap)
+            if softcap is not None:
+                slope = 1.0 - (grad * (temperature / softcap)).square_()
+            grad.sub_(lse[chunk]).clamp_(min=_LOWEST)
+            if g_entropy is None:
+                grad.exp_().mul_(factor[chunk])
+            else:
+                bracket = (grad + entropy[chunk]).mul_(-g_entropy[chunk]).add_(factor[chunk])
+                grad.exp_().mul_(bracket)
         if g_logprob is not None:
-            factor = factor - g_logprob
-        if g_lse is not None:
-            factor = factor + g_lse
-        if g_entropy is not None:
-            grad *= factor - g_entropy * (logprobs + entropy[chunk].unsqueeze(1))
-        else:
-            grad *= factor
-        if g_logprob is not None:
-            grad.scatter_add_(1, targets[chunk].unsqueeze(1), g_logprob)
+            grad.scatter_add_(1, targets[chunk], g_logprob[chunk])
         if g_mean is not None:
-            grad += g_mean / num_classes
+            grad += g_mean[chunk] / num_classes
         if slope is not None:
             grad *= slope
-        if needs[0]:
+        if needs_hidden:
             torch.mm(grad, wide_weight, out=grad_rows[chunk])
-        if needs[1]:
+        if needs_weight:
             grad_weight.addmm_(grad.t(), wide_hidden[chunk])
-        if needs[2]:
+        if needs_bias:
             grad_bias += grad.sum(0)
     grad_hidden = grad_rows.to(hidden.dtype)
-    if rows is not None and needs[0]:
+    if rows is not None and needs_hidden:
         grad_hidden = torch.zeros(hidden.shape, dtype=hidden.dtype).index_copy_(0, rows, grad_hidden)
-    return (
-        grad_hidden,
-        grad_weight.to(weight.dtype),
-        grad_bias.to(weight.dtype if bias is None else bias.dtype),
-    )
+    bias_dtype = weight.dtype if bias is None else bias.dtype
+    return grad_hidden, grad_weight.to(weight.dtype), grad_bias.to(bias_dtype)
 
 
 def _backward_fake(
@@ -219,6 +254,7 @@ def _backward_fake(
     bias: Tensor | None,
     lse: Tensor,
     entropy: Tensor,
+    total: Tensor,
     kept: Tensor,
     temperature: float,
     softcap: float | None,
@@ -227,7 +263,7 @@ def _backward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     bias_dtype = weight.dtype if bias is None else bias.dtype
     return (
-        hidden.new_empty(hidden.shape if needs[0] else (0,)),
+        hidden.new_empty(hidden.shape if needs[0] else (0, 0)),
         weight.new_empty(weight.shape if needs[1] else (0,)),
         weight.new_empty(weight.shape[0] if needs[2] else 0, dtype=bias_dtype),
     )
@@ -236,7 +272,8 @@ def _backward_fake(
 _FORWARD = define_op(
     "linear_logprob(Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, float temperature,"
     " float? softcap, int ignore_index, bool with_entropy, bool with_mean, bool keep)"
-    " -> (Tensor logprob, Tensor lse, Tensor entropy, Tensor mean_logit, Tensor kept)",
+    " -> (Tensor logprob, Tensor lse, Tensor entropy, Tensor mean_logit,"
+    " Tensor total, Tensor kept)",
     cpu=_forward_cpu,
     kernel="linear_logprob.forward",
     fake=_forward_fake,
@@ -244,8 +281,8 @@ _FORWARD = define_op(
 _BACKWARD = define_op(
     "linear_logprob_backward(Tensor? grad_logprob, Tensor? grad_lse, Tensor? grad_entropy,"
     " Tensor? grad_mean, Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, Tensor lse,"
-    " Tensor entropy, Tensor kept, float temperature, float? softcap, int ignore_index, bool[3] needs)"
-    " -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
+    " Tensor entropy, Tensor total, Tensor kept, float temperature, float? softcap,"
+    " int ignore_index, bool[3] needs) -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
     cpu=_backward_cpu,
     kernel="linear_logprob.backward",
     fake=_backward_fake,
@@ -254,9 +291,9 @@ _BACKWARD = define_op(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, targets, bias, ctx.temperature, ctx.softcap, ctx.ignore_index, *_ = inputs
-    _, lse, entropy, _, kept = output
-    ctx.save_for_backward(hidden, weight, targets, bias, lse, entropy, kept)
-    ctx.mark_non_differentiable(kept)
+    _, lse, entropy, _, total, kept = output
+    ctx.save_for_backward(hidden, weight, targets, bias, lse, entropy, total, kept)
+    ctx.mark_non_differentiable(total, kept)
     ctx.set_materialize_grads(False)
 
 
@@ -266,32 +303,17 @@ def _backward(
     grad_lse: Tensor | None,
     grad_entropy: Tensor | None,
     grad_mean: Tensor | None,
-    _: None,
+    *_: None,
 ) -> tuple[Tensor | None, ...]:
-    hidden, weight, targets, bias, lse, entropy, kept = ctx.saved_tensors
     needs = [ctx.needs_input_grad[i] for i in (0, 1, 3)]
-    grads = _BACKWARD(
-        grad_logprob,
-        grad_lse,
-        grad_entropy,
-        grad_mean,
-        hidden,
-        weight,
-        targets,
-        bias,
-        lse,
-        entropy,
-        kept,
-        ctx.temperature,
-        ctx.softcap,
-        ctx.ignore_index,
-        needs,
-    )
+    upstream = grad_logprob, grad_lse, grad_entropy, grad_mean
+    options = ctx.temperature, ctx.softcap, ctx.ignore_index
+    grads = _BACKWARD(*upstream, *ctx.saved_tensors, *options, needs)
     grad_hidden, grad_weight, grad_bias = (g if need else None for g, need in zip(grads, needs, strict=True))
     return grad_hidden, grad_weight, None, grad_bias, *[None] * 6
 
 
-torch.library.register_autograd("pylm::linear_logprob", _backward, setup_context=_save)
+torch.library.register_autograd("pylm::linear_logprob", _backward, setup_context=_save, lib=LIBRARY)
 
 
 def check_linear(op: str, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:
@@ -329,7 +351,7 @@ def target_logprob(
     Returns:
         logprob, lse, entropy and mean logit, each of the shape of `targets`; zeros where not asked for.
     """
-    rows = hidden.reshape(-1, hidden.shape[-1])
+    rows = as_rows(hidden)
     weight = weight.to(hidden.dtype)
     needs_grad = torch.is_grad_enabled() and (
         hidden.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)

@@ -15,26 +15,63 @@ import torch
 from torch import Tensor
 
 from pylm.errors import InputError
-from pylm.ops._library import check_device, check_float, compute_dtype, define_op
+from pylm.ops._library import LIBRARY, check_device, check_float, compute_dtype, define_op
+
+# On the CPU the passes over a chunk of this many elements stay in the second-level cache.
+_CHUNK_ELEMENTS = 1 << 17
+
+
+def _split(x: Tensor, size: int) -> Tensor:
+    """View x (..., R) as (..., size, R / size)."""
+    return x.view(*x.shape[:-1], size, x.shape[-1] // size)
+
+
+def _rotate_halves(y: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotate x (..., R) into y; cos and sin broadcast to (..., 2, R / 2) and (..., R / 2)."""
+    half = sin.shape[-1]
+    torch.mul(_split(x, 2), cos, out=_split(y, 2))
+    y[..., :half].addcmul_(x[..., half:], sin, value=-1.0)
+    y[..., half:].addcmul_(x[..., :half], sin)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Rotate x (..., T, H, C) by cos and sin, broadcastable to (..., T, 1, R / 2)."""
+    """Rotate x (..., T, H, C) by cos and sin of shape (T, R / 2) or (..., T, R / 2)."""
+    time, num_heads, num_features = x.shape[-3:]
     half = cos.shape[-1]
-    y = x.new_empty(x.shape, dtype=cos.dtype)
-    if 2 * half < x.shape[-1]:
-        y[..., 2 * half :] = x[..., 2 * half :]
+    wide = x.to(cos.dtype).reshape(math.prod(x.shape[:-3]), time, num_heads, num_features)
+    y = torch.empty(wide.shape, dtype=cos.dtype)
+    if 2 * half < num_features:
+        y[..., 2 * half :] = wide[..., 2 * half :]
+    x_rot, y_rot = wide[..., : 2 * half], y[..., : 2 * half]
+    cos, sin = cos.reshape(-1, time, 1, half), sin.reshape(-1, time, 1, half)
     if interleaved:
-        first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+        # A pair is a complex number: one pass.
+        pairs = torch.view_as_complex(_split(x_rot.contiguous(), half))
+        if 2 * half == num_features:
+            torch.mul(pairs, torch.complex(cos, sin), out=torch.view_as_complex(_split(y, half)))
+        else:
+            _split(y_rot, half).copy_(torch.view_as_real(pairs * torch.complex(cos, sin)))
+    elif wide.numel() <= _CHUNK_ELEMENTS:
+        _rotate_halves(y_rot, x_rot, cos.unsqueeze(-2), sin)
     else:
-        first, second = slice(0, half), slice(half, 2 * half)
-    x1, x2 = x[..., first].to(cos.dtype), x[..., second].to(cos.dtype)
-    y1, y2 = y[..., first], y[..., second]
-    torch.mul(x1, cos, out=y1)
-    y1.addcmul_(x2, sin, value=-1.0)
-    torch.mul(x2, cos, out=y2)
-    y2.addcmul_(x1, sin)
-    return y.to(x.dtype)
+        _rotate_chunks(y_rot, x_rot, cos, sin)
+    return y.to(x.dtype).view(x.shape)
+
+
+def _rotate_chunks(y: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotate x (B, T, H, R) into y block by block of positions, the batch rows of a block in turn."""
+    batch, time, num_heads, num_features = x.shape
+    step = max(1, _CHUNK_ELEMENTS // (num_heads * num_features))
+    for start in range(0, time, step):
+        block = slice(start, start + step)
+        # Tables that are written out for all heads give long inner loops, and serve every batch row.
+        block_cos = cos[:, block].unsqueeze(-2).expand(-1, -1, num_heads, 2, -1)
+        block_sin = sin[:, block].expand(-1, -1, num_heads, -1)
+        if cos.shape[0] == 1:
+            block_cos, block_sin = block_cos.contiguous(), block_sin.contiguous()
+        for row in range(batch):
+            table = row if cos.shape[0] > 1 else 0
+            _rotate_halves(y[row, block], x[row, block], block_cos[table], block_sin[table])
 
 
 def _rope_cpu(
@@ -59,7 +96,7 @@ def _rope_cpu(
                 )
         cos, sin = cos[position_ids], sin[position_ids]
     wide = compute_dtype(q)
-    cos, sin = cos.to(wide).unsqueeze(-2), sin.to(wide).unsqueeze(-2)
+    cos, sin = cos.to(wide), sin.to(wide)
     if inverse:
         sin = -sin
     return _rotate(q, cos, sin, interleaved), _rotate(k, cos, sin, interleaved)
@@ -98,7 +135,7 @@ def _backward(ctx: Any, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor | None, 
     return grad_q, grad_k, None, None, None, None, None
 
 
-torch.library.register_autograd("pylm::rope", _backward, setup_context=_save)
+torch.library.register_autograd("pylm::rope", _backward, setup_context=_save, lib=LIBRARY)
 
 
 def rope(

@@ -17,37 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pylm.post.examples import Example
 from pylm.post.losses import IGNORE
-
-
-@dataclass(frozen=True)
-class Example:
-    """One tokenised row.
-
-    Attributes:
-        ids: int64 (length,) token ids.
-        mask: bool (length,) true at tokens that are trained, which are never the first.
-        kind: task family, for results by family.
-    """
-
-    ids: NDArray[np.int64]
-    mask: NDArray[np.bool_]
-    kind: str = ""
-
-    def __post_init__(self) -> None:
-        assert self.ids.shape == self.mask.shape
-        assert self.mask.any(), "an example without trained tokens"
-        assert not self.mask[0], "nothing predicts the first token"
-
-    @property
-    def length(self) -> int:
-        """Number of tokens."""
-        return len(self.ids)
-
-    @property
-    def num_trained(self) -> int:
-        """Number of trained tokens."""
-        return int(self.mask.sum())
 
 
 @dataclass(frozen=True)
@@ -115,15 +86,14 @@ def collate(examples: Sequence[Example], *, device: torch.device | str = "cpu") 
     """Pad examples on the right and shift the targets.
 
     Args:
-        examples: the rows; none gives one dummy row without a target, so that a rank with nothing to do
-            can still take part in the others' collectives.
+        examples: the rows, at least one.
         device: where the tensors go.
 
     Returns:
         The micro-batch, T one less than the longest row.
     """
-    num_columns = max((example.length - 1 for example in examples), default=1)
-    ids_BT = np.zeros((max(1, len(examples)), num_columns), dtype=np.int64)
+    num_columns = max(example.length - 1 for example in examples)
+    ids_BT = np.zeros((len(examples), num_columns), dtype=np.int64)
     targets_BT = np.full_like(ids_BT, IGNORE)
     for row, example in enumerate(examples):
         ids_BT[row, : example.length - 1] = example.ids[:-1]

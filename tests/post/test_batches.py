@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pylm.post.batches import Example, collate, cut, step_rows
+from pylm.post.batches import collate, cut, step_rows
+from pylm.post.examples import Example
 from pylm.post.losses import IGNORE
 
 
@@ -57,12 +58,6 @@ def test_collate_pads_on_the_right_and_shifts() -> None:
     assert batch.ids_BT.tolist() == [[1, 2, 3], [1, 0, 0]]
     assert batch.targets_BT.tolist() == [[IGNORE, 3, 4], [2, IGNORE, IGNORE]]
     assert torch.equal(batch.mask_BT, batch.targets_BT != IGNORE)
-
-
-def test_a_rank_without_rows_gets_a_row_without_targets() -> None:
-    batch = collate([])
-    assert batch.ids_BT.shape == (1, 1)
-    assert not batch.mask_BT.any()
 
 
 def test_an_example_needs_something_to_train() -> None:
