@@ -149,4 +149,5 @@ class Attention(nn.Module):
             is_causal=context.mask is None,
             enable_gqa=self.num_kv_heads != self.num_heads,
         )
-        return self.out(y_BHTC.transpose(1, 2).reshape(batch, length, -1))
+        output_BTD: Tensor = self.out(y_BHTC.transpose(1, 2).reshape(batch, length, -1))
+        return output_BTD

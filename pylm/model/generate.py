@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pylm.errors import InputError
@@ -82,7 +83,7 @@ def generate(
         selected = torch.from_numpy(rows).to(device)
         cache.select_rows(selected)
         hidden_RD = hidden_RD[selected]
-    positions = torch.tensor([len(prompts[i]) for i in rows], device=device)
+    positions = torch.tensor([len(prompts[i]) for i in rows.tolist()], device=device)
     active = np.arange(num_rows)
     stops = np.asarray(list(stop_ids), dtype=np.int64)
     for step in range(max_new_tokens):
@@ -196,7 +197,7 @@ def _prefill(
 
 def _choose(
     logits_RV: Tensor,
-    rows: np.ndarray[tuple[int], np.dtype[np.int64]],
+    rows: NDArray[np.int64],
     step: int,
     *,
     seed: int,
@@ -227,9 +228,7 @@ def _truncate(logprob_RV: Tensor, *, top_k: int, top_p: float) -> Tensor:
     return logprob_RV
 
 
-def _sample(
-    logprob_RV: Tensor, rows: np.ndarray[tuple[int], np.dtype[np.int64]], step: int, seed: int
-) -> Tensor:
+def _sample(logprob_RV: Tensor, rows: NDArray[np.int64], step: int, seed: int) -> Tensor:
     """Invert the cumulative distribution at a uniform number that depends on (seed, row, step) alone."""
     uniform_R = torch.from_numpy(_uniform(seed, rows, step)).to(logprob_RV.device)
     cumulative_RV = logprob_RV.double().exp().cumsum(dim=-1)
@@ -240,9 +239,7 @@ def _sample(
     return torch.minimum(chosen_R, last_R)
 
 
-def _uniform(seed: int, rows: np.ndarray[tuple[int], np.dtype[np.int64]], step: int) -> np.ndarray[
-    tuple[int], np.dtype[np.float64]
-]:  # fmt: skip
+def _uniform(seed: int, rows: NDArray[np.int64], step: int) -> NDArray[np.float64]:
     """Hash (seed, row, step) to [0, 1): SplitMix64's finaliser (Steele et al., 2014) over a counter."""
     key = np.random.SeedSequence([seed % (1 << 64), step]).generate_state(1, np.uint64)[0]
     with np.errstate(over="ignore"):
@@ -250,4 +247,5 @@ def _uniform(seed: int, rows: np.ndarray[tuple[int], np.dtype[np.int64]], step: 
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         x = x ^ (x >> np.uint64(31))
-    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    uniform: NDArray[np.float64] = (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return uniform

@@ -24,7 +24,8 @@ class FeedForward(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
         gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
-        return self.down(swiglu(gate_BTF, up_BTF))
+        output_BTD: Tensor = self.down(swiglu(gate_BTF, up_BTF))
+        return output_BTD
 
 
 class Block(nn.Module):
@@ -44,9 +45,11 @@ class Block(nn.Module):
         """Map (B, T, D) to (B, T, D)."""
         if self.reordered:
             x_BTD = x_BTD + self.attention_norm(self.attention(x_BTD, context, cache, start))
-            return x_BTD + self.ffn_norm(self.ffn(x_BTD))
+            x_BTD = x_BTD + self.ffn_norm(self.ffn(x_BTD))
+            return x_BTD
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), context, cache, start)
-        return x_BTD + self.ffn(self.ffn_norm(x_BTD))
+        x_BTD = x_BTD + self.ffn(self.ffn_norm(x_BTD))
+        return x_BTD
 
 
 class Transformer(nn.Module):
@@ -102,9 +105,11 @@ class Transformer(nn.Module):
         if self.output is not None and config.output_init_std is not None:
             _truncated_normal(self.output.weight, config.output_init_std)
         if config.zero_init_residual:
-            for block in self.blocks:
-                nn.init.zeros_(block.attention.out.weight)
-                nn.init.zeros_(block.ffn.down.weight)
+            for module in self.modules():
+                if isinstance(module, Attention):
+                    nn.init.zeros_(module.out.weight)
+                elif isinstance(module, FeedForward):
+                    nn.init.zeros_(module.down.weight)
 
     def forward(
         self,
@@ -147,7 +152,8 @@ class Transformer(nn.Module):
             x_BTD = rms_norm(x_BTD, eps=self.config.norm_eps)
         for index, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, context, cache.layers[index] if cache is not None else None, start)
-        return self.norm(x_BTD)
+        hidden_BTD: Tensor = self.norm(x_BTD)
+        return hidden_BTD
 
     def num_params(self, *, non_embedding: bool = False) -> int:
         """Count parameters; `non_embedding` leaves out embedding and untied output matrix."""
