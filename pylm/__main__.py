@@ -1,0 +1,5 @@
+"""`python -m pylm`, for torchrun."""
+
+from pylm.cli import main
+
+main()

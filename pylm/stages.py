@@ -1,0 +1,408 @@
+"""The stages of a run: what each needs, when it is complete, how it is started.
+
+Every stage owns one folder of the run and leaves `stage.json` in it: `running` with a fingerprint while
+it works, `complete` with a summary and timings at the end. The fingerprint covers the stage's part of
+the recipe, the seed, the files it reads and the fingerprints of the stages it needs. So a stage is redone
+exactly when something that it depends on has changed, and continued when it was cut off.
+"""
+
+import fcntl
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+
+from pylm import __version__
+from pylm.config import Config
+from pylm.errors import InputError
+from pylm.files import atomic_path, read_json, write_json
+from pylm.recipe import Recipe, load_recipe
+from pylm.summary import print_summary
+from pylm.train.parallel import World, barrier, start_world
+
+Summary = Mapping[str, object]
+
+FORMAT = 1
+"""Raised when a stage's output changes for the same recipe, so that older folders are redone."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a stage gets to work with."""
+
+    recipe: Recipe
+    folder: Path
+    world: World
+
+    @property
+    def train_documents(self) -> Path:
+        """Prepared documents to train on."""
+        return self.folder / "prepare" / "train.parquet"
+
+    @property
+    def heldout_documents(self) -> Path:
+        """Prepared documents that no training sees."""
+        return self.folder / "prepare" / "heldout.parquet"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The trained tokenizer."""
+        return self.folder / "tokenizer" / "tokenizer.json"
+
+    def model(self, stage: str) -> Path:
+        """The model that a stage left."""
+        return self.folder / STAGES[stage].folder / "model"
+
+    def rows(self, given: Sequence[Path], kind: str, split: str) -> list[Path]:
+        """The rows that the recipe names, or those that were synthesized."""
+        return list(given) or [self.folder / "rows" / f"{kind}.{split}.jsonl"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run.
+
+    Attributes:
+        name: of the command.
+        folder: below the run's folder; the stage owns all in it.
+        needs: the stages whose output it reads; the last one given in the recipe counts for `|`.
+        config: the recipe's part that decides it.
+        work: does it and returns its summary.
+        all_ranks: every rank works; otherwise rank 0 does and the others wait.
+    """
+
+    name: str
+    folder: str
+    needs: Callable[[Recipe], Sequence[str]]
+    config: Callable[[Recipe], Config | None]
+    work: Callable[[Run], Summary]
+    all_ranks: bool = False
+
+
+def _prepare(run: Run) -> Summary:
+    from pylm.data.pipeline import prepare
+
+    funnel = prepare(
+        run.recipe.prepare,
+        run.folder / "prepare",
+        seed=run.recipe.seed,
+        num_workers=run.recipe.num_threads,
+    )
+    return {"funnel": funnel.to_dict()}
+
+
+def _tokenizer(run: Run) -> Summary:
+    from pylm.data.shards import train_tokenizer
+
+    tokenizer = train_tokenizer(
+        run.recipe.tokenizer,
+        run.train_documents,
+        run.tokenizer,
+        seed=run.recipe.seed,
+        num_threads=run.recipe.num_threads,
+    )
+    return {"vocab_size": tokenizer.vocab_size}
+
+
+def _tokenize(run: Run) -> Summary:
+    from pylm.data.shards import tokenize
+    from pylm.text import Tokenizer
+
+    statistics = tokenize(
+        run.train_documents,
+        Tokenizer.load(run.tokenizer),
+        run.folder / "tokens",
+        num_threads=run.recipe.num_threads,
+    )
+    return {name: s.to_dict() for name, s in statistics.items()}
+
+
+def _synthesize(run: Run) -> Summary:
+    from pylm.post.synthesize import synthesize
+
+    assert run.recipe.synthesize is not None
+    return synthesize(
+        run.recipe.synthesize,
+        documents=run.train_documents,
+        heldout_documents=run.heldout_documents,
+        out=run.folder / "rows",
+        seed=run.recipe.seed,
+    )
+
+
+def _pretrain(run: Run) -> Summary:
+    from pylm.train.pretrain import pretrain
+
+    return pretrain(
+        run.recipe.pretrain,
+        tokens=run.folder / "tokens",
+        tokenizer_path=run.tokenizer,
+        out=run.folder / "pretrain",
+        seed=run.recipe.seed,
+        world=run.world,
+    ).to_dict()
+
+
+def _sft(run: Run) -> Summary:
+    from pylm.post.sft import sft
+
+    assert run.recipe.sft is not None
+    return sft(
+        run.recipe.sft,
+        model_dir=run.model("pretrain"),
+        rows=run.rows(run.recipe.sft.rows, "sft", "train"),
+        heldout_rows=run.rows(run.recipe.sft.heldout_rows, "sft", "heldout"),
+        out=run.folder / "sft",
+        seed=run.recipe.seed,
+        world=run.world,
+    ).to_dict()
+
+
+def _dpo(run: Run) -> Summary:
+    from pylm.post.dpo import dpo
+
+    assert run.recipe.dpo is not None
+    return dpo(
+        run.recipe.dpo,
+        model_dir=run.model(_model_before(run.recipe, "dpo")),
+        rows=run.rows(run.recipe.dpo.rows, "preference", "train"),
+        heldout_rows=run.rows(run.recipe.dpo.heldout_rows, "preference", "heldout"),
+        out=run.folder / "dpo",
+        seed=run.recipe.seed,
+        world=run.world,
+    ).to_dict()
+
+
+def _rlvr(run: Run) -> Summary:
+    from pylm.post.rlvr import rlvr
+
+    assert run.recipe.rlvr is not None
+    return rlvr(
+        run.recipe.rlvr,
+        model_dir=run.model(_model_before(run.recipe, "rlvr")),
+        rows=run.rows(run.recipe.rlvr.rows, "verifiable", "train"),
+        heldout_rows=run.rows(run.recipe.rlvr.heldout_rows, "verifiable", "heldout"),
+        out=run.folder / "rlvr",
+        seed=run.recipe.seed,
+        world=run.world,
+    ).to_dict()
+
+
+def _eval(run: Run) -> Summary:
+    from pylm.eval.evaluate import evaluate
+
+    return {
+        name: evaluate(
+            run.recipe.eval,
+            model_dir=run.model(name),
+            heldout_documents=run.heldout_documents,
+            rows=run.folder / "rows",
+            out_json=run.folder / "eval" / f"{name}.json",
+            stage=name,
+            seed=run.recipe.seed,
+        )
+        for name in _trained(run.recipe)
+    }
+
+
+_MODEL_STAGES = ("pretrain", "sft", "dpo", "rlvr")
+
+
+def _trained(recipe: Recipe) -> list[str]:
+    """Name the stages of a recipe that leave a model, in order."""
+    return [name for name in _MODEL_STAGES if getattr(recipe, name) is not None]
+
+
+def _model_before(recipe: Recipe, name: str) -> str:
+    trained = _trained(recipe)
+    return trained[trained.index(name) - 1]
+
+
+def _post_needs(name: str) -> Callable[[Recipe], Sequence[str]]:
+    def needs(recipe: Recipe) -> Sequence[str]:
+        synthesized = ["synthesize"] if recipe.synthesize is not None else []
+        return [_model_before(recipe, name), *synthesized]
+
+    return needs
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("prepare", "prepare", lambda r: (), lambda r: r.prepare, _prepare),
+        Stage("tokenizer", "tokenizer", lambda r: ("prepare",), lambda r: r.tokenizer, _tokenizer),
+        Stage("tokenize", "tokens", lambda r: ("prepare", "tokenizer"), lambda r: r.tokenizer, _tokenize),
+        Stage("synthesize", "rows", lambda r: ("prepare",), lambda r: r.synthesize, _synthesize),
+        Stage("pretrain", "pretrain", lambda r: ("tokenize",), lambda r: r.pretrain, _pretrain, True),
+        Stage("sft", "sft", _post_needs("sft"), lambda r: r.sft, _sft, True),
+        Stage("dpo", "dpo", _post_needs("dpo"), lambda r: r.dpo, _dpo, True),
+        Stage("rlvr", "rlvr", _post_needs("rlvr"), lambda r: r.rlvr, _rlvr, True),
+        Stage("eval", "eval", _trained, lambda r: r.eval, _eval),
+    )
+}
+
+
+def run_stages(
+    recipe_name: str, overrides: Sequence[str] = (), *, only: str | None = None, redo: bool = False
+) -> Path:
+    """Bring a run up to date: all stages and the report, or one stage.
+
+    Args:
+        recipe_name: path or shipped name.
+        overrides: `key=value`.
+        only: a stage's name; what it needs must be complete.
+        redo: run again what is complete.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        InputError: the recipe or an input cannot be used, a needed stage is not complete, or the folder
+            is in use by another process.
+    """
+    recipe = load_recipe(recipe_name, overrides)
+    if recipe.num_threads:
+        torch.set_num_threads(recipe.num_threads)
+    names = [only] if only else [x for x in STAGES if STAGES[x].config(recipe) is not None]
+    if only and STAGES[only].config(recipe) is None:
+        raise InputError(f"the recipe has no [{only}] table; add one to run this stage")
+    with ExitStack() as stack:
+        world = stack.enter_context(start_world())
+        run = Run(recipe, recipe.folder, world)
+        if world.is_main:
+            stack.enter_context(_lock(run.folder))
+            _write_recipe(run)
+        barrier()
+        for name in names:
+            _bring_up_to_date(run, STAGES[name], redo=redo, explicit=only is not None)
+        if only is None and world.is_main:
+            from pylm.report import write_report
+
+            path = write_report(run.folder)
+            print_summary(run.folder, path)
+    return run.folder
+
+
+def _bring_up_to_date(run: Run, stage: Stage, *, redo: bool, explicit: bool) -> None:
+    folder = run.folder / stage.folder
+    fingerprint = _fingerprint(run, stage)
+    marker = folder / "stage.json"
+    known: dict[str, Any] = read_json(marker) if marker.exists() else {}
+    same = known.get("fingerprint") == fingerprint
+    if same and known["status"] == "complete" and not redo:
+        _say(run, f"{stage.name}: complete" + (" (--redo runs it again)" if explicit else ""))
+        return
+    _say(run, f"{stage.name}: {'goes on' if same and not redo else 'starts'}")
+    barrier()
+    if run.world.is_main:
+        if folder.exists() and (redo or not same):
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        resumed = int(known.get("resumed", 0)) + 1 if same and not redo else 0
+        write_json(marker, {"status": "running", "fingerprint": fingerprint, "resumed": resumed})
+    barrier()
+    start_s = time.monotonic()
+    summary: Summary = stage.work(run) if stage.all_ranks or run.world.is_main else {}
+    elapsed_s = time.monotonic() - start_s
+    barrier()
+    if run.world.is_main:
+        done = {
+            "status": "complete",
+            "stage": stage.name,
+            "fingerprint": fingerprint,
+            "resumed": resumed,
+            "elapsed_s": round(elapsed_s, 3),
+            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "versions": _versions(run),
+            "summary": dict(summary),
+        }
+        write_json(marker, done)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        _say(run, f"{stage.name}: complete in {elapsed_s:.1f} s")
+    barrier()
+
+
+def _fingerprint(run: Run, stage: Stage) -> str:
+    """Hash all that a stage's output depends on.
+
+    Raises:
+        InputError: a stage that it needs is not complete, or was made from another recipe.
+    """
+    config = stage.config(run.recipe)
+    assert config is not None
+    needed = {}
+    for name in stage.needs(run.recipe):
+        marker = run.folder / STAGES[name].folder / "stage.json"
+        known = read_json(marker) if marker.exists() else {}
+        if known.get("status") != "complete":
+            raise InputError(f"{stage.name} needs the output of {name}: run `pylm {name}` on this recipe first")
+        if known["fingerprint"] != _fingerprint(run, STAGES[name]):
+            raise InputError(
+                f"{stage.name} needs the output of {name}, which was made from another recipe: "
+                f"run `pylm {name}` on this one first"
+            )
+        needed[name] = known["fingerprint"]
+    parts = [FORMAT, stage.name, config.model_dump_json(), run.recipe.seed, needed, _input_files(config)]
+    return xxhash.xxh3_128_hexdigest(repr(parts))
+
+
+def _input_files(config: Config) -> list[tuple[str, int, int]]:
+    """List path, size and time of change of the files that a configuration names."""
+    found: list[tuple[str, int, int]] = []
+    list_files = getattr(config, "input_files", None)
+    for path in list_files() if list_files is not None else ():
+        status = os.stat(path)
+        found.append((str(path), status.st_size, status.st_mtime_ns))
+    return found
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process alone; the lock goes with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise InputError(
+                f"{folder}: in use by another run (process {file.read().strip() or 'unknown'}); "
+                "wait for it, or choose another folder with out=PATH"
+            ) from error
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _write_recipe(run: Run) -> None:
+    with atomic_path(run.folder / "recipe.json") as temporary:
+        temporary.write_text(run.recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _versions(run: Run) -> dict[str, str]:
+    return {
+        "pylm": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": str(run.world.device),
+        "threads": str(torch.get_num_threads()),
+        "ranks": str(run.world.size),
+    }
+
+
+def _say(run: Run, text: str) -> None:
+    if run.world.is_main:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
