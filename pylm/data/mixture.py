@@ -164,7 +164,9 @@ def apportion(weights: list[float], num_slots: int) -> NDArray[np.int64]:
     """
     total = math.fsum(weights)
     exact = [weight / total * num_slots for weight in weights]
-    counts = np.array([max(int(x), int(x > 0)) for x in exact], dtype=np.int64)
+    counts = np.array(
+        [max(int(x), int(weight > 0)) for x, weight in zip(exact, weights, strict=True)], dtype=np.int64
+    )
     by_remainder = sorted(range(len(weights)), key=lambda s: (int(exact[s]) - exact[s], s))
     for s in by_remainder[: max(0, num_slots - int(counts.sum()))]:
         counts[s] += int(weights[s] > 0)
