@@ -35,6 +35,28 @@ RATES = {
 TASKS = ("arguments", "docstring", "function_name", "has_docstring", "is_method", "module", "num_arguments")
 
 
+FUNNEL = {
+    "steps": [
+        {"name": "read", "documents": 5206, "bytes": 71_400_000, "dropped": {}},
+        {"name": "decode", "documents": 5198, "bytes": 71_000_000, "dropped": {"invalid utf-8": 8}},
+        {
+            "name": "quality",
+            "documents": 4313,
+            "bytes": 60_000_000,
+            "dropped": {"too short": 611, "repetition": 201, "symbols": 73},
+        },
+        {"name": "exact duplicates", "documents": 3902, "bytes": 50_100_000, "dropped": {"duplicate": 411}},
+        {
+            "name": "near duplicates",
+            "documents": 3417,
+            "bytes": 44_500_000,
+            "dropped": {"near duplicate": 485},
+        },
+        {"name": "language", "documents": 3391, "bytes": 44_000_000, "dropped": {"not English": 26}},
+    ]
+}
+
+
 def write_lines(path: Path, records: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -49,11 +71,12 @@ def share(outcomes: str) -> dict:
     num_correct = outcomes.count("1")
     low, high = wilson_interval(num_correct, len(outcomes))
     return {
-        "accuracy": num_correct / len(outcomes),
+        "value": num_correct / len(outcomes),
         "low": low,
         "high": high,
         "num_correct": num_correct,
         "num_total": len(outcomes),
+        "outcomes": outcomes,
     }
 
 
@@ -132,11 +155,10 @@ def make_run(folder: Path, *, seed: int = 1) -> Path:
         drift = (0.0, 0.09, 0.095, 0.11)[number]
         sizes = [size for _, size, _ in documents]
         bits = [size * (bpb + drift * rng.uniform(0.8, 1.2)) for _, size, bpb in documents]
-        outcomes = {
-            "format_outcomes": "".join("01"[luck[i] < form] for i in range(400)),
-            "exact_outcomes": "".join("01"[luck[i] < exact] for i in range(400)),
-        }
-        arithmetic_outcomes = "".join("01"[value < arithmetic] for value in luck)
+        formats = "".join("01"[luck[i] < form] for i in range(400))
+        exacts = "".join("01"[luck[i] < exact] for i in range(400))
+        problems = "".join("01"[value < arithmetic] for value in luck)
+        pairs = "".join("01"[value < 0.6 + 0.09 * number] for value in luck[:250])
         value = sum(bits) / sum(sizes)
         replies = {
             "pretrain": ["\n\n    def __init__(self, *args, **kwargs):\n        self", "\n    def test_", ""],
@@ -167,19 +189,16 @@ def make_run(folder: Path, *, seed: int = 1) -> Path:
                     ],
                 },
                 "compression": {"xz": 1.93, "zstd": 2.21, "gzip": 2.38, "num_bytes": sum(sizes)},
-                "sft": {
-                    **outcomes,
-                    "format": share(outcomes["format_outcomes"]),
-                    "exact": share(outcomes["exact_outcomes"]),
-                    "by_task": {
-                        task: {
-                            "format": share(outcomes["format_outcomes"][k::7]),
-                            "exact": share(outcomes["exact_outcomes"][k::7]),
-                        }
-                        for k, task in enumerate(TASKS)
-                    },
+                "format": {
+                    **share(formats),
+                    "by_task": {task: share(formats[k::7]) for k, task in enumerate(TASKS)},
                 },
-                "arithmetic": {"exact": share(arithmetic_outcomes), "exact_outcomes": arithmetic_outcomes},
+                "exact_match": {
+                    **share(exacts),
+                    "by_task": {task: share(exacts[k::7]) for k, task in enumerate(TASKS)},
+                },
+                "arithmetic": share(problems),
+                "preference": share(pairs),
                 "samples": [
                     {
                         "kind": "text",
@@ -211,91 +230,38 @@ def make_run(folder: Path, *, seed: int = 1) -> Path:
                 ],
             },
         )
-    write_value(
-        folder / "prepare/funnel.json",
-        {
-            "steps": [
-                {
-                    "step": "decode",
-                    "documents_in": 5206,
-                    "documents_out": 5198,
-                    "bytes_out": 71_000_000,
-                    "dropped": {"invalid utf-8": 8},
-                },
-                {
-                    "step": "quality",
-                    "documents_in": 5198,
-                    "documents_out": 4313,
-                    "bytes_out": 60_000_000,
-                    "dropped": {"too short": 611, "repetition": 201, "symbols": 73},
-                },
-                {
-                    "step": "exact duplicates",
-                    "documents_in": 4313,
-                    "documents_out": 3902,
-                    "bytes_out": 50_100_000,
-                    "dropped": {"duplicate": 411},
-                },
-                {
-                    "step": "near duplicates",
-                    "documents_in": 3902,
-                    "documents_out": 3417,
-                    "bytes_out": 44_500_000,
-                    "dropped": {"near duplicate": 485},
-                },
-                {
-                    "step": "language",
-                    "documents_in": 3417,
-                    "documents_out": 3391,
-                    "bytes_out": 44_000_000,
-                    "dropped": {"not English": 26},
-                },
-                {
-                    "step": "held out",
-                    "documents_in": 3391,
-                    "documents_out": 3391,
-                    "bytes_out": 44_000_000,
-                    "dropped": {},
-                },
-            ]
-        },
-    )
+    write_value(folder / "prepare/funnel.json", FUNNEL)
     times = {
         "prepare": 21.3,
         "tokenizer": 4.2,
         "tokens": 3.1,
         "rows": 8.0,
         "pretrain": 364.0,
-        "eval/pretrain": 15.2,
         "sft": 121.5,
-        "eval/sft": 11.0,
         "dpo": 74.2,
-        "eval/dpo": 11.3,
         "rlvr": 139.9,
-        "eval/rlvr": 10.8,
+        "eval": 48.3,
     }
     for name, seconds in times.items():
         write_value(
             folder / name / "stage.json",
             {
-                "fingerprint": f"{rng.getrandbits(64):016x}",
+                "status": "complete",
+                "stage": name,
+                "fingerprint": f"{rng.getrandbits(128):032x}",
                 "elapsed_s": seconds,
-                "summary": {"num_documents": 3391, "share": 0.6514},
+                "versions": {
+                    "pylm": "0.1.0",
+                    "python": "3.11.7",
+                    "torch": "2.13.0+cpu",
+                    "platform": "Linux-6.1-x86_64",
+                    "device": "cpu",
+                    "threads": "2",
+                },
+                "summary": {"num_documents": 3391, "share": 0.6514, "by_kind": {"docstring/json": 0.31}},
             },
         )
-    write_value(
-        folder / "versions.json",
-        {
-            "pylm": "0.1.0",
-            "python": "3.11.7",
-            "torch": "2.13.0+cpu",
-            "numpy": "2.3.1",
-            "machine": "2 CPU cores, AVX2",
-        },
-    )
-    (folder / "recipe.toml").write_text(
-        'name = "quickstart"\nseed = 1\n\n[pretrain]\nnum_steps = 1400\nbatch_size = 32\n'
-    )
+    write_value(folder / "recipe.json", {"name": "quickstart", "seed": 1, "pretrain": {"num_steps": 1400}})
     return folder
 
 
@@ -378,12 +344,12 @@ def test_figures_are_those_of_the_files(run: Path, page: str) -> None:
     text = " ".join(check(page).text)
     values = {stage: json.loads((run / f"eval/{stage}.json").read_text()) for stage in STAGES}
     for value in values.values():
-        for part in (value["sft"]["format"], value["sft"]["exact"], value["arithmetic"]["exact"]):
-            assert f"{100 * part['accuracy']:.1f}\u202f%" in text
+        for part in (value["format"], value["exact_match"], value["arithmetic"], value["preference"]):
+            assert f"{100 * part['value']:.1f}\u202f%" in text
             assert f"[{100 * part['low']:.1f}, {100 * part['high']:.1f}]" in text
         assert f"{value['bits_per_byte']['value']:.3f}" in text
     outcomes = [
-        [character == "1" for character in values[stage]["arithmetic"]["exact_outcomes"]]
+        [character == "1" for character in values[stage]["arithmetic"]["outcomes"]]
         for stage in ("dpo", "rlvr")
     ]
     change = paired_difference(*outcomes)
@@ -415,9 +381,9 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     for sample in value["samples"]:
         sample["completion"] = sample["expected"] = attack
     value["samples"][0]["prompt"] = attack
-    value["sft"]["by_task"][attack] = value["sft"]["by_task"]["module"]
+    value["exact_match"]["by_task"][attack] = value["exact_match"]["by_task"]["module"]
     write_value(path, value)
-    funnel = {"steps": [{"step": attack, "documents_in": 2, "documents_out": 1, "dropped": {attack: 1}}]}
+    funnel = {"steps": [{"name": attack, "documents": 2 - i, "dropped": {attack: 1}} for i in range(2)]}
     write_value(folder / "prepare/funnel.json", funnel)
     write_value(folder / "sft/stage.json", {"elapsed_s": 1.0, "summary": {attack: attack, "list": [attack]}})
     write_value(folder / "versions.json", {attack: attack})
@@ -443,7 +409,7 @@ def test_leading_line_breaks_of_an_answer_are_kept(page: str) -> None:
         ["eval"],
         ["dpo", "rlvr", "eval/dpo.json", "eval/rlvr.json"],
         ["pretrain", "eval/pretrain.json"],
-        ["versions.json", "recipe.toml"],
+        ["recipe.json"],
     ],
 )
 def test_what_is_missing_is_named_and_the_rest_is_shown(tmp_path: Path, removed: list[str]) -> None:
@@ -492,9 +458,9 @@ def test_values_that_are_not_finite_leave_gaps(tmp_path: Path) -> None:
 def test_other_shapes_of_the_files_are_passed_over(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     write_value(
-        folder / "eval/sft.json", {"sft": [], "samples": {"a": 1}, "bits_per_byte": 3, "compression": None}
+        folder / "eval/sft.json", {"format": [], "samples": {"a": 1}, "bits_per_byte": 3, "compression": None}
     )
-    write_value(folder / "prepare/funnel.json", {"steps": [{"step": 1}, "x", {"documents_in": True}]})
+    write_value(folder / "prepare/funnel.json", {"steps": [{"name": 1}, "x", {"documents": True}]})
     write_value(folder / "sft/stage.json", {"elapsed_s": "soon", "summary": [1, 2]})
     check(write_report(folder).read_text(encoding="utf-8"))
 

@@ -4,15 +4,19 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pylm.data.chat import END_OF_TEXT
 from pylm.errors import InputError
-from pylm.model import Transformer
+from pylm.model.transformer import Transformer
 from pylm.ops import linear_logprob
-from pylm.text import Tokenizer
+
+if TYPE_CHECKING:
+    from pylm.text import Tokenizer
 
 _IGNORED = -100
 
@@ -50,7 +54,7 @@ class Window:
 
 def bits_per_byte(
     model: Transformer,
-    tokenizer: Tokenizer,
+    tokenizer: "Tokenizer",
     texts: Sequence[str],
     *,
     seq_len: int,
@@ -76,14 +80,19 @@ def bits_per_byte(
         Bits, bytes and tokens of every document, in order.
 
     Raises:
-        InputError: `stride` is not in [1, seq_len].
+        InputError: `stride` is not in [1, seq_len], or the tokenizer has no end of text.
     """
     if not 1 <= stride <= seq_len:
         raise InputError(f"stride must be in [1, seq_len={seq_len}], got {stride}")
+    if END_OF_TEXT not in tokenizer.special_tokens:
+        raise InputError(
+            f"a document starts after {END_OF_TEXT}, which the tokenizer lacks; it has "
+            f"{', '.join(tokenizer.special_tokens) or 'no special tokens'}"
+        )
     start_id = tokenizer.special_tokens[END_OF_TEXT]
     encoded = tokenizer.encode_batch(list(texts))
     documents = [
-        torch.cat((torch.tensor([start_id]), torch.tensor(encoded[i], dtype=torch.int64)))
+        torch.from_numpy(np.concatenate(([start_id], np.asarray(encoded[i], dtype=np.int64))))
         for i in range(len(texts))
     ]
     windows = [

@@ -154,7 +154,9 @@ def _change(change: Estimate | None, metric: Metric, scale: float, digits: int) 
 
 def _by_task(run: RunFolder, stages: Sequence[str]) -> Html | None:
     """A table of format and exact rates for each task."""
-    tasks = sorted({task for stage in stages for task in child(run.evaluations[stage], "sft", "by_task")})
+    tasks = sorted(
+        {task for stage in stages for task in child(run.evaluations[stage], "exact_match", "by_task")}
+    )
     if not tasks:
         return None
     rows = []
@@ -162,10 +164,14 @@ def _by_task(run: RunFolder, stages: Sequence[str]) -> Html | None:
         cells = []
         total = 0.0
         for stage in stages:
-            record = child(run.evaluations[stage], "sft", "by_task", task)
-            form, exact = read_estimate(child(record, "format")), read_estimate(child(record, "exact"))
-            total = max(total, number(child(record, "exact").get("num_total")) or 0.0)
-            text = [format_percent(value.value) if value else "\u2013" for value in (form, exact)]
+            form, exact = (
+                child(run.evaluations[stage], key, "by_task", task) for key in ("format", "exact_match")
+            )
+            total = max(total, number(exact.get("num_total")) or 0.0)
+            text = [
+                format_percent(value.value) if value else "\u2013"
+                for value in map(read_estimate, (form, exact))
+            ]
             cells.append(element("td", text[1], element("small", f"{text[0]} in format"), class_="num"))
         rows.append(
             element(

@@ -14,31 +14,29 @@ class Metric:
     Attributes:
         name: what is measured.
         note: on what, in small print.
-        path: where its figure is in `eval/STAGE.json`.
-        outcomes: where the outcomes of its items are, for paired differences; empty for bits per byte.
+        key: its name in `eval/STAGE.json`.
         is_share: whether it is a share (else bits per byte).
     """
 
     name: str
     note: str
-    path: tuple[str, ...]
-    outcomes: tuple[str, ...] = ()
+    key: str
     is_share: bool = True
 
 
 METRICS = (
-    Metric("Bits per byte", "held-out documents; less is better", ("bits_per_byte",), is_share=False),
-    Metric("Asked format", "held-out instructions", ("sft", "format"), ("sft", "format_outcomes")),
-    Metric("Right answer", "held-out instructions", ("sft", "exact"), ("sft", "exact_outcomes")),
-    Metric("Arithmetic", "held-out problems", ("arithmetic", "exact"), ("arithmetic", "exact_outcomes")),
+    Metric("Bits per byte", "held-out documents; less is better", "bits_per_byte", is_share=False),
+    Metric("Asked format", "held-out instructions", "format"),
+    Metric("Right answer", "held-out instructions", "exact_match"),
+    Metric("Arithmetic right", "held-out problems", "arithmetic"),
+    Metric("Better answer likelier", "held-out pairs, no reference", "preference"),
 )
-BITS, FORMAT, EXACT, ARITHMETIC = METRICS
+BITS, FORMAT, EXACT, ARITHMETIC, PREFERENCE = METRICS
 
 
 def read_estimate(record: Record) -> Estimate | None:
-    """Read a figure with its interval; shares call it `accuracy`, others `value`."""
-    value = number(record.get("accuracy"))
-    value = number(record.get("value")) if value is None else value
+    """Read a figure with its interval."""
+    value = number(record.get("value"))
     if value is None:
         return None
     low, high = number(record.get("low")), number(record.get("high"))
@@ -47,23 +45,23 @@ def read_estimate(record: Record) -> Estimate | None:
 
 def estimate_of(run: RunFolder, stage: str, metric: Metric) -> Estimate | None:
     """Return a metric of a stage, or None where it was not measured."""
-    return read_estimate(child(run.evaluations.get(stage, {}), *metric.path))
+    return read_estimate(child(run.evaluations.get(stage, {}), metric.key))
 
 
 def count_of(run: RunFolder, stage: str, metric: Metric) -> int | None:
     """Return the number of items behind a share."""
-    total = number(child(run.evaluations.get(stage, {}), *metric.path).get("num_total"))
+    total = number(child(run.evaluations.get(stage, {}), metric.key).get("num_total"))
     return None if total is None else int(total)
 
 
 def change_of(run: RunFolder, before: str, after: str, metric: Metric) -> Estimate | None:
     """Bound the change of a metric between two stages over the items that both have."""
-    first, second = run.evaluations.get(before, {}), run.evaluations.get(after, {})
+    first, second = (child(run.evaluations.get(stage, {}), metric.key) for stage in (before, after))
     if not metric.is_share:
-        return _change_of_bits(child(first, *metric.path), child(second, *metric.path))
+        return _change_of_bits(first, second)
     outcomes = []
     for record in (first, second):
-        value = child(record, *metric.outcomes[:-1]).get(metric.outcomes[-1])
+        value = record.get("outcomes")
         if not isinstance(value, str):
             return None
         outcomes.append([character == "1" for character in value])

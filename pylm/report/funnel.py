@@ -25,14 +25,11 @@ class FunnelStep:
 
 
 def read_funnel(record: Record) -> list[FunnelStep]:
-    """List the steps in order; empty where there is no funnel."""
+    """List the steps in order, the first being what was read; empty where there is no funnel."""
     steps = record.get("steps")
-    found = []
+    found: list[FunnelStep] = []
     for step in steps if isinstance(steps, list) else []:
-        if not isinstance(step, Mapping):
-            continue
-        num_in, num_out = number(step.get("documents_in")), number(step.get("documents_out"))
-        if num_in is None or num_out is None:
+        if not isinstance(step, Mapping) or (num_out := number(step.get("documents"))) is None:
             continue
         dropped = step.get("dropped")
         reasons = {
@@ -40,10 +37,14 @@ def read_funnel(record: Record) -> list[FunnelStep]:
             for reason, value in (dropped.items() if isinstance(dropped, Mapping) else ())
             if (count := number(value)) is not None
         }
-        size = number(step.get("bytes_out"))
+        size = number(step.get("bytes"))
         found.append(
             FunnelStep(
-                str(step.get("step")), int(num_in), int(num_out), reasons, None if size is None else int(size)
+                name=str(step.get("name")),
+                num_in=found[-1].num_out if found else int(num_out),
+                num_out=int(num_out),
+                reasons=reasons,
+                bytes_out=None if size is None else int(size),
             )
         )
     return found

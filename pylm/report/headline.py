@@ -123,7 +123,6 @@ def _arithmetic(run: RunFolder) -> Html | None:
 def _time(run: RunFolder) -> Html | None:
     if not run.elapsed_s:
         return None
-    machine = run.versions.get("machine")
-    return _tile(
-        "Raw text to model", format_duration(run.elapsed_s), str(machine) if machine else "all stages"
-    )
+    threads, device = run.versions.get("threads"), run.versions.get("device")
+    note = f"all stages; {threads} threads, {device}" if threads and device else "all stages"
+    return _tile("Raw text to model", format_duration(run.elapsed_s), note)

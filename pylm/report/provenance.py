@@ -1,7 +1,7 @@
 """Where the data went, where the time went, and with what it was all made."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from pylm.report.bars import Bar, bar_chart
 from pylm.report.funnel import read_funnel
@@ -17,6 +17,7 @@ from pylm.report.html import (
 )
 from pylm.report.run_folder import Json, RunFolder, number
 
+_MAX_FACTS = 40
 _TRAINING = frozenset({"pretrain", "sft", "dpo", "rlvr"})
 
 
@@ -26,7 +27,7 @@ def data_section(run: RunFolder) -> Html | None:
     if not steps:
         return None
     first, last = steps[0].num_in, steps[-1].num_out
-    bars = [Bar("read", first, f"{first:,}", tone=3)]
+    bars = []
     for step in steps:
         reasons = ", ".join(
             f"{reason} {count:,}"
@@ -117,18 +118,28 @@ def recipe_section(run: RunFolder) -> Html | None:
     stages = []
     for name, stage in run.stages.items():
         summary = stage.get("summary")
-        facts: list[Html] = []
-        if isinstance(summary, Mapping):
-            facts = [pair for key, value in summary.items() for pair in _fact(key, value)]
-        facts += _fact("fingerprint", stage.get("fingerprint")) if stage.get("fingerprint") else []
-        if facts:
-            stages.append(join([element("h3", name), element("dl", *facts, class_="facts")]))
+        facts = list(_flatten(summary)) if isinstance(summary, Mapping) else []
+        shown = [pair for key, value in facts[:_MAX_FACTS] for pair in _fact(key, value)]
+        if len(facts) > _MAX_FACTS:
+            shown += _fact("\u2026", f"and {len(facts) - _MAX_FACTS:,} more in {name}/stage.json")
+        shown += _fact("fingerprint", stage.get("fingerprint")) if stage.get("fingerprint") else []
+        if shown:
+            stages.append(join([element("h3", name), element("dl", *shown, class_="facts")]))
     parts = [
         element("dl", *versions, class_="facts") if versions else None,
         _folded("What each stage reports", stages) if stages else None,
         _folded("The resolved recipe", [preformatted(run.recipe, tabindex="0")]) if run.recipe else None,
     ]
     return join(parts) if any(parts) else None
+
+
+def _flatten(record: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, Json]]:
+    """Yield the plain values of nested objects under dotted names; lists are left to the file."""
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        elif not isinstance(value, list):
+            yield f"{prefix}{name}", value
 
 
 def _folded(title: str, content: list[Html]) -> Html:
@@ -140,8 +151,6 @@ def _fact(name: str, value: Json) -> list[Html]:
         text = format_number(value)
     elif isinstance(value, int) and not isinstance(value, bool):
         text = f"{value:,}"
-    elif isinstance(value, str):
-        text = value
     else:
-        text = json.dumps(value, ensure_ascii=False)
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return [element("dt", name), element("dd", text)]

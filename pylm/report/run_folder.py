@@ -15,6 +15,8 @@ Record = Mapping[str, Json]
 TRAINED = ("pretrain", "sft", "dpo", "rlvr")
 """Stages that end in a model, in order."""
 
+_FOLDERS = ("prepare", "tokenizer", "tokens", "rows", *TRAINED, "eval")
+
 TITLES = {"pretrain": "Pretrained", "sft": "SFT", "dpo": "DPO", "rlvr": "RLVR"}
 
 
@@ -25,11 +27,11 @@ class RunFolder:
     Attributes:
         path: the folder.
         funnel: `prepare/funnel.json`, or empty.
-        stages: `stage.json` of every stage by its folder's name, in the order in which they ran.
+        stages: `stage.json` of every stage by its folder's name, in the order of the work.
         metrics: training records by stage.
         evaluations: `eval/STAGE.json` by stage.
         recipe: text of the resolved recipe, or empty.
-        versions: versions of the parts, by name.
+        versions: versions and machine of the last stage.
         missing: files that a complete run has and this one lacks.
     """
 
@@ -63,7 +65,7 @@ def read_run(path: Path) -> RunFolder:
         raise InputError(f"{path}: expected the folder of a run, found none; give runs/NAME")
     wanted = ["prepare/funnel.json"]
     wanted += [f"{stage}/metrics.jsonl" for stage in TRAINED] + [f"eval/{stage}.json" for stage in TRAINED]
-    stages = {str(file.parent.relative_to(path)): _read_object(file) for file in _stage_files(path)}
+    stages = _read_stages(path)
     return RunFolder(
         path=path,
         funnel=_read_object(path / "prepare/funnel.json"),
@@ -77,7 +79,9 @@ def read_run(path: Path) -> RunFolder:
             stage: value for stage in TRAINED if (value := _read_object(path / "eval" / f"{stage}.json"))
         },
         recipe=_read_recipe(path),
-        versions=_read_object(path / "versions.json"),
+        versions=next(
+            (found for stage in reversed(stages.values()) if (found := child(stage, "versions"))), {}
+        ),
         missing=tuple(name for name in wanted if not (path / name).is_file()),
     )
 
@@ -108,14 +112,15 @@ def column(records: Sequence[Record], name: str) -> tuple[list[float], list[floa
     return steps, values
 
 
-def _stage_files(path: Path) -> list[Path]:
-    """Order the stages by the end of their work, which is when their file was written."""
-    files = [*path.glob("*/stage.json"), *path.glob("eval/*/stage.json")]
-    return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file))
+def _read_stages(path: Path) -> dict[str, Record]:
+    """Read every stage's file, the known stages in order and others after them by name."""
+    folders = {file.parent.name for file in path.glob("*/stage.json")}
+    names = [name for name in _FOLDERS if name in folders] + sorted(folders - set(_FOLDERS))
+    return {name: _read_object(path / name / "stage.json") for name in names}
 
 
 def _read_recipe(path: Path) -> str:
-    for name in ("recipe.toml", "recipe.json"):
+    for name in ("recipe.json", "recipe.toml"):
         if (path / name).is_file():
             return (path / name).read_text(encoding="utf-8", errors="replace")
     return ""

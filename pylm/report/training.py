@@ -68,7 +68,7 @@ def pretrain_section(run: RunFolder) -> Html | None:
         f" nats per token in {len(steps):,} steps",
         f" and {format_count(tokens)} tokens" if tokens else "",
         ". ",
-        _spike_words(len(spikes)),
+        _spike_words(len(spikes), sum(record.get("skipped") is True for record in records)),
     ]
     return join([element("p", *finding, class_="finding"), element("div", *charts, class_="stack")])
 
@@ -102,9 +102,10 @@ def _loss_caption(losses: Sequence[float], top: float, num_spikes: int) -> Html:
     return join(parts)
 
 
-def _spike_words(num_spikes: int) -> str:
+def _spike_words(num_spikes: int, num_skipped: int) -> str:
     counted = {0: "No step was a spike", 1: "One step was a spike"}
-    return counted.get(num_spikes, f"{num_spikes:,} steps were spikes") + "."
+    words = counted.get(num_spikes, f"{num_spikes:,} steps were spikes")
+    return f"{words}; {num_skipped:,} updates were skipped." if num_skipped else f"{words}."
 
 
 def sft_section(run: RunFolder) -> Html | None:
