@@ -27,7 +27,10 @@ from pylm.ops._library import LIBRARY, as_rows, check_device, check_float, compu
 _CHUNK_BYTES = 8 << 20
 _MIN_CHUNK_ROWS = 256  # fewer make the matrix products slower
 _KEEP_BYTES = 512 << 20
-_LOWEST = -1000.0  # exp of it is 0 even in float64; stands for -inf where that would give 0 * inf
+# Logits further below the largest count as this far. e^-60 is lost in a sum of at least 1 even in float64,
+# while a subnormal result makes exp 20 times slower (MKL on AVX2), and the -inf of a masked class would
+# give 0 * inf in the entropy.
+_LOWEST = -60.0
 
 
 class LogProb(NamedTuple):
@@ -125,9 +128,8 @@ def _forward_cpu(
         if with_mean:
             torch.mean(logits, 1, out=outputs[3][chunk])
         peak = logits.amax(1, keepdim=True)
-        logits.sub_(peak)
+        logits.sub_(peak).clamp_(min=_LOWEST)
         if with_entropy:
-            logits.clamp_(min=_LOWEST)
             exponentials = torch.exp(logits, out=kept[chunk]) if keep else logits.exp()
         else:
             exponentials = logits.exp_()
