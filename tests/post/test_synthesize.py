@@ -223,11 +223,14 @@ def test_rejected_replies_are_faulty_and_length_does_not_tell(rows: dict[str, li
     assert min(faults.values()) >= 0.15 * len(pairs)
 
 
-def test_the_same_seed_gives_the_same_bytes(documents: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    train = write_documents(tmp_path / "train.parquet", module_texts(["shutil", "calendar"]))
+    heldout = write_documents(tmp_path / "heldout.parquet", module_texts(["textwrap", "csv"]))
+    config = CONFIG.model_copy(
+        update={"sft_train": 100, "sft_heldout": 20, "preference_train": 50, "preference_heldout": 10}
+    )
     for folder, seed in (("a", 7), ("b", 7), ("c", 8)):
-        synthesize(
-            CONFIG, documents=documents[0], heldout_documents=documents[1], out=tmp_path / folder, seed=seed
-        )
+        synthesize(config, documents=train, heldout_documents=heldout, out=tmp_path / folder, seed=seed)
     for name in FILES:
         a, b, c = ((tmp_path / folder / f"{name}.jsonl").read_bytes() for folder in "abc")
         assert a == b
