@@ -1,6 +1,7 @@
 """Arithmetic problems: listed, split into train and held out, put into words."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
@@ -111,36 +112,46 @@ def sample_questions(
     Returns:
         Questions in random order, no two with the same text.
     """
-    streams = {operation: list(_word(pool, rng)) for operation, pool in problems.items()}
     counts = _share_out(
         num_questions,
-        weights={operation: _weight(config, operation) for operation in streams},
-        available={operation: len(stream) for operation, stream in streams.items()},
+        weights={operation: _weight(config, operation) for operation in problems},
+        available={
+            operation: sum(len(_orders(problem)) * len(_PHRASES) for problem in pool)
+            for operation, pool in problems.items()
+        },
     )
     questions = [
-        question for operation, stream in streams.items() for question in islice(stream, counts[operation])
+        question
+        for operation, pool in problems.items()
+        for question in islice(_word(pool, rng), counts[operation])
     ]
     rng.shuffle(questions)
     return questions
 
 
-def _word(problems: list[Problem], rng: random.Random) -> list[Question]:
-    """Every wording of every problem: in each round each problem once, in a new order."""
-    wordings: list[list[str]] = []
-    for problem in problems:
-        orders = {(problem.left, problem.right)}
-        if problem.operation != "subtract":
-            orders.add((problem.right, problem.left))
-        sign = _SIGN[problem.operation]
-        texts = [phrase.format(f"{a} {sign} {b}") for a, b in sorted(orders) for phrase in _PHRASES]
-        rng.shuffle(texts)
-        wordings.append(texts)
-    questions = []
-    for round_number in range(2 * len(_PHRASES)):
-        order = [i for i, texts in enumerate(wordings) if round_number < len(texts)]
-        rng.shuffle(order)
-        questions += [Question(problems[i], wordings[i][round_number]) for i in order]
-    return questions
+def _word(problems: list[Problem], rng: random.Random) -> Iterator[Question]:
+    """Yield every wording of every problem: in each round each problem once, in a new order."""
+    wordings: dict[Problem, list[str]] = {}
+    left = list(problems)
+    while left:
+        rng.shuffle(left)
+        for problem in left:
+            if problem not in wordings:
+                sign = _SIGN[problem.operation]
+                terms = [f"{a} {sign} {b}" for a, b in _orders(problem)]
+                texts = [phrase.format(term) for term in terms for phrase in _PHRASES]
+                rng.shuffle(texts)
+                wordings[problem] = texts
+            yield Question(problem, wordings[problem].pop())
+        left = [problem for problem in left if wordings[problem]]
+
+
+def _orders(problem: Problem) -> list[tuple[int, int]]:
+    """List the orders of the operands that give the same result."""
+    orders = [(problem.left, problem.right)]
+    if problem.operation != "subtract" and problem.left != problem.right:
+        orders.append((problem.right, problem.left))
+    return orders
 
 
 def _share_out(
