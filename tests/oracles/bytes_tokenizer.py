@@ -20,6 +20,7 @@ class BytesTokenizer:
 
     def __init__(self, special_tokens: Sequence[str], *, num_unused: int = 0) -> None:
         self.special_tokens = {token: 256 + i for i, token in enumerate(special_tokens)}
+        self.names = {id: token for token, id in self.special_tokens.items()}
         self.num_unused = num_unused
 
     @property
@@ -29,8 +30,7 @@ class BytesTokenizer:
     def token_bytes(self, id: int) -> bytes:
         if id < 256:
             return bytes([id])
-        names = list(self.special_tokens)
-        return names[id - 256].encode() if id - 256 < len(names) else b"unused %d" % id
+        return self.names.get(id, f"unused {id}").encode()
 
     def encode_ordinary(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))
