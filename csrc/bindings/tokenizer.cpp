@@ -1,0 +1,172 @@
+// Converts, releases the GIL, calls, hands buffers over. The door with the checks is pylm/text/tokenizer.py.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "bindings/module.hpp"
+#include "tokenizer/bpe_encode.hpp"
+#include "tokenizer/bpe_train.hpp"
+
+namespace py = pybind11;
+
+namespace pylm::bindings {
+
+namespace {
+
+// Hand a vector to NumPy without copying.
+template <typename T>
+py::array_t<T> to_numpy(std::vector<T>&& values) {
+    auto owner = std::make_unique<std::vector<T>>(std::move(values));
+    T* data = owner->data();
+    const auto size = static_cast<py::ssize_t>(owner->size());
+    py::capsule capsule(owner.release(), [](void* p) { delete static_cast<std::vector<T>*>(p); });
+    return py::array_t<T>({size}, {static_cast<py::ssize_t>(sizeof(T))}, data, capsule);
+}
+
+py::tuple to_tuple(TokenBatch&& batch) {
+    return py::make_tuple(to_numpy(std::move(batch.ids)), to_numpy(std::move(batch.offsets)));
+}
+
+// Views of the UTF-8 that CPython keeps inside each str, or of bytes. The sequence must stay alive.
+std::vector<std::string_view> views(const py::sequence& texts) {
+    std::vector<std::string_view> found;
+    found.reserve(texts.size());
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+        const py::object item = texts[i];
+        if (PyBytes_Check(item.ptr())) {
+            found.emplace_back(PyBytes_AS_STRING(item.ptr()), static_cast<std::size_t>(PyBytes_GET_SIZE(item.ptr())));
+            continue;
+        }
+        if (!PyUnicode_Check(item.ptr())) {
+            throw py::type_error("texts[" + std::to_string(i) + "] must be str or bytes, got " +
+                                 std::string(py::str(py::type::of(item).attr("__name__"))));
+        }
+        py::ssize_t size = 0;
+        const char* data = PyUnicode_AsUTF8AndSize(item.ptr(), &size);
+        if (data == nullptr) {
+            PyErr_Clear();
+            throw py::value_error("texts[" + std::to_string(i) + "] holds lone surrogates, which no UTF-8 can express");
+        }
+        found.emplace_back(data, static_cast<std::size_t>(size));
+    }
+    return found;
+}
+
+std::span<const char> bytes_of(const py::buffer_info& info) {
+    return {static_cast<const char*>(info.ptr), static_cast<std::size_t>(info.size * info.itemsize)};
+}
+
+}  // namespace
+
+void bind_tokenizer(py::module_& module) {
+    py::class_<Pattern>(module, "Pattern")
+        .def(py::init([](bool gpt2, unsigned max_digits, bool trailing_space_whole) {
+                 return Pattern{gpt2, max_digits, trailing_space_whole};
+             }),
+             py::kw_only(), py::arg("gpt2"), py::arg("max_digits"), py::arg("trailing_space_whole"));
+
+    module.def(
+        "pretokenize",
+        [](const py::bytes& text, const Pattern& pattern) {
+            const std::string_view view = text;
+            std::vector<std::int64_t> ends;
+            Pretokenizer pieces(pattern, view);
+            std::int64_t end = 0;
+            for (std::string_view piece = pieces.next(); !piece.empty(); piece = pieces.next()) {
+                end += static_cast<std::int64_t>(piece.size());
+                ends.push_back(end);
+            }
+            return to_numpy(std::move(ends));
+        },
+        py::arg("text"), py::arg("pattern"));
+
+    py::class_<BpeEncoder>(module, "BpeEncoder")
+        .def(py::init([](const std::vector<py::bytes>& tokens, const py::array_t<std::uint32_t, py::array::c_style>& merges,
+                         const Pattern& pattern, bool ignore_merges) {
+                 std::vector<std::string> bytes(tokens.begin(), tokens.end());
+                 const auto rows = merges.unchecked<2>();
+                 std::vector<MergeRule> rules;
+                 rules.reserve(static_cast<std::size_t>(rows.shape(0)));
+                 for (py::ssize_t i = 0; i < rows.shape(0); ++i) {
+                     rules.push_back({rows(i, 0), rows(i, 1), rows(i, 2), rows(i, 3)});
+                 }
+                 const py::gil_scoped_release release;
+                 return std::make_unique<BpeEncoder>(std::move(bytes), rules, pattern, ignore_merges);
+             }),
+             py::arg("tokens"), py::arg("merges"), py::arg("pattern"), py::kw_only(), py::arg("ignore_merges"))
+        .def(
+            "encode",
+            [](const BpeEncoder& encoder, const py::bytes& text) {
+                const std::string_view view = text;
+                std::vector<TokenId> ids;
+                {
+                    const py::gil_scoped_release release;
+                    encoder.encode(view, ids);
+                }
+                return ids;
+            },
+            py::arg("text"))
+        .def(
+            "encode_texts",
+            [](const BpeEncoder& encoder, const py::sequence& texts, unsigned num_threads) {
+                const std::vector<std::string_view> found = views(texts);
+                TokenBatch batch;
+                {
+                    const py::gil_scoped_release release;
+                    batch = encoder.encode_batch(found, num_threads);
+                }
+                return to_tuple(std::move(batch));
+            },
+            py::arg("texts"), py::kw_only(), py::arg("num_threads"))
+        .def(
+            "encode_buffer",
+            [](const BpeEncoder& encoder, const py::buffer& data,
+               const py::array_t<std::int64_t, py::array::c_style>& offsets, unsigned num_threads) {
+                const py::buffer_info info = data.request();
+                const std::span<const std::int64_t> borders(offsets.data(), static_cast<std::size_t>(offsets.size()));
+                TokenBatch batch;
+                {
+                    const py::gil_scoped_release release;
+                    batch = encoder.encode_batch(bytes_of(info), borders, num_threads);
+                }
+                return to_tuple(std::move(batch));
+            },
+            py::arg("data"), py::arg("offsets"), py::kw_only(), py::arg("num_threads"));
+
+    py::class_<WordCounter>(module, "WordCounter")
+        .def(py::init<const Pattern&>(), py::arg("pattern"))
+        .def(
+            "add",
+            [](WordCounter& counter, const py::sequence& texts, unsigned num_threads) {
+                const std::vector<std::string_view> found = views(texts);
+                const py::gil_scoped_release release;
+                counter.add(found, num_threads);
+            },
+            py::arg("texts"), py::kw_only(), py::arg("num_threads"))
+        .def("sorted", [](const WordCounter& counter) {
+            std::vector<std::pair<py::bytes, std::uint64_t>> words;
+            for (auto& [word, count] : counter.sorted()) words.emplace_back(py::bytes(word), count);
+            return words;
+        })
+        .def(
+            "train",
+            [](const WordCounter& counter, std::size_t num_merges, std::uint64_t min_frequency,
+               const std::vector<std::uint32_t>& byte_ids, std::uint32_t first_id) {
+                if (byte_ids.size() != 256) throw py::value_error("byte_ids must have 256 entries");
+                TrainOptions options{num_merges, min_frequency, byte_ids, first_id, [] {
+                                         const py::gil_scoped_acquire acquire;
+                                         if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+                                     }};
+                const py::gil_scoped_release release;
+                return train_bpe(counter.sorted(), options);
+            },
+            py::kw_only(), py::arg("num_merges"), py::arg("min_frequency"), py::arg("byte_ids"), py::arg("first_id"));
+}
+
+}  // namespace pylm::bindings

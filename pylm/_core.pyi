@@ -1,0 +1,36 @@
+"""C++ core: see the headers in csrc/ for contracts."""
+
+from collections.abc import Buffer, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+class Pattern:
+    def __init__(self, *, gpt2: bool, max_digits: int, trailing_space_whole: bool) -> None: ...
+
+def pretokenize(text: bytes, pattern: Pattern) -> NDArray[np.int64]: ...
+
+class BpeEncoder:
+    def __init__(
+        self,
+        tokens: Sequence[bytes],
+        merges: NDArray[np.uint32],
+        pattern: Pattern,
+        *,
+        ignore_merges: bool,
+    ) -> None: ...
+    def encode(self, text: bytes) -> list[int]: ...
+    def encode_texts(
+        self, texts: Sequence[str] | Sequence[bytes], *, num_threads: int
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...
+    def encode_buffer(
+        self, data: Buffer, offsets: NDArray[np.int64], *, num_threads: int
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...
+
+class WordCounter:
+    def __init__(self, pattern: Pattern) -> None: ...
+    def add(self, texts: Sequence[str] | Sequence[bytes], *, num_threads: int) -> None: ...
+    def sorted(self) -> list[tuple[bytes, int]]: ...
+    def train(
+        self, *, num_merges: int, min_frequency: int, byte_ids: Sequence[int], first_id: int
+    ) -> list[tuple[int, int]]: ...

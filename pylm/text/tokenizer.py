@@ -1,0 +1,461 @@
+"""Byte-level BPE: text to token ids and back, with the ids of tiktoken and Hugging Face tokenizers."""
+
+import base64
+import binascii
+import json
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import regex
+import xxhash
+from numpy.typing import NDArray
+
+from pylm import _core
+from pylm.errors import InputError
+from pylm.files import atomic_path
+from pylm.text import _hf_format
+from pylm.text.patterns import PATTERNS, find_pattern
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    Texts = Sequence[str] | Sequence[bytes] | pa.Array | pa.ChunkedArray
+
+BATCH_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class TokenArray:
+    """Token ids of many texts, end to end.
+
+    Attributes:
+        ids: uint32 (N,) ids of all texts.
+        offsets: int64 (num_docs + 1,); text i is `ids[offsets[i] : offsets[i + 1]]`.
+    """
+
+    ids: NDArray[np.uint32]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Number of texts."""
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> NDArray[np.uint32]:
+        """Ids of one text, a view."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"text {index} of {len(self)}")
+        index %= len(self)
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+    def __iter__(self) -> Iterator[NDArray[np.uint32]]:
+        return (self[i] for i in range(len(self)))
+
+
+class Tokenizer:
+    """A byte-level BPE tokenizer. Immutable; use one from as many threads as you like."""
+
+    def __init__(
+        self,
+        tokens: Sequence[bytes],
+        merges: NDArray[np.uint32],
+        *,
+        pattern: str,
+        special_tokens: Mapping[str, int],
+        ignore_merges: bool = False,
+        normalizer: Literal["NFC"] | None = None,
+    ) -> None:
+        """Assemble a tokenizer; `load` and `train` are the usual ways.
+
+        Args:
+            tokens: bytes of each id, without special tokens (empty where an id has none).
+            merges: uint32 (num_merges, 4) rows of left id, right id, merged id, rank.
+            pattern: name of the pre-tokenization, a key of `PATTERNS`.
+            special_tokens: text to id; ids may lie within or past `tokens`.
+            ignore_merges: take a piece that is a token whole before any merge.
+            normalizer: Unicode form that text is brought to first.
+
+        Raises:
+            InputError: the parts do not fit each other; names the entry.
+        """
+        self.pattern = find_pattern(pattern).name
+        self._tokens = tuple(tokens)
+        self._merges = merges
+        self._special = dict(special_tokens)
+        self._ignore_merges = ignore_merges
+        self._normalizer = normalizer
+        self._special_by_id = {v: k for k, v in self._special.items()}
+        self._vocab_size = max(len(self._tokens), *(i + 1 for i in self._special.values()), 0)
+        try:
+            self._core = _core.BpeEncoder(
+                self._tokens, merges, PATTERNS[self.pattern].machine(), ignore_merges=ignore_merges
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        names = sorted(self._special, key=len, reverse=True)
+        self._special_pattern = regex.compile("|".join(map(regex.escape, names))) if names else None
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        pattern: str | None = None,
+        special_tokens: Mapping[str, int] | None = None,
+    ) -> "Tokenizer":
+        """Read a tokenizer.json, a .tiktoken rank file, or a Hugging Face model folder.
+
+        Args:
+            path: the file, or a folder with a tokenizer.json.
+            pattern: pre-tokenization of a rank file, which does not name it.
+            special_tokens: of a rank file, which does not hold them.
+
+        Raises:
+            InputError: no such file, a damaged entry, or a feature that is not byte-level BPE.
+
+        Example:
+            >>> Tokenizer.load("cl100k_base.tiktoken", pattern="cl100k").encode("hello world")
+            [15339, 1917]
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / "tokenizer.json"
+        if not path.is_file():
+            raise InputError(f"no tokenizer at {path}; expected a tokenizer.json, a .tiktoken file or a folder")
+        if path.suffix == ".tiktoken":
+            if pattern is None:
+                raise InputError(
+                    f"{path}: a rank file does not name its pattern; give pattern= one of {', '.join(PATTERNS)}"
+                )
+            tokens = _read_ranks(path)
+            return cls(
+                tokens,
+                _merges_of_ranks(tokens),
+                pattern=pattern,
+                special_tokens=special_tokens or {},
+                ignore_merges=True,
+            )
+        parts = _hf_format.read(path)
+        return cls(
+            parts.tokens,
+            parts.merges,
+            pattern=pattern or parts.pattern,
+            special_tokens=parts.special_tokens,
+            ignore_merges=parts.ignore_merges,
+            normalizer=parts.normalizer,
+        )
+
+    @classmethod
+    def train(
+        cls,
+        corpus: "Iterable[str] | Iterable[Path] | pa.Array | pa.ChunkedArray",
+        *,
+        vocab_size: int,
+        pattern: str = "cl100k",
+        special_tokens: Sequence[str] = (),
+        min_frequency: int = 2,
+        num_threads: int = 0,
+    ) -> "Tokenizer":
+        """Learn a vocabulary: the merges of Hugging Face's `BpeTrainer`, ties included.
+
+        Args:
+            corpus: texts, an Arrow string array, or paths of UTF-8 files.
+            vocab_size: ids in all: special tokens, 256 bytes, merges.
+            pattern: pre-tokenization, a key of `PATTERNS`.
+            special_tokens: get the first ids, in this order.
+            min_frequency: pairs seen less often are not merged.
+            num_threads: 0 takes all cores; the result does not depend on it.
+
+        Raises:
+            InputError: a vocabulary too small for bytes and special tokens, an unknown pattern, a corpus
+                without text.
+        """
+        num_special = len(special_tokens)
+        if vocab_size < 256 + num_special:
+            raise InputError(
+                f"vocab_size must be at least {256 + num_special} (256 bytes and {num_special} special "
+                f"tokens), got {vocab_size}"
+            )
+        if len(set(special_tokens)) != num_special or not all(special_tokens):
+            raise InputError(f"special_tokens must be different and not empty, got {list(special_tokens)}")
+        if min_frequency < 1:
+            raise InputError(f"min_frequency must be at least 1, got {min_frequency}")
+        counter = _core.WordCounter(find_pattern(pattern).machine())
+        num_texts = 0
+        for batch in _text_batches(corpus):
+            num_texts += len(batch)
+            counter.add(batch, num_threads=num_threads)
+        if num_texts == 0:
+            raise InputError("the corpus to train a tokenizer on holds no text")
+        tokens = [b""] * num_special
+        byte_ids = [0] * 256
+        for byte in sorted(range(256), key=lambda b: _hf_format.BYTE_TO_CHAR[b]):
+            byte_ids[byte] = len(tokens)
+            tokens.append(bytes([byte]))
+        first_id = len(tokens)
+        pairs = counter.train(
+            num_merges=vocab_size - first_id,
+            min_frequency=min_frequency,
+            byte_ids=byte_ids,
+            first_id=first_id,
+        )
+        for left, right in pairs:
+            tokens.append(tokens[left] + tokens[right])
+        merges = np.array(
+            [(a, b, first_id + i, i) for i, (a, b) in enumerate(pairs)], dtype=np.uint32
+        ).reshape(-1, 4)
+        special = {text: i for i, text in enumerate(special_tokens)}
+        return cls(tokens, merges, pattern=pattern, special_tokens=special)
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return self._vocab_size
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Special tokens and their ids."""
+        return dict(self._special)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides ids: equal for tokenizers that give equal ids."""
+        digest = xxhash.xxh3_128()
+        for part in (self.pattern, str(self._ignore_merges), str(self._normalizer), str(sorted(self._special.items()))):
+            digest.update(part.encode() + b"\0")
+        digest.update(self._merges.tobytes())
+        for token in self._tokens:
+            digest.update(len(token).to_bytes(4, "little") + token)
+        return digest.hexdigest()
+
+    def encode(self, text: str, *, allowed_special: Collection[str] | Literal["all"] = ()) -> list[int]:
+        """Turn text into ids.
+
+        Args:
+            text: any string without lone surrogates.
+            allowed_special: special tokens that are recognised in the text, or "all".
+
+        Raises:
+            InputError: the text holds a special token that is not allowed (it may come from a user who
+                wants to pass for the system), or lone surrogates.
+
+        Example:
+            >>> tokenizer.encode("one<|end|>", allowed_special={"<|end|>"})
+        """
+        if self._special_pattern is None:
+            return self.encode_ordinary(text)
+        allowed = self._special.keys() if allowed_special == "all" else set(allowed_special)
+        if unknown := set(allowed) - self._special.keys():
+            raise InputError(f"allowed_special has {sorted(unknown)[0]!r}, which is no special token of this tokenizer")
+        ids: list[int] = []
+        start = 0
+        for match in self._special_pattern.finditer(text):
+            name = match.group()
+            if name not in allowed:
+                raise InputError(
+                    f"the text holds the special token {name!r} at character {match.start()}; pass "
+                    f"allowed_special={{{name!r}}} to encode it as one, or call encode_ordinary to treat it as text"
+                )
+            ids += self.encode_ordinary(text[start : match.start()])
+            ids.append(self._special[name])
+            start = match.end()
+        return ids + self.encode_ordinary(text[start:]) if start else self.encode_ordinary(text)
+
+    def encode_ordinary(self, text: str | bytes) -> list[int]:
+        """Turn text into ids, special tokens in it being ordinary text. Bytes need not be UTF-8."""
+        if isinstance(text, str):
+            try:
+                text = self._normalize(text).encode()
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"the text holds a lone surrogate at character {error.start}, which no UTF-8 can express"
+                ) from error
+        return self._core.encode(text)
+
+    def encode_batch(self, texts: "Texts", *, num_threads: int = 0) -> TokenArray:
+        """Turn many texts into ids, special tokens in them being ordinary text.
+
+        Args:
+            texts: list of str or bytes, or an Arrow (chunked) array of strings or binary, which is read
+                where it lies; null gives no tokens.
+            num_threads: 0 takes all cores; the result does not depend on it.
+
+        Returns:
+            The ids, text after text.
+
+        Raises:
+            InputError: a text holds lone surrogates; names its index.
+            TypeError: an element is neither str nor bytes.
+        """
+        if hasattr(texts, "type") and hasattr(texts, "null_count"):
+            chunks = texts.chunks if hasattr(texts, "chunks") else [texts]
+            if self._normalizer is None:
+                return _join([self._encode_arrow(chunk, num_threads) for chunk in chunks])
+            texts = [t if t is not None else "" for t in texts.to_pylist()]
+        if isinstance(texts, str | bytes):
+            raise TypeError("texts must be a sequence of texts, got a single one; use encode")
+        if self._normalizer is not None:
+            texts = [self._normalize(t) if isinstance(t, str) else t for t in texts]
+        try:
+            return TokenArray(*self._core.encode_texts(texts, num_threads=num_threads))
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    def encode_files(
+        self, paths: Sequence[str | Path], *, separator: str | bytes | None = None, num_threads: int = 0
+    ) -> TokenArray:
+        """Turn files into ids, one text a file, or several where `separator` stands between them.
+
+        Args:
+            paths: files, read one after the other; their bytes need not be UTF-8.
+            separator: cut each file here; it belongs to no text.
+            num_threads: 0 takes all cores.
+        """
+        mark = separator.encode() if isinstance(separator, str) else separator
+        arrays = []
+        for path in paths:
+            content = Path(path).read_bytes()
+            texts = content.split(mark) if mark else [content]
+            if self._normalizer is not None:
+                texts = [self._normalize(t.decode("utf-8", "replace")).encode() for t in texts]
+            arrays.append(TokenArray(*self._core.encode_texts(texts, num_threads=num_threads)))
+        return _join(arrays)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Turn ids into text; bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            InputError: an id that the vocabulary does not have.
+        """
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Turn ids into bytes, special tokens into their text."""
+        return b"".join(map(self.token_bytes, ids))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Give the bytes of one id.
+
+        Raises:
+            InputError: an id that the vocabulary does not have.
+        """
+        token_id = int(token_id)
+        if token_id in self._special_by_id:
+            return self._special_by_id[token_id].encode()
+        if not 0 <= token_id < len(self._tokens) or not self._tokens[token_id]:
+            raise InputError(f"token id {token_id} is not in the vocabulary of {self.vocab_size}")
+        return self._tokens[token_id]
+
+    def save(self, path: str | Path) -> None:
+        """Write a tokenizer.json that `tokenizers` and `transformers` load with the same ids."""
+        document = _hf_format.write(
+            _hf_format.Parts(
+                tokens=list(self._tokens),
+                merges=self._merges,
+                pattern=self.pattern,
+                special_tokens=self._special,
+                ignore_merges=self._ignore_merges,
+                normalizer=self._normalizer,
+            )
+        )
+        with atomic_path(Path(path)) as temporary:
+            temporary.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(vocab_size={self.vocab_size}, pattern={self.pattern!r})"
+
+    def _normalize(self, text: str) -> str:
+        return text if self._normalizer is None else unicodedata.normalize(self._normalizer, text)
+
+    def _encode_arrow(self, array: "pa.Array", num_threads: int) -> TokenArray:
+        import pyarrow as pa
+
+        if not (pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)):
+            if not (pa.types.is_string(array.type) or pa.types.is_binary(array.type)):
+                raise TypeError(f"expected an Arrow array of strings or binary, got {array.type}")
+            offset_type = np.int32
+        else:
+            offset_type = np.int64
+        if array.null_count:
+            array = array.fill_null(b"" if "binary" in str(array.type) else "")
+        if len(array) == 0:
+            return TokenArray(np.zeros(0, np.uint32), np.zeros(1, np.int64))
+        _, offsets, data = array.buffers()
+        borders = np.frombuffer(offsets, offset_type)[array.offset : array.offset + len(array) + 1]
+        content = data if data is not None else b""
+        return TokenArray(
+            *self._core.encode_buffer(content, borders.astype(np.int64, copy=False), num_threads=num_threads)
+        )
+
+
+def _join(arrays: list[TokenArray]) -> TokenArray:
+    if len(arrays) == 1:
+        return arrays[0]
+    offsets = [np.zeros(1, np.int64)]
+    total = 0
+    for array in arrays:
+        offsets.append(array.offsets[1:] + total)
+        total += len(array.ids)
+    ids = [array.ids for array in arrays]
+    return TokenArray(np.concatenate(ids) if ids else np.zeros(0, np.uint32), np.concatenate(offsets))
+
+
+def _text_batches(
+    corpus: "Iterable[str] | Iterable[Path] | pa.Array | pa.ChunkedArray",
+) -> Iterator[list[str] | list[bytes]]:
+    """Give texts in batches of bounded size, so that a corpus need not fit into memory."""
+    if isinstance(corpus, str | bytes):
+        raise TypeError("corpus must be an iterable of texts or paths, got a single text")
+    if hasattr(corpus, "type") and hasattr(corpus, "null_count"):
+        for chunk in corpus.chunks if hasattr(corpus, "chunks") else [corpus]:
+            for start in range(0, len(chunk), 4096):
+                yield [t for t in chunk.slice(start, 4096).to_pylist() if t is not None]
+        return
+    batch: list[str | bytes] = []
+    size = 0
+    for item in corpus:
+        text = item.read_bytes() if isinstance(item, Path) else item
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH_BYTES:
+            yield batch  # type: ignore[misc]
+            batch, size = [], 0
+    if batch:
+        yield batch  # type: ignore[misc]
+
+
+def _read_ranks(path: Path) -> list[bytes]:
+    """Read a rank file: a line a token, base64 of its bytes, a space, its rank."""
+    ranks: dict[int, bytes] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line:
+            continue
+        token, _, rank = line.partition(b" ")
+        try:
+            ranks[int(rank)] = base64.b64decode(token, validate=True)
+        except (ValueError, binascii.Error) as error:
+            raise InputError(f"{path}:{number}: expected base64 and a rank, got {line[:40]!r}") from error
+    if not ranks:
+        raise InputError(f"{path}: the rank file is empty")
+    tokens = [b""] * (max(ranks) + 1)
+    for rank, token in ranks.items():
+        tokens[rank] = token
+    return tokens
+
+
+def _merges_of_ranks(tokens: Sequence[bytes]) -> NDArray[np.uint32]:
+    """Give every pair of tokens whose bytes concatenate to a token; the result's id is the rank."""
+    ids = {token: i for i, token in enumerate(tokens) if token}
+    rows = [
+        (left, right, merged, merged)
+        for token, merged in ids.items()
+        if len(token) > 1
+        for cut in range(1, len(token))
+        if (left := ids.get(token[:cut])) is not None and (right := ids.get(token[cut:])) is not None
+    ]
+    return np.array(sorted(rows, key=lambda row: row[3]), dtype=np.uint32).reshape(-1, 4)
+
+

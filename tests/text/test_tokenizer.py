@@ -1,0 +1,345 @@
+"""The tokenizer against tiktoken, Hugging Face tokenizers and the `regex` package."""
+
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import regex
+import tiktoken
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
+
+from pylm import _core
+from pylm.errors import InputError
+from pylm.text import TokenArray, Tokenizer
+from pylm.text.patterns import PATTERNS
+
+# As tiktoken writes them; possessive quantifiers keep its engine from backtracking.
+CL100K = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
+GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+EXPRESSIONS = {"gpt2": GPT2, "cl100k": CL100K, **{k: PATTERNS[k].expression for k in ("llama3", "qwen2")}}
+
+# Assigned in Unicode 17: the table of `regex` has them, the engine of tiktoken may not yet.
+UNICODE_17 = regex.compile(
+    "[\u088f\u0c5c\u0cdc\ua7ce-\ua7d4\ua7f1\U00010940-\U0001095f\U00010ec5-\U00010ec7\U00011db0-\U00011de9"
+    "\U00016ea0-\U00016ed3\U00016ff2-\U00016ff6\U00018cff\U00018d09-\U00018df2\U0001e6c0-\U0001e6ff"
+    "\U000187f8-\U000187ff\U0002b73a-\U0002b73f\U0002b81e\U0002cea2-\U0002ceaf\U000323b0-\U00033479\U00011b60-\U00011b67]"
+)
+
+HOSTILE = st.text(
+    alphabet=st.one_of(
+        st.characters(exclude_categories=["Cs"]),
+        st.sampled_from(list(" \t\n\r\x0b\x0c\x1c\x1f\x85\xa0\u1680\u2003\u2028\u2029\u3000")),
+        st.sampled_from(list("'sStTmMdDlLvVeErR\u017f\u212a")),
+        st.sampled_from(list("0123\u0664\u00bd\u2167\u200b\u200d\u0301\ufe0f\U0001f600")),
+    ),
+    max_size=40,
+)
+
+
+def _pieces(text: str, pattern: str) -> list[str]:
+    content = text.encode()
+    ends = _core.pretokenize(content, PATTERNS[pattern].machine())
+    return [content[a:b].decode() for a, b in zip([0, *ends[:-1]], ends, strict=True)] if len(ends) else []
+
+
+@pytest.fixture(scope="module")
+def small() -> Tokenizer:
+    text = Path(__file__).read_text(encoding="utf-8")
+    return Tokenizer.train(
+        text.split("\n"), vocab_size=500, pattern="cl100k", special_tokens=["<|end|>", "<|endoftext|>"]
+    )
+
+
+@pytest.fixture(scope="module")
+def cl100k(shared_data: Path) -> tuple[Tokenizer, tiktoken.Encoding]:
+    return _rank_pair(shared_data / "tokenizers/openai/cl100k_base.tiktoken", "cl100k", CL100K)
+
+
+@pytest.fixture(scope="module")
+def r50k(shared_data: Path) -> tuple[Tokenizer, tiktoken.Encoding]:
+    return _rank_pair(shared_data / "tokenizers/openai/r50k_base.tiktoken", "gpt2", GPT2)
+
+
+def _rank_pair(path: Path, pattern: str, expression: str) -> tuple[Tokenizer, tiktoken.Encoding]:
+    lines = [line.split() for line in path.read_bytes().splitlines() if line]
+    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+    peer = tiktoken.Encoding("peer", pat_str=expression, mergeable_ranks=ranks, special_tokens={})
+    return Tokenizer.load(path, pattern=pattern), peer
+
+
+@pytest.mark.parametrize("pattern", sorted(PATTERNS))
+@given(text=HOSTILE)
+@settings(max_examples=400, deadline=None)
+def test_pieces_equal_the_regular_expression(pattern: str, text: str) -> None:
+    expected = regex.findall(EXPRESSIONS[pattern].replace("$", r"\z"), text)
+    assert _pieces(text, pattern) == expected
+    assert "".join(expected) == text
+
+
+@pytest.mark.parametrize("pattern", sorted(PATTERNS))
+def test_every_code_point_alone_and_between_letters(pattern: str) -> None:
+    points = [chr(p) for p in range(0x110000) if not 0xD800 <= p < 0xE000]
+    expression = regex.compile(EXPRESSIONS[pattern])
+    # One long text a case keeps this quick; the pieces still show each point's class.
+    for template in ("{}1", "a{}b 1"):
+        for start in range(0, len(points), 65536):
+            text = "".join(template.format(p) for p in points[start : start + 65536])
+            assert _pieces(text, pattern) == expression.findall(text)
+
+
+def test_ids_equal_tiktoken_on_real_text(
+    cl100k: tuple[Tokenizer, tiktoken.Encoding], r50k: tuple[Tokenizer, tiktoken.Encoding], shared_data: Path
+) -> None:
+    paths = ["tokenizers/openai/TestPlans.txt", "text/wiki_demo.txt", "text/c4_demo.jsonl", "bpe_reference/german.txt"]
+    texts = [(shared_data / p).read_text(encoding="utf-8") for p in paths]
+    texts += [f"{a} {b}" for a in texts[0].splitlines()[:300] for b in ("", "'S", "\n \n")]
+    for tokenizer, peer in (cl100k, r50k):
+        batch = tokenizer.encode_batch(texts)
+        for index, text in enumerate(texts):
+            assert batch[index].tolist() == peer.encode_ordinary(text)
+
+
+@given(text=HOSTILE)
+@settings(max_examples=500, deadline=None)
+def test_ids_equal_tiktoken_on_hostile_text(
+    cl100k: tuple[Tokenizer, tiktoken.Encoding], r50k: tuple[Tokenizer, tiktoken.Encoding], text: str
+) -> None:
+    text = UNICODE_17.sub("", text)
+    for tokenizer, peer in (cl100k, r50k):
+        ids = tokenizer.encode_ordinary(text)
+        assert ids == peer.encode_ordinary(text)
+        assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("unit", ["a", " ", "\n", "😀", "ab", "=", "é", "\xff"])
+def test_long_pieces_end_and_equal_short_ones(small: Tokenizer, unit: str) -> None:
+    content = unit.encode("latin-1") if unit == "\xff" else unit.encode()
+    long = small.encode_ordinary(content * (300_000 // len(content)))
+    assert small.decode_bytes(long) == content * (300_000 // len(content))
+    # The heap and the array give the same merges on either side of their border.
+    for count in (46, 47, 48, 49, 50, 97):
+        ids = small.encode_ordinary(content * count)
+        assert ids == _slow_encode(small, content * count)
+
+
+def _slow_encode(tokenizer: Tokenizer, content: bytes) -> list[int]:
+    """Apply the merges of the saved file one by one to each piece."""
+    tokens = {tokenizer.token_bytes(i): i for i in range(2, tokenizer.vocab_size)}
+    ranks = {token: i for token, i in tokens.items() if len(token) > 1}
+    ends = _core.pretokenize(content, PATTERNS[tokenizer.pattern].machine()).tolist()
+    ids = []
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        parts = [content[i : i + 1] for i in range(start, end)]
+        while len(parts) > 1:
+            joined = [ranks.get(a + b, 1 << 30) for a, b in zip(parts, parts[1:], strict=False)]
+            best = min(range(len(joined)), key=joined.__getitem__)
+            if joined[best] == 1 << 30:
+                break
+            parts[best : best + 2] = [parts[best] + parts[best + 1]]
+        ids += [tokens[p] for p in parts]
+    return ids
+
+
+@given(content=st.binary(max_size=200))
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_round_trip(small: Tokenizer, content: bytes) -> None:
+    ids = small.encode_ordinary(content)
+    assert small.decode_bytes(ids) == content
+    assert ids == _slow_encode(small, content)
+    assert small.decode(ids) == content.decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("pattern", sorted(PATTERNS))
+def test_training_equals_hugging_face(pattern: str, shared_data: Path, tmp_path: Path) -> None:
+    text = (shared_data / "bpe_reference/corpus.en").read_text(encoding="utf-8")
+    text += (shared_data / "tokenizers/openai/TestPlans.txt").read_text(encoding="utf-8")
+    texts = text.split("\n\n")
+    special = ["<|endoftext|>", "<|user|>"]
+    ours = Tokenizer.train(texts, vocab_size=1200, pattern=pattern, special_tokens=special, num_threads=2)
+    peer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    split = pre_tokenizers.Split(tokenizers.Regex(PATTERNS[pattern].expression), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    peer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=1200,
+        min_frequency=2,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    peer.train_from_iterator(texts, trainer)
+    ours.save(tmp_path / "ours.json")
+    peer.save(str(tmp_path / "peer.json"))
+    model, expected = (json.loads((tmp_path / f"{x}.json").read_text())["model"] for x in ("ours", "peer"))
+    assert model["merges"] == [list(m) for m in expected["merges"]]
+    assert model["vocab"] == expected["vocab"]
+    loaded = tokenizers.Tokenizer.from_file(str(tmp_path / "ours.json"))
+    again = Tokenizer.load(tmp_path / "ours.json")
+    sample = text[:20_000] + "<|user|> tail \n \n "
+    ids = ours.encode(sample, allowed_special="all")
+    assert ids == loaded.encode(sample, add_special_tokens=False).ids
+    assert ids == again.encode(sample, allowed_special="all")
+    assert again.fingerprint == ours.fingerprint
+    assert again.special_tokens == {"<|endoftext|>": 0, "<|user|>": 1}
+
+
+def test_training_picks_the_most_frequent_pair(shared_data: Path) -> None:
+    """Counts of the first merges against counting by hand."""
+    words = (shared_data / "bpe_reference/address.txt").read_text(encoding="utf-8")
+    tokenizer = Tokenizer.train([words], vocab_size=257, pattern="gpt2")
+    pieces = regex.findall(GPT2, words)
+    counts: dict[tuple[int, int], int] = {}
+    for piece in pieces:
+        content = piece.encode()
+        for pair in zip(content, content[1:], strict=False):
+            counts[pair] = counts.get(pair, 0) + 1
+    assert counts[tuple(tokenizer.token_bytes(256))] == max(counts.values())
+
+
+def test_min_frequency_and_threads(small: Tokenizer) -> None:
+    text = Path(__file__).read_text(encoding="utf-8")
+    once = Tokenizer.train(["abab cdcd"], vocab_size=600, min_frequency=2, pattern="gpt2")
+    assert [once.token_bytes(i) for i in range(256, once.vocab_size)] == [b"ab", b"cd"]
+    many = Tokenizer.train(
+        text.split("\n"), vocab_size=500, special_tokens=["<|end|>", "<|endoftext|>"], num_threads=3
+    )
+    assert many.fingerprint == small.fingerprint
+
+
+def test_qwen3_ids_equal_hugging_face(shared_data: Path) -> None:
+    folder = shared_data / "tokenizers/qwen3"
+    ours = Tokenizer.load(folder)
+    peer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    text = (shared_data / "tokenizers/openai/TestPlans.txt").read_text(encoding="utf-8") + "e\u0301 A\u030a 1234"
+    assert ours.encode(text) == peer.encode(text, add_special_tokens=False).ids
+    assert ours.encode_batch([text])[0].tolist() == ours.encode(text)
+    chat = "<|im_start|>user\nhello<|im_end|>"
+    assert ours.encode(chat, allowed_special="all") == peer.encode(chat, add_special_tokens=False).ids
+
+
+def test_rank_file_saved_as_json_keeps_its_ids(
+    r50k: tuple[Tokenizer, tiktoken.Encoding], shared_data: Path, tmp_path: Path
+) -> None:
+    ours, peer = r50k
+    ours.save(tmp_path / "t.json")
+    loaded = tokenizers.Tokenizer.from_file(str(tmp_path / "t.json"))
+    text = (shared_data / "tokenizers/openai/TestPlans.txt").read_text(encoding="utf-8")
+    assert loaded.encode(text).ids == peer.encode_ordinary(text)
+    assert Tokenizer.load(tmp_path / "t.json").encode(text) == peer.encode_ordinary(text)
+
+
+def test_every_container_and_thread_count_gives_the_same_ids(small: Tokenizer, tmp_path: Path) -> None:
+    lines = Path(__file__).read_text(encoding="utf-8").split("\n") * 40
+    texts = [line if i % 7 else "" for i, line in enumerate(lines)]
+    expected = [small.encode_ordinary(t) for t in texts]
+    array = pa.array(texts)
+    containers = {
+        "list": texts,
+        "bytes": [t.encode() for t in texts],
+        "string": array,
+        "large": pa.array(texts, pa.large_string()),
+        "binary": pa.array([t.encode() for t in texts]),
+        "chunked": pa.chunked_array([array[:100], array[100:100], array[100:]]),
+        "slice": pa.array(["x", *texts, "y"])[1:-1],
+        "null": pa.array([t if t else None for t in texts]),
+    }
+    for name, container in containers.items():
+        for num_threads in (1, 2, 5):
+            got = small.encode_batch(container, num_threads=num_threads)
+            assert [x.tolist() for x in got] == expected, (name, num_threads)
+    path = tmp_path / "text"
+    path.write_bytes(b"\0".join(t.encode() for t in texts))
+    assert [x.tolist() for x in small.encode_files([path, path], separator="\0")] == expected * 2
+
+
+def test_empty_inputs(small: Tokenizer) -> None:
+    assert small.encode("") == []
+    assert small.decode([]) == ""
+    for empty in ([], pa.array([], pa.string()), pa.chunked_array([], pa.string())):
+        got = small.encode_batch(empty)
+        assert len(got) == 0
+        assert got.ids.dtype == np.uint32
+    assert [x.tolist() for x in small.encode_batch(["", ""])] == [[], []]
+
+
+def test_token_array_indexing() -> None:
+    array = TokenArray(np.arange(5, dtype=np.uint32), np.array([0, 2, 2, 5]))
+    assert [x.tolist() for x in array] == [[0, 1], [], [2, 3, 4]]
+    assert array[-1].tolist() == [2, 3, 4]
+    with pytest.raises(IndexError, match="text 3 of 3"):
+        array[3]
+
+
+def test_special_tokens(small: Tokenizer) -> None:
+    end, text_end = small.special_tokens["<|end|>"], small.special_tokens["<|endoftext|>"]
+    with pytest.raises(InputError, match=r"'<\|end\|>' at character 2.*encode_ordinary"):
+        small.encode("ab<|end|>")
+    assert small.encode("ab<|end|>c<|endoftext|>", allowed_special="all") == [
+        *small.encode("ab"), end, *small.encode("c"), text_end,
+    ]  # fmt: skip
+    ordinary = small.encode_ordinary("ab<|end|>")
+    assert end not in ordinary
+    assert small.decode(ordinary) == "ab<|end|>"
+    assert small.encode_batch(["ab<|end|>"])[0].tolist() == ordinary
+    with pytest.raises(InputError, match="no special token"):
+        small.encode("x", allowed_special={"<|nobody|>"})
+
+
+def test_bad_input_is_named(small: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="token id 99999"):
+        small.decode([99999])
+    with pytest.raises(InputError, match="lone surrogate at character 1"):
+        small.encode("a\ud800")
+    with pytest.raises(InputError, match=r"texts\[1\] holds lone surrogates"):
+        small.encode_batch(["a", "\udfff"])
+    with pytest.raises(TypeError, match=r"texts\[1\] must be str or bytes, got int"):
+        small.encode_batch(["a", 3])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="single one"):
+        small.encode_batch("abc")
+    with pytest.raises(InputError, match="did you mean 'cl100k'"):
+        Tokenizer.train(["a"], vocab_size=300, pattern="cl100")
+    with pytest.raises(InputError, match="at least 256"):
+        Tokenizer.train(["a"], vocab_size=200)
+    with pytest.raises(InputError, match="no text"):
+        Tokenizer.train([], vocab_size=300)
+    with pytest.raises(InputError, match="no tokenizer at"):
+        Tokenizer.load(tmp_path / "absent.json")
+    broken = tmp_path / "x.tiktoken"
+    broken.write_bytes(b"YQ== 0\nnot base64\n")
+    with pytest.raises(InputError, match=r"x\.tiktoken:2"):
+        Tokenizer.load(broken, pattern="gpt2")
+    broken.write_bytes(b"YQ== 0\n")
+    with pytest.raises(InputError, match="no token for byte 0"):
+        Tokenizer.load(broken, pattern="gpt2")
+    with pytest.raises(InputError, match="give pattern="):
+        Tokenizer.load(broken)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["model"]["merges"].append(["Ā", "nope"]), "merge .* does not join"),
+        (lambda d: d.update(normalizer={"type": "Lowercase"}), "unsupported normalizer.*Lowercase"),
+        (lambda d: d.update(pre_tokenizer={"type": "Whitespace"}), "unsupported pre-tokenizer.*Whitespace"),
+        (lambda d: d["model"].update(type="WordPiece"), "unsupported model"),
+        (lambda d: d["model"]["vocab"].update({"日": 900}), "not in the byte-level alphabet"),
+        (lambda d: d["model"].pop("vocab"), "expected a BPE model"),
+    ],
+)
+def test_damaged_json_is_named(small: Tokenizer, tmp_path: Path, change: object, message: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    small.save(path)
+    document = json.loads(path.read_text(encoding="utf-8"))
+    change(document)  # type: ignore[operator]
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        Tokenizer.load(path)
