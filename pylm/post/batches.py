@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pylm.data.pack import IGNORE, pad_rows
 from pylm.post.examples import Example
-from pylm.post.losses import IGNORE
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,6 @@ def collate(examples: Sequence[Example], *, device: torch.device | str = "cpu") 
     Returns:
         The micro-batch, T one less than the longest row.
     """
-    num_columns = max(example.length - 1 for example in examples)
-    ids_BT = np.zeros((len(examples), num_columns), dtype=np.int64)
-    targets_BT = np.full_like(ids_BT, IGNORE)
-    for row, example in enumerate(examples):
-        ids_BT[row, : example.length - 1] = example.ids[:-1]
-        targets_BT[row, : example.length - 1] = np.where(example.mask[1:], example.ids[1:], IGNORE)
-    arrays = (ids_BT, targets_BT, targets_BT != IGNORE)
+    rows = pad_rows([(example.ids.tolist(), example.mask.tolist()) for example in examples], multiple_of=1)
+    arrays = (rows.ids_BT, rows.targets_BT, rows.targets_BT != IGNORE)
     return MicroBatch(*(torch.from_numpy(array).to(device) for array in arrays))

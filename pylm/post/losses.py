@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from pylm import ops
+from pylm.data.pack import IGNORE
 from pylm.errors import InputError
-
-IGNORE = -100
-"""Target of a position that is not trained."""
 
 PreferenceKind = Literal["sigmoid", "length-normalised", "ipo", "simpo"]
 AdvantageKind = Literal["standardised", "centred"]

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pylm.data.pack import IGNORE
 from pylm.post.batches import collate, cut, step_rows
 from pylm.post.examples import Example
-from pylm.post.losses import IGNORE
 
 
 def example(length: int, first_trained: int) -> Example:

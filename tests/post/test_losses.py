@@ -5,6 +5,7 @@ import torch
 from oracles import dpo as dpo_oracle
 from oracles import grpo as grpo_oracle
 
+from pylm.data.pack import IGNORE
 from pylm.errors import InputError
 from pylm.post import losses
 
@@ -29,8 +30,8 @@ def test_sft_loss_does_not_depend_on_the_cut(num_parts: int) -> None:
     hidden_BTD = torch.randn(4, 6, 8, generator=generator)
     weight_VD = torch.randn(11, 8, generator=generator).requires_grad_()
     targets_BT = torch.randint(0, 11, (4, 6), generator=generator)
-    targets_BT[torch.rand(4, 6, generator=generator) < 0.5] = losses.IGNORE
-    num_tokens = int((targets_BT != losses.IGNORE).sum())
+    targets_BT[torch.rand(4, 6, generator=generator) < 0.5] = IGNORE
+    num_tokens = int((targets_BT != IGNORE).sum())
     expected = torch.nn.functional.cross_entropy(
         (hidden_BTD.double() @ weight_VD.double().t()).flatten(0, 1), targets_BT.flatten(), ignore_index=-100
     )
