@@ -26,7 +26,7 @@ from pydantic import Field, ValidationError
 
 from pylm.config import Config
 from pylm.data.chat import END_OF_TEXT
-from pylm.data.vocabulary import TokenizerConfig, fingerprint_tokenizer, read_documents, train_tokenizer
+from pylm.data.vocabulary import TokenizerConfig, read_documents, train_tokenizer
 from pylm.errors import InputError
 from pylm.files import atomic_path, read_json, write_json
 
@@ -39,7 +39,6 @@ __all__ = [
     "ShardMeta",
     "ShardStats",
     "TokenizerConfig",
-    "fingerprint_tokenizer",
     "open_shards",
     "tokenize",
     "train_tokenizer",
@@ -74,7 +73,7 @@ class ShardMeta(Config):
     eos_id: int = Field(ge=0)
     """The end-of-text id."""
     tokenizer: str
-    """`fingerprint_tokenizer` of the tokenizer."""
+    """Fingerprint of the tokenizer."""
     tokens_xxh3: str
     """XXH3-128 of the ids' file."""
 
@@ -184,7 +183,6 @@ def write_shards(
     """
     if END_OF_TEXT not in tokenizer.special_tokens:
         raise InputError(f"the tokenizer lacks {END_OF_TEXT}, which ends every document; train it with that")
-    fingerprint = fingerprint_tokenizer(tokenizer)
     with ExitStack() as stack:
         writers: dict[str, _ShardWriter] = {}
         for batch in documents:
@@ -195,7 +193,7 @@ def write_shards(
                 if source not in writers:
                     writers[source] = _ShardWriter(folder, source, tokenizer, stack)
                 writers[source].write(part, num_threads=num_threads)
-        metas = [writers[source].finish(fingerprint) for source in sorted(writers)]
+        metas = [writers[source].finish() for source in sorted(writers)]
         for meta in metas:
             (folder / f"{meta.name}.meta.json").unlink(missing_ok=True)
     for meta in metas:
@@ -244,7 +242,7 @@ class _ShardWriter:
         columns = [batch[field].cast(pa.string()) for field in _DOCUMENT_FIELDS]
         self._docs.write_batch(pa.record_batch(columns, names=list(_DOCUMENT_FIELDS)))
 
-    def finish(self, fingerprint: str) -> ShardMeta:
+    def finish(self) -> ShardMeta:
         offsets = np.concatenate([[0], *self._lengths]).cumsum(dtype=np.int64)
         with self._offsets_path.open("wb") as file:
             np.save(file, offsets)
@@ -259,7 +257,7 @@ class _ShardWriter:
             num_used=int(self._is_used_V.sum()),
             vocab_size=self._tokenizer.vocab_size,
             eos_id=self._eos_id,
-            tokenizer=fingerprint,
+            tokenizer=self._tokenizer.fingerprint,
             tokens_xxh3=self._hash.hexdigest(),
         )
 
@@ -356,11 +354,10 @@ class Shard:
         Raises:
             InputError: the shard was made by another one.
         """
-        fingerprint = fingerprint_tokenizer(tokenizer)
-        if fingerprint != self.meta.tokenizer:
+        if tokenizer.fingerprint != self.meta.tokenizer:
             raise InputError(
                 f"{self.folder / self.name}.tokens was made by tokenizer {self.meta.tokenizer[:8]}, "
-                f"this one is {fingerprint[:8]}; run the tokenize stage again, or take the first one"
+                f"this one is {tokenizer.fingerprint[:8]}; run the tokenize stage again, or take the first one"
             )
 
     def check_content(self) -> None:

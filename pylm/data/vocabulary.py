@@ -1,6 +1,5 @@
-"""The tokenizer of a run: trained on a sample of the documents, told apart from others by its fingerprint."""
+"""The tokenizer of a run: trained on a sample of the documents."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
+from numpy.typing import NDArray
 from pydantic import Field
 
 from pylm.config import Config
@@ -29,7 +29,7 @@ class TokenizerConfig(Config):
     pattern: Literal["gpt2", "cl100k", "qwen2"] = "cl100k"
     """How text is split before merging; no token crosses a border."""
     special_tokens: tuple[str, ...] = SPECIAL_TOKENS
-    """Tokens that text never becomes; the first ids after the merges. Must hold `<|endoftext|>`."""
+    """Tokens that text never becomes; they get the first ids. Must hold `<|endoftext|>`."""
     min_frequency: int = Field(2, ge=1)
     """A pair that is rarer than this in the sample is not merged."""
     max_bytes: int = Field(2_000_000_000, ge=1)
@@ -74,7 +74,7 @@ def train_tokenizer(
     return tokenizer
 
 
-def sample_texts(documents_parquet: Path, *, max_bytes: int, seed: int) -> list[str]:
+def sample_texts(documents_parquet: Path, *, max_bytes: int, seed: int) -> Iterator[str]:
     """Draw whole documents, each with the same chance, until the next would pass `max_bytes`.
 
     The draw depends on the documents' ids and the seed alone: not on their order in the file.
@@ -85,7 +85,10 @@ def sample_texts(documents_parquet: Path, *, max_bytes: int, seed: int) -> list[
         seed: of the draw.
 
     Returns:
-        The texts, in the order of the file.
+        The texts, in the order of the file, read as they are asked for.
+
+    Raises:
+        InputError: no usable documents.
     """
     sizes, keys = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
     for batch in read_documents(documents_parquet, ("id", "text")):
@@ -103,12 +106,14 @@ def sample_texts(documents_parquet: Path, *, max_bytes: int, seed: int) -> list[
     num_taken = max(1, int(np.searchsorted(np.cumsum(size_N[order_N]), max_bytes, side="right")))
     is_taken_N = np.zeros(len(size_N), dtype=bool)
     is_taken_N[order_N[:num_taken]] = True
-    texts: list[str] = []
+    return _filtered_texts(documents_parquet, is_taken_N)
+
+
+def _filtered_texts(documents_parquet: Path, is_taken_N: NDArray[np.bool_]) -> Iterator[str]:
     start = 0
     for batch in read_documents(documents_parquet, ("text",)):
-        texts += batch["text"].filter(pa.array(is_taken_N[start : start + len(batch)])).to_pylist()
+        yield from batch["text"].filter(pa.array(is_taken_N[start : start + len(batch)])).to_pylist()
         start += len(batch)
-    return texts
 
 
 def read_documents(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -128,27 +133,3 @@ def read_documents(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatc
             yield from file.iter_batches(batch_size=4096, columns=list(columns))
     except pa.ArrowInvalid as error:
         raise InputError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from error
-
-
-def fingerprint_tokenizer(tokenizer: "Tokenizer") -> str:
-    """Hash what a tokenizer does: its vocabulary, its special tokens, and how it splits a probe.
-
-    The same for all files that hold the same tokenizer.
-
-    Returns:
-        32 hexadecimal digits.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for id in range(tokenizer.vocab_size):
-        token = tokenizer.token_bytes(id)
-        digest.update(len(token).to_bytes(4, "little") + token)
-    digest.update(repr(sorted(tokenizer.special_tokens.items())).encode())
-    digest.update(repr(tokenizer.encode_ordinary(_PROBE)).encode())
-    return digest.hexdigest()
-
-
-_PROBE = (
-    "It's HE'LL 1234567 x=3.14;\n\n  if (a[i] != b) {\r\n\t return;\n}\n"
-    "naïve Ünïcode 東京は 한국어 हिन्दी 🙂🙂   end  \n \n"
-)
-"""Text on which the patterns differ: contractions, digits, white space, other scripts."""

@@ -14,9 +14,10 @@ from pylm.data.chat import END_OF_TEXT, SPECIAL_TOKENS
 from pylm.data.shards import (
     DocumentRef,
     Shard,
-    fingerprint_tokenizer,
+    TokenizerConfig,
     open_shards,
     tokenize,
+    train_tokenizer,
     write_shards,
 )
 from pylm.data.vocabulary import sample_texts
@@ -144,14 +145,6 @@ def test_another_tokenizer_is_noticed(tmp_path: Path, tokenizer: BytesTokenizer)
             shard.check_tokenizer(other)
 
 
-def test_fingerprint_sees_how_text_is_split(tokenizer: BytesTokenizer) -> None:
-    class Other(BytesTokenizer):
-        def encode_ordinary(self, text: str) -> list[int]:
-            return super().encode_ordinary(text)[::-1]
-
-    assert fingerprint_tokenizer(Other(SPECIAL_TOKENS)) != fingerprint_tokenizer(tokenizer)
-
-
 def damage_truncate(folder: Path) -> None:
     os.truncate(folder / "web.tokens", 10)
 
@@ -271,12 +264,63 @@ def test_sample_texts(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", documents)
     backwards = write_parquet(tmp_path / "b.parquet", documents[::-1])
     total = sum(len(text) for _, text, _, _ in documents)
-    assert sample_texts(path, max_bytes=total, seed=0) == [text for _, text, _, _ in documents]
-    half = sample_texts(path, max_bytes=total // 2, seed=0)
+    assert list(sample_texts(path, max_bytes=total, seed=0)) == [text for _, text, _, _ in documents]
+    half = list(sample_texts(path, max_bytes=total // 2, seed=0))
     assert total // 2 - 21 < sum(map(len, half)) <= total // 2
     chosen = sampled_ids(path, max_bytes=total // 2, seed=0)
     assert chosen == sorted(chosen, key=lambda name: int(name[1:]))
     assert set(chosen) == set(sampled_ids(backwards, max_bytes=total // 2, seed=0))
     assert set(chosen) != set(sampled_ids(path, max_bytes=total // 2, seed=1))
     assert set(chosen) > set(sampled_ids(path, max_bytes=total // 4, seed=0))
-    assert len(sample_texts(path, max_bytes=1, seed=0)) == 1
+    assert len(list(sample_texts(path, max_bytes=1, seed=0))) == 1
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Documents of two sources: this project's own code and prose about it."""
+    documents: list[Document] = []
+    root = Path(__file__).resolve().parents[2]
+    for path in sorted((root / "pylm" / "data").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        documents += [(f"{path.name}-{i}", part, "code", None) for i, part in enumerate(text.split("\n\n"))]
+    documents += [(f"{i}", f"The {i}th naïve café costs {i * 7} €.", "prose", None) for i in range(200)]
+    return write_parquet(tmp_path_factory.mktemp("prepare") / "train.parquet", documents)
+
+
+def test_real_tokenizer_from_documents_to_shards_and_back(prepared: Path, tmp_path: Path) -> None:
+    from pylm.text import Tokenizer
+
+    out = tmp_path / "tokenizer" / "tokenizer.json"
+    config = TokenizerConfig(vocab_size=600)
+    trained = train_tokenizer(config, prepared, out, seed=0)
+    assert [path.name for path in out.parent.iterdir()] == ["tokenizer.json"]
+    tokenizer = Tokenizer.load(out)
+    assert tokenizer.vocab_size == trained.vocab_size == 600
+    assert list(tokenizer.special_tokens) == list(SPECIAL_TOKENS)
+    stats = tokenize(prepared, tokenizer, tmp_path / "tokens")
+    rows = pq.read_table(prepared).to_pylist()
+    for name, shard in open_shards(tmp_path / "tokens").items():
+        shard.check_tokenizer(trained)
+        texts = [row["text"] for row in rows if row["source"] == name]
+        ends = shard.offsets[1:] - 1
+        assert (shard.tokens[ends] == tokenizer.special_tokens[END_OF_TEXT]).all()
+        pieces = [shard.tokens[a:b] for a, b in zip(shard.offsets[:-1], ends, strict=True)]
+        assert [tokenizer.decode(piece.tolist()) for piece in pieces] == texts
+        assert stats[name].bytes_per_token == sum(len(t.encode()) for t in texts) / sum(map(len, pieces))
+        assert stats[name].num_used == len(np.unique(shard.tokens))
+
+
+def test_tokenizer_does_not_depend_on_threads_or_order(prepared: Path, tmp_path: Path) -> None:
+    config = TokenizerConfig(vocab_size=400, max_bytes=20_000)
+    first = train_tokenizer(config, prepared, tmp_path / "a.json", seed=0, num_threads=1)
+    second = train_tokenizer(config, prepared, tmp_path / "b.json", seed=0, num_threads=2)
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert first.fingerprint == second.fingerprint
+    other = train_tokenizer(config, prepared, tmp_path / "c.json", seed=1)
+    assert other.fingerprint != first.fingerprint
+
+
+def test_tokenizer_needs_its_end_of_text(prepared: Path, tmp_path: Path) -> None:
+    config = TokenizerConfig(vocab_size=300, special_tokens=("<pad>",))
+    with pytest.raises(InputError, match=re.escape("tokenizer.special_tokens must hold <|endoftext|>")):
+        train_tokenizer(config, prepared, tmp_path / "tokenizer.json", seed=0)

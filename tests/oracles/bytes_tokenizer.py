@@ -27,6 +27,10 @@ class BytesTokenizer:
     def vocab_size(self) -> int:
         return 256 + len(self.special_tokens) + self.num_unused
 
+    @property
+    def fingerprint(self) -> str:
+        return repr((self.num_unused, self.special_tokens))
+
     def token_bytes(self, id: int) -> bytes:
         if id < 256:
             return bytes([id])
