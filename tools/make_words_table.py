@@ -13,19 +13,8 @@ OUT = Path(__file__).resolve().parents[1] / "csrc" / "text" / "words_table.hpp"
 
 # Scripts written without spaces between words: every character is a word of its own.
 UNSPACED = [
-    "Han",
-    "Hiragana",
-    "Katakana",
-    "Bopomofo",
-    "Thai",
-    "Lao",
-    "Khmer",
-    "Myanmar",
-    "Tai_Le",
-    "New_Tai_Lue",
-    "Tai_Tham",
-    "Tai_Viet",
-    "Yi",
+    *("Han", "Hiragana", "Katakana", "Bopomofo", "Yi", "Thai", "Lao", "Khmer", "Myanmar"),
+    *("Tai_Le", "New_Tai_Lue", "Tai_Tham", "Tai_Viet"),
 ]
 
 # The characters that datatrove takes for punctuation (beside the ends of sentences), so that its filters can

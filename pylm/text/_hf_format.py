@@ -47,7 +47,9 @@ def read(path: Path) -> Parts:
         model = document["model"]
         vocabulary, merge_list = model["vocab"], model["merges"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a tokenizer.json ({error}); expected a BPE model with vocab and merges") from error
+        raise InputError(
+            f"{path}: not a tokenizer.json ({error}); expected a BPE model with vocab and merges"
+        ) from error
     if model.get("type", "BPE") != "BPE" or model.get("byte_fallback") or model.get("dropout"):
         _unsupported(path, "model", {k: v for k, v in model.items() if k not in ("vocab", "merges")})
     special = {x["content"]: int(x["id"]) for x in document.get("added_tokens", [])}
@@ -91,7 +93,9 @@ def _read_merges(path: Path, merges: list[Any], vocabulary: Mapping[str, int]) -
             left, right = pair
             rows.append((vocabulary[left], vocabulary[right], vocabulary[left + right], rank))
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: merge {rank} ({merge!r}) does not join two tokens to a third") from error
+            raise InputError(
+                f"{path}: merge {rank} ({merge!r}) does not join two tokens to a third"
+            ) from error
     return np.array(rows, dtype=np.uint32).reshape(-1, 4)
 
 

@@ -23,8 +23,6 @@ from pylm.text.patterns import PATTERNS, find_pattern
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    Texts = Sequence[str] | Sequence[bytes] | pa.Array | pa.ChunkedArray
-
 BATCH_BYTES = 64 << 20
 
 
@@ -124,11 +122,13 @@ class Tokenizer:
         if path.is_dir():
             path = path / "tokenizer.json"
         if not path.is_file():
-            raise InputError(f"no tokenizer at {path}; expected a tokenizer.json, a .tiktoken file or a folder")
+            raise InputError(
+                f"no tokenizer at {path}; expected a tokenizer.json, a .tiktoken file or a folder"
+            )
         if path.suffix == ".tiktoken":
             if pattern is None:
                 raise InputError(
-                    f"{path}: a rank file does not name its pattern; give pattern= one of {', '.join(PATTERNS)}"
+                    f"{path}: a rank file does not name its pattern; give one of {', '.join(PATTERNS)}"
                 )
             tokens = _read_ranks(path)
             return cls(
@@ -224,7 +224,12 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """Hash of all that decides ids: equal for tokenizers that give equal ids."""
         digest = xxhash.xxh3_128()
-        for part in (self.pattern, str(self._ignore_merges), str(self._normalizer), str(sorted(self._special.items()))):
+        for part in (
+            self.pattern,
+            str(self._ignore_merges),
+            str(self._normalizer),
+            str(sorted(self._special.items())),
+        ):
             digest.update(part.encode() + b"\0")
         digest.update(self._merges.tobytes())
         for token in self._tokens:
@@ -249,7 +254,9 @@ class Tokenizer:
             return self.encode_ordinary(text)
         allowed = self._special.keys() if allowed_special == "all" else set(allowed_special)
         if unknown := set(allowed) - self._special.keys():
-            raise InputError(f"allowed_special has {sorted(unknown)[0]!r}, which is no special token of this tokenizer")
+            raise InputError(
+                f"allowed_special has {sorted(unknown)[0]!r}, which is no special token of this tokenizer"
+            )
         ids: list[int] = []
         start = 0
         for match in self._special_pattern.finditer(text):
@@ -257,7 +264,7 @@ class Tokenizer:
             if name not in allowed:
                 raise InputError(
                     f"the text holds the special token {name!r} at character {match.start()}; pass "
-                    f"allowed_special={{{name!r}}} to encode it as one, or call encode_ordinary to treat it as text"
+                    f"allowed_special={{{name!r}}} to encode it as one, or use encode_ordinary for text"
                 )
             ids += self.encode_ordinary(text[start : match.start()])
             ids.append(self._special[name])
@@ -275,7 +282,9 @@ class Tokenizer:
                 ) from error
         return self._core.encode(text)
 
-    def encode_batch(self, texts: "Texts", *, num_threads: int = 0) -> TokenArray:
+    def encode_batch(
+        self, texts: "Sequence[str] | Sequence[bytes] | pa.Array | pa.ChunkedArray", *, num_threads: int = 0
+    ) -> TokenArray:
         """Turn many texts into ids, special tokens in them being ordinary text.
 
         Args:
@@ -290,11 +299,10 @@ class Tokenizer:
             InputError: a text holds lone surrogates; names its index.
             TypeError: an element is neither str nor bytes.
         """
-        if hasattr(texts, "type") and hasattr(texts, "null_count"):
-            chunks = texts.chunks if hasattr(texts, "chunks") else [texts]
+        if (chunks := _arrow_chunks(texts)) is not None:
             if self._normalizer is None:
                 return _join([self._encode_arrow(chunk, num_threads) for chunk in chunks])
-            texts = [t if t is not None else "" for t in texts.to_pylist()]
+            texts = [t if t is not None else "" for chunk in chunks for t in chunk.to_pylist()]
         if isinstance(texts, str | bytes):
             raise TypeError("texts must be a sequence of texts, got a single one; use encode")
         if self._normalizer is not None:
@@ -376,9 +384,9 @@ class Tokenizer:
         if not (pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)):
             if not (pa.types.is_string(array.type) or pa.types.is_binary(array.type)):
                 raise TypeError(f"expected an Arrow array of strings or binary, got {array.type}")
-            offset_type = np.int32
+            offset_type = "int32"
         else:
-            offset_type = np.int64
+            offset_type = "int64"
         if array.null_count:
             array = array.fill_null(b"" if "binary" in str(array.type) else "")
         if len(array) == 0:
@@ -403,14 +411,21 @@ def _join(arrays: list[TokenArray]) -> TokenArray:
     return TokenArray(np.concatenate(ids) if ids else np.zeros(0, np.uint32), np.concatenate(offsets))
 
 
+def _arrow_chunks(values: object) -> "list[pa.Array] | None":
+    """Give the arrays of an Arrow (chunked) array, or None for anything else; loads no pyarrow itself."""
+    if not hasattr(values, "null_count"):
+        return None
+    return list(values.chunks) if hasattr(values, "chunks") else [values]
+
+
 def _text_batches(
     corpus: "Iterable[str] | Iterable[Path] | pa.Array | pa.ChunkedArray",
 ) -> Iterator[list[str] | list[bytes]]:
     """Give texts in batches of bounded size, so that a corpus need not fit into memory."""
     if isinstance(corpus, str | bytes):
         raise TypeError("corpus must be an iterable of texts or paths, got a single text")
-    if hasattr(corpus, "type") and hasattr(corpus, "null_count"):
-        for chunk in corpus.chunks if hasattr(corpus, "chunks") else [corpus]:
+    if (chunks := _arrow_chunks(corpus)) is not None:
+        for chunk in chunks:
             for start in range(0, len(chunk), 4096):
                 yield [t for t in chunk.slice(start, 4096).to_pylist() if t is not None]
         return
@@ -440,10 +455,7 @@ def _read_ranks(path: Path) -> list[bytes]:
             raise InputError(f"{path}:{number}: expected base64 and a rank, got {line[:40]!r}") from error
     if not ranks:
         raise InputError(f"{path}: the rank file is empty")
-    tokens = [b""] * (max(ranks) + 1)
-    for rank, token in ranks.items():
-        tokens[rank] = token
-    return tokens
+    return [ranks.get(rank, b"") for rank in range(max(ranks) + 1)]
 
 
 def _merges_of_ranks(tokens: Sequence[bytes]) -> NDArray[np.uint32]:
@@ -457,5 +469,3 @@ def _merges_of_ranks(tokens: Sequence[bytes]) -> NDArray[np.uint32]:
         if (left := ids.get(token[:cut])) is not None and (right := ids.get(token[cut:])) is not None
     ]
     return np.array(sorted(rows, key=lambda row: row[3]), dtype=np.uint32).reshape(-1, 4)
-
-
