@@ -96,6 +96,24 @@ class ChatTemplate:
     end: str
     separator: str
 
+    def __post_init__(self) -> None:
+        """Refuse a layout in which the border of an answer cannot be told.
+
+        Raises:
+            InputError: there is no assistant, or a marker is empty.
+        """
+        if "assistant" not in self.headers:
+            raise InputError(f"chat template {self.name!r} has no header for the assistant; give one")
+        for place, marker in (
+            ("end", self.end),
+            *((role, header[0]) for role, header in self.headers.items()),
+        ):
+            if not marker:
+                raise InputError(
+                    f"chat template {self.name!r} has no special token for {place}, so that text could be "
+                    f"taken for a border; give one"
+                )
+
     def render(
         self,
         messages: Sequence[Message],

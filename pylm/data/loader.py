@@ -140,19 +140,21 @@ class Loader:
         sizes = {name: len(shard.tokens) for name, shard in shards.items()}
         self.mixture = Mixture(mixture, num_samples=self.num_samples, sizes=sizes)
         self._shards = [shards[name] for name in self.mixture.sources]
-        for shard in self._shards:
+        for name, shard in zip(self.mixture.sources, self._shards, strict=True):
             if len(shard.tokens) < 2:
                 raise InputError(
-                    f"source {shard.name} has {len(shard.tokens)} tokens, at least 2 are needed; "
+                    f"source {name} has {len(shard.tokens)} tokens, at least 2 are needed; "
                     f"leave it out of the mixture"
                 )
         self._tokens = [shard.tokens.view(np.ndarray) for shard in self._shards]
         self._num_windows_S = np.array([num_windows(len(tokens), seq_len) for tokens in self._tokens])
-        keys = [xxhash.xxh3_64_intdigest(shard.name.encode(), seed & (1 << 64) - 1) for shard in self._shards]
+        keys = [
+            xxhash.xxh3_64_intdigest(name.encode(), seed & (1 << 64) - 1) for name in self.mixture.sources
+        ]
         self._key_S = np.array(keys, dtype=np.uint64)
         self.epochs = {
-            shard.name: self.mixture.num_draws[shard.name] / int(count)
-            for shard, count in zip(self._shards, self._num_windows_S, strict=True)
+            name: self.mixture.num_draws[name] / int(count)
+            for name, count in zip(self.mixture.sources, self._num_windows_S, strict=True)
         }
 
     def batch(self, step: int, *, rank: int = 0, world_size: int = 1) -> Batch:
@@ -186,7 +188,7 @@ class Loader:
             targets_BT,
             positions_BT,
             documents_BT,
-            sources=[self._shards[s].name for s in sources],
+            sources=[self.mixture.sources[s] for s in sources],
             samples=sample_B.tolist(),
         )
 
@@ -199,7 +201,7 @@ class Loader:
         source, epoch, window = (int(x[0]) for x in self._locate(np.array([number], dtype=np.int64)))
         start = window * self.seq_len
         stop = min(start + self.seq_len + 1, len(self._tokens[source]))
-        return Sample(self._shards[source].name, epoch, window, start, stop)
+        return Sample(self.mixture.sources[source], epoch, window, start, stop)
 
     def documents_behind(self, step: int, *, rank: int = 0, world_size: int = 1) -> list[BatchDocument]:
         """Name the documents that a step was trained on.
@@ -216,7 +218,7 @@ class Loader:
         Raises:
             InputError: as for `batch`.
         """
-        by_name = {shard.name: shard for shard in self._shards}
+        by_name = dict(zip(self.mixture.sources, self._shards, strict=True))
         found: list[tuple[int, Sample, int]] = []
         for number in self._samples(step, rank, world_size).tolist():
             sample = self.sample(number)

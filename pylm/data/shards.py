@@ -334,13 +334,7 @@ class Shard:
             offsets = np.load(offsets_path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
             raise InputError(f"{offsets_path}: not readable ({_one_line(error)}); {remedy}") from error
-        is_fitting = offsets.dtype == np.int64 and offsets.shape == (meta.num_docs + 1,)
-        if (
-            not is_fitting
-            or offsets[0] != 0
-            or offsets[-1] != meta.num_tokens
-            or (np.diff(offsets) < 1).any()
-        ):
+        if not _is_fitting(offsets, meta):
             raise InputError(
                 f"{offsets_path}: expected {meta.num_docs + 1} rising int64 from 0 to {meta.num_tokens}, "
                 f"got {offsets.dtype} {offsets.shape}; {remedy}"
@@ -357,7 +351,7 @@ class Shard:
         if tokenizer.fingerprint != self.meta.tokenizer:
             raise InputError(
                 f"{self.folder / self.name}.tokens was made by tokenizer {self.meta.tokenizer[:8]}, "
-                f"this one is {tokenizer.fingerprint[:8]}; run the tokenize stage again, or take the first one"
+                f"this one is {tokenizer.fingerprint[:8]}; run the tokenize stage again, or take that one"
             )
 
     def check_content(self) -> None:
@@ -397,6 +391,15 @@ class Shard:
                     found.update({i: DocumentRef(**row) for i, row in zip(inside, rows, strict=True)})
                 start += num_rows
         return [found[i] for i in wanted]
+
+
+def _is_fitting(offsets: NDArray[np.int64], meta: ShardMeta) -> bool:
+    if offsets.dtype != np.int64 or offsets.shape != (meta.num_docs + 1,):
+        return False
+    if offsets[0] != 0 or offsets[-1] != meta.num_tokens:
+        return False
+    blocks = range(0, meta.num_docs, 1 << 22)
+    return all((np.diff(offsets[start : start + (1 << 22) + 1]) > 0).all() for start in blocks)
 
 
 def open_shards(folder: Path, names: Iterable[str] = ()) -> Mapping[str, Shard]:

@@ -136,6 +136,16 @@ def test_errors() -> None:
     assert get_template("chatml") is CHATML
 
 
+def test_a_template_without_markers_is_refused() -> None:
+    headers = {"user": ("<|user|>", ""), "assistant": ("", "Assistant: ")}
+    with pytest.raises(InputError, match="'plain' has no special token for assistant"):
+        ChatTemplate("plain", "", headers, END, "")
+    with pytest.raises(InputError, match="'plain' has no special token for end"):
+        ChatTemplate("plain", "", PYLM.headers, "", "\n")
+    with pytest.raises(InputError, match="'plain' has no header for the assistant"):
+        ChatTemplate("plain", "", {"user": ("<|user|>", "")}, END, "")
+
+
 def test_stop_ids() -> None:
     special = TOKENIZER.special_tokens
     assert set(PYLM.stop_ids(TOKENIZER)) == {special[END], special[END_OF_TEXT]}
