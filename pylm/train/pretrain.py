@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from pylm.config import Config
-from pylm.data.loader import Batch, Loader
+from pylm.data.loader import IGNORE, Batch, Loader
 from pylm.data.mixture import MixtureConfig
-from pylm.data.shards import Shard
+from pylm.data.shards import open_shards
 from pylm.errors import InputError
 from pylm.model.config import ModelConfig
 from pylm.model.hf import save_model
@@ -41,8 +41,6 @@ from pylm.train.parallel import (
 from pylm.train.progress import Progress
 from pylm.train.schedule import ScheduleConfig, learning_rate_factor
 from pylm.train.spikes import SpikeConfig, SpikeDetector
-
-IGNORE = -100
 
 
 class PretrainConfig(Config):
@@ -123,13 +121,17 @@ def pretrain(
     """
     world = world or World()
     tokenizer = Tokenizer.load(tokenizer_path)
-    shards = {name: Shard.open(tokens, name) for name in config.mixture.sources}
+    shards = open_shards(tokens, config.mixture.sources)
     for shard in shards.values():
         shard.check_tokenizer(tokenizer)
     loader = Loader(
-        shards, config.mixture, seq_len=config.seq_len, batch_size=config.batch_size,
-        num_steps=config.num_steps, seed=seed,
-    )  # fmt: skip
+        shards,
+        config.mixture,
+        seq_len=config.seq_len,
+        batch_size=config.batch_size,
+        num_steps=config.num_steps,
+        seed=seed,
+    )
     torch.manual_seed(seed)
     model = Transformer(_with_vocabulary(config.model, tokenizer)).to(world.device)
     bfloat16 = has_fast_bfloat16(world.device) if config.dtype == "auto" else config.dtype == "bfloat16"
@@ -203,7 +205,7 @@ def pretrain(
 
 
 def accumulate_gradients(
-    model: nn.Module, batch: Batch, config: PretrainConfig, world: World, *, bfloat16: bool
+    model: Transformer, batch: Batch, config: PretrainConfig, world: World, *, bfloat16: bool
 ) -> float:
     """Add the gradient of one batch's mean loss to the parameters, micro-batch by micro-batch.
 
