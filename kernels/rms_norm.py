@@ -1,0 +1,223 @@
+"""RMSNorm, with an optional residual addition before it.
+
+    a = x + residual,   rstd = 1 / sqrt(mean(a^2) + eps),   n = a rstd,   s = weight + offset,   y = n s
+    grad_a = rstd (grad_y s - n mean(grad_y s n)) + grad_added,   grad_weight = sum over rows of grad_y n
+
+Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019. Shapes: N rows, D model dimension. A
+program holds whole rows in registers; the backward kernel walks over a run of rows and leaves its part of
+the weight gradient in float32, and the parts are added in a fixed order: no atomics, the same bits each time.
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# (the parameters of a kernel have Triton's types, which mypy does not know)
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pylm.kernels._launch import FUSED_MULTIPLY_ADD, current_device, num_programs, rows_of, wide_dtype
+
+_TILE_ELEMENTS = 4096
+_MAX_DIM = 65536
+
+
+@triton.jit
+def _forward_kernel(
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    y_ptr,
+    added_ptr,
+    rstd_ptr,
+    stride_xn,
+    stride_rn,
+    num_rows,
+    dim,
+    eps,
+    weight_offset,
+    HAS_RESIDUAL: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    wide = rstd_ptr.dtype.element_ty
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    columns = tl.arange(0, BLOCK_D)
+    row_mask = rows < num_rows
+    mask = row_mask[:, None] & (columns < dim)[None, :]
+    out_offsets = rows[:, None] * dim + columns[None, :]
+    x = tl.load(x_ptr + rows[:, None] * stride_xn + columns[None, :], mask=mask, other=0.0).to(wide)
+    if HAS_RESIDUAL:
+        residual_offsets = rows[:, None] * stride_rn + columns[None, :]
+        x += tl.load(residual_ptr + residual_offsets, mask=mask, other=0.0).to(wide)
+        # What is normalised is the sum as it is handed on, rounded.
+        added = x.to(added_ptr.dtype.element_ty)
+        tl.store(added_ptr + out_offsets, added, mask=mask)
+        x = added.to(wide)
+    rstd = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / dim + eps)
+    tl.store(rstd_ptr + rows, rstd, mask=row_mask)
+    y = x * rstd[:, None]
+    if HAS_WEIGHT:
+        weight = tl.load(weight_ptr + columns, mask=columns < dim, other=0.0).to(wide)
+        y *= (weight + weight_offset)[None, :]
+    tl.store(y_ptr + out_offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _backward_kernel(
+    grad_y_ptr,
+    grad_added_ptr,
+    x_ptr,
+    weight_ptr,
+    rstd_ptr,
+    grad_x_ptr,
+    grad_weight_ptr,
+    stride_gn,
+    stride_an,
+    stride_xn,
+    num_rows,
+    dim,
+    rows_per_program,
+    weight_offset,
+    HAS_GRAD_ADDED: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    NEEDS_WEIGHT_GRAD: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    wide = rstd_ptr.dtype.element_ty
+    program = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK_D)
+    column_mask = columns < dim
+    scale = tl.full((BLOCK_D,), 1.0, wide)
+    if HAS_WEIGHT:
+        scale = tl.load(weight_ptr + columns, mask=column_mask, other=0.0).to(wide) + weight_offset
+    grad_weight = tl.zeros((BLOCK_N, BLOCK_D), wide)
+    for start in range(0, rows_per_program, BLOCK_N):
+        rows = program * rows_per_program + start + tl.arange(0, BLOCK_N)
+        row_mask = (rows < num_rows) & (start + tl.arange(0, BLOCK_N) < rows_per_program)
+        mask = row_mask[:, None] & column_mask[None, :]
+        x = tl.load(x_ptr + rows[:, None] * stride_xn + columns[None, :], mask=mask, other=0.0).to(wide)
+        grad_y_offsets = rows[:, None] * stride_gn + columns[None, :]
+        grad_y = tl.load(grad_y_ptr + grad_y_offsets, mask=mask, other=0.0).to(wide)
+        rstd = tl.load(rstd_ptr + rows, mask=row_mask, other=0.0)[:, None]
+        normed = x * rstd
+        scaled = grad_y * scale[None, :]
+        mean = tl.sum(scaled * normed, axis=1)[:, None] / dim
+        grad_x = (scaled - normed * mean) * rstd
+        if HAS_GRAD_ADDED:
+            added_offsets = rows[:, None] * stride_an + columns[None, :]
+            grad_x += tl.load(grad_added_ptr + added_offsets, mask=mask, other=0.0).to(wide)
+        out_offsets = rows[:, None] * dim + columns[None, :]
+        tl.store(grad_x_ptr + out_offsets, grad_x.to(grad_x_ptr.dtype.element_ty), mask=mask)
+        if NEEDS_WEIGHT_GRAD:
+            grad_weight += grad_y * normed
+    if NEEDS_WEIGHT_GRAD:
+        tl.store(grad_weight_ptr + program * dim + columns, tl.sum(grad_weight, axis=0), mask=column_mask)
+
+
+def _blocks(dim: int) -> tuple[int, int, int]:
+    """Return BLOCK_N, BLOCK_D and the number of warps."""
+    if dim > _MAX_DIM:
+        raise ValueError(f"rms_norm: the kernel takes up to {_MAX_DIM} features in a row, got {dim}")
+    block_d = triton.next_power_of_2(max(1, dim))
+    block_n = max(1, min(64, _TILE_ELEMENTS // block_d))
+    return block_n, block_d, min(16, max(4, block_n * block_d // 1024))
+
+
+def _launch_forward(
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float, weight_offset: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = rows_of(x)
+    num_rows, dim = rows.shape
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rstd = torch.empty(x.shape[:-1], dtype=wide_dtype(x), device=x.device)
+    added = y if residual is None else torch.empty_like(y)
+    residual_rows = rows if residual is None else rows_of(residual)
+    block_n, block_d, num_warps = _blocks(dim)
+    if x.numel():
+        with current_device(x):
+            _forward_kernel[(triton.cdiv(num_rows, block_n),)](
+                rows,
+                residual_rows,
+                rows if weight is None else weight.contiguous(),
+                y,
+                added,
+                rstd,
+                rows.stride(0),
+                residual_rows.stride(0),
+                num_rows,
+                dim,
+                eps,
+                weight_offset,
+                HAS_RESIDUAL=residual is not None,
+                HAS_WEIGHT=weight is not None,
+                BLOCK_N=block_n,
+                BLOCK_D=block_d,
+                num_warps=num_warps,
+                **FUSED_MULTIPLY_ADD,
+            )
+    return y, added, rstd
+
+
+def forward(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float) -> tuple[Tensor, Tensor]:
+    """Return y like x (..., D) and rstd (...)."""
+    y, _, rstd = _launch_forward(x, None, weight, eps, weight_offset)
+    return y, rstd
+
+
+def add_forward(
+    x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, weight_offset: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y and x + residual like x (..., D), and rstd (...)."""
+    return _launch_forward(x, residual, weight, eps, weight_offset)
+
+
+def backward(
+    grad_y: Tensor,
+    grad_added: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    rstd: Tensor,
+    weight_offset: float,
+    needs_weight_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return grad_x like x (..., D) and grad_weight (D,), empty where it is not needed."""
+    rows, grad_rows = rows_of(x), rows_of(grad_y)
+    added_rows = grad_rows if grad_added is None else rows_of(grad_added)
+    num_rows, dim = rows.shape
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    needs_weight_grad = needs_weight_grad and weight is not None
+    block_n, block_d, num_warps = _blocks(dim)
+    rows_per_program = triton.cdiv(triton.cdiv(num_rows, num_programs(x)), block_n) * block_n
+    programs = triton.cdiv(num_rows, max(1, rows_per_program))
+    partial = torch.empty((programs, dim) if needs_weight_grad else (0,), dtype=rstd.dtype, device=x.device)
+    if x.numel():
+        with current_device(x):
+            _backward_kernel[(programs,)](
+                grad_rows,
+                added_rows,
+                rows,
+                rows if weight is None else weight.contiguous(),
+                rstd.contiguous(),
+                grad_x,
+                partial,
+                grad_rows.stride(0),
+                added_rows.stride(0),
+                rows.stride(0),
+                num_rows,
+                dim,
+                rows_per_program,
+                weight_offset,
+                HAS_GRAD_ADDED=grad_added is not None,
+                HAS_WEIGHT=weight is not None,
+                NEEDS_WEIGHT_GRAD=needs_weight_grad,
+                BLOCK_N=block_n,
+                BLOCK_D=block_d,
+                num_warps=num_warps,
+                **FUSED_MULTIPLY_ADD,
+            )
+    if weight is None or not needs_weight_grad:
+        return grad_x, torch.empty(0, dtype=x.dtype, device=x.device)
+    return grad_x, partial.sum(0).to(weight.dtype)

@@ -1,0 +1,174 @@
+"""Rotary position embedding of queries and keys in one launch.
+
+    (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin)        for pairs (i, i + R / 2), interleaved (2 i, 2 i + 1)
+
+Su et al., 2021. The inverse turns sin around; it is the gradient. Shapes: B batch, T time, H query heads, K
+key heads, C features, R <= C rotated ones, P rows of the tables. A program takes all heads of one position.
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# (the parameters of a kernel have Triton's types, which mypy does not know)
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pylm.kernels._launch import FUSED_MULTIPLY_ADD, current_device
+
+
+@triton.jit
+def _rotate_heads(
+    x_ptr,
+    y_ptr,
+    cos,
+    sin,
+    stride_xh,
+    stride_xc,
+    num_heads,
+    num_features,
+    half,
+    INTERLEAVED: tl.constexpr,
+    HAS_REST: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Rotate (num_heads, C) at x_ptr into the contiguous y_ptr."""
+    heads = tl.arange(0, BLOCK_H)[:, None].to(tl.int64)
+    pairs = tl.arange(0, BLOCK_R)[None, :]
+    first = 2 * pairs if INTERLEAVED else pairs
+    second = first + 1 if INTERLEAVED else pairs + half
+    mask = (heads < num_heads) & (pairs < half)
+    wide = cos.dtype
+    x1 = tl.load(x_ptr + heads * stride_xh + first * stride_xc, mask=mask, other=0.0).to(wide)
+    x2 = tl.load(x_ptr + heads * stride_xh + second * stride_xc, mask=mask, other=0.0).to(wide)
+    y1 = x1 * cos - x2 * sin
+    y2 = x2 * cos + x1 * sin
+    tl.store(y_ptr + heads * num_features + first, y1.to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + heads * num_features + second, y2.to(y_ptr.dtype.element_ty), mask=mask)
+    if HAS_REST:
+        rest = 2 * half + tl.arange(0, BLOCK_C)[None, :]
+        rest_mask = (heads < num_heads) & (rest < num_features)
+        unchanged = tl.load(x_ptr + heads * stride_xh + rest * stride_xc, mask=rest_mask, other=0.0)
+        tl.store(y_ptr + heads * num_features + rest, unchanged, mask=rest_mask)
+
+
+@triton.jit
+def _rope_kernel(
+    q_ptr,
+    k_ptr,
+    cos_ptr,
+    sin_ptr,
+    position_ptr,
+    q_out_ptr,
+    k_out_ptr,
+    stride_qb,
+    stride_qt,
+    stride_qh,
+    stride_qc,
+    stride_kb,
+    stride_kt,
+    stride_kh,
+    stride_kc,
+    stride_pb,
+    stride_pt,
+    time,
+    table_size,
+    num_q_heads,
+    num_k_heads,
+    num_features,
+    half,
+    HAS_POSITIONS: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    INVERSE: tl.constexpr,
+    HAS_REST: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    b, t = row // time, row % time
+    position = t
+    if HAS_POSITIONS:
+        position = tl.load(position_ptr + b * stride_pb + t * stride_pt).to(tl.int64)
+    pairs = tl.arange(0, BLOCK_R)
+    # A position outside the tables gives NaN: the host is not asked, and the mistake is not silent.
+    offsets = position * half + pairs
+    mask = (pairs < half) & (offsets >= 0) & (offsets < table_size)
+    cos = tl.load(cos_ptr + offsets, mask=mask, other=float("nan")).to(WIDE)[None, :]
+    sin = tl.load(sin_ptr + offsets, mask=mask, other=float("nan")).to(WIDE)[None, :]
+    if INVERSE:
+        sin = -sin
+    q_out_ptr += row * num_q_heads * num_features
+    q_ptr += b * stride_qb + t * stride_qt
+    _rotate_heads(
+        q_ptr, q_out_ptr, cos, sin, stride_qh, stride_qc, num_q_heads, num_features, half,
+        INTERLEAVED, HAS_REST, BLOCK_H, BLOCK_R, BLOCK_C,
+    )  # fmt: skip
+    k_out_ptr += row * num_k_heads * num_features
+    k_ptr += b * stride_kb + t * stride_kt
+    _rotate_heads(
+        k_ptr, k_out_ptr, cos, sin, stride_kh, stride_kc, num_k_heads, num_features, half,
+        INTERLEAVED, HAS_REST, BLOCK_K, BLOCK_R, BLOCK_C,
+    )  # fmt: skip
+
+
+def rotate(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor | None,
+    interleaved: bool,
+    inverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return q (..., T, H, C) and k (..., T, K, C) rotated, contiguous."""
+    time, num_q_heads, num_features = q.shape[-3:]
+    num_k_heads, half = k.shape[-2], cos.shape[-1]
+    batch = math.prod(q.shape[:-3])
+    q_BTHC = q.reshape(batch, time, num_q_heads, num_features)
+    k_BTKC = k.reshape(batch, time, num_k_heads, num_features)
+    q_out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    k_out = torch.empty(k.shape, dtype=k.dtype, device=k.device)
+    cos, sin = cos.contiguous(), sin.contiguous()
+    positions_BT, stride_pb, stride_pt = cos, 0, 0
+    if position_ids is not None:
+        positions_BT = position_ids.expand(q.shape[:-2]).reshape(batch, time)
+        stride_pb, stride_pt = positions_BT.stride()
+    if batch * time and num_features:
+        with current_device(q):
+            _rope_kernel[(batch * time,)](
+                q_BTHC,
+                k_BTKC,
+                cos,
+                sin,
+                positions_BT,
+                q_out,
+                k_out,
+                *q_BTHC.stride(),
+                *k_BTKC.stride(),
+                stride_pb,
+                stride_pt,
+                time,
+                cos.numel(),
+                num_q_heads,
+                num_k_heads,
+                num_features,
+                half,
+                HAS_POSITIONS=position_ids is not None,
+                INTERLEAVED=interleaved,
+                INVERSE=inverse,
+                HAS_REST=2 * half < num_features,
+                WIDE=tl.float64 if q.dtype == torch.float64 else tl.float32,
+                BLOCK_H=triton.next_power_of_2(max(1, num_q_heads)),
+                BLOCK_K=triton.next_power_of_2(max(1, num_k_heads)),
+                BLOCK_R=triton.next_power_of_2(max(1, half)),
+                BLOCK_C=triton.next_power_of_2(max(1, num_features - 2 * half)),
+                **FUSED_MULTIPLY_ADD,
+            )
+    return q_out, k_out
