@@ -5,6 +5,8 @@ from collections.abc import Buffer, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pylm.text.texts import Texts
+
 class Pattern:
     def __init__(self, *, gpt2: bool, max_digits: int, trailing_space_whole: bool) -> None: ...
 
@@ -34,3 +36,29 @@ class WordCounter:
     def train(
         self, *, num_merges: int, min_frequency: int, byte_ids: Sequence[int], first_id: int
     ) -> list[tuple[int, int]]: ...
+
+def exact_duplicates(texts: Texts, num_threads: int) -> NDArray[np.int64]: ...
+
+class MinHasher:
+    def __init__(
+        self,
+        scheme: str,
+        num_perm: int,
+        ngram: int,
+        unit: str,
+        seed: int,
+        multipliers: Sequence[int],
+        increments: Sequence[int],
+    ) -> None: ...
+    def signatures(self, texts: Texts, num_threads: int) -> NDArray[np.uint32] | NDArray[np.uint64]: ...
+    def near(
+        self,
+        texts: Texts,
+        normalized: Texts | None,
+        threshold: float,
+        bands: int,
+        rows: int,
+        verify: bool,
+        keep: str,
+        num_threads: int,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...

@@ -1,0 +1,29 @@
+// Vectors of the core as NumPy arrays.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+namespace pylm::bindings {
+
+// Hand a vector to NumPy without copying; `shape` has as many elements as the vector.
+template <typename T>
+pybind11::array_t<T> to_array(std::vector<T>&& values, std::vector<pybind11::ssize_t> shape) {
+    auto owner = std::make_unique<std::vector<T>>(std::move(values));
+    T* data = owner->data();
+    pybind11::capsule capsule(owner.get(), [](void* p) { delete static_cast<std::vector<T>*>(p); });
+    owner.release();
+    return pybind11::array_t<T>(std::move(shape), data, capsule);
+}
+
+template <typename T>
+pybind11::array_t<T> to_array(std::vector<T>&& values) {
+    const auto size = static_cast<pybind11::ssize_t>(values.size());
+    return to_array(std::move(values), {size});
+}
+
+}  // namespace pylm::bindings

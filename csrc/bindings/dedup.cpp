@@ -1,0 +1,140 @@
+// Converts, releases the GIL, calls, hands buffers over. The door with the checks is pylm/text/dedup.py.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "bindings/arrow.hpp"
+#include "bindings/buffers.hpp"
+#include "bindings/module.hpp"
+#include "dedup/exact.hpp"
+#include "dedup/minhash.hpp"
+#include "dedup/near.hpp"
+#include "dedup/shingle.hpp"
+#include "parallel.hpp"
+
+namespace py = pybind11;
+
+namespace pylm::bindings {
+namespace {
+
+// What a MinHasher of Python stands for.
+struct Hasher {
+    dedup::ShingleRule rule;
+    dedup::MinHasher minhash;
+};
+
+Hasher make_hasher(const std::string& scheme, std::size_t num_perm, std::size_t ngram, const std::string& unit,
+                   std::uint64_t seed, std::vector<std::uint64_t> multipliers, std::vector<std::uint64_t> increments) {
+    using dedup::Scheme;
+    using dedup::ShingleKind;
+    const bool characters = unit == "char";
+    if (!characters && unit != "word") throw std::invalid_argument("unknown unit " + unit);
+    Scheme kind = Scheme::kFast;
+    ShingleKind shingles = characters ? ShingleKind::kCharacter : ShingleKind::kWord;
+    if (scheme == "classic") {
+        kind = Scheme::kClassic;
+    } else if (scheme == "text-dedup") {
+        kind = Scheme::kTextDedup;
+        shingles = ShingleKind::kJoined32;
+    } else if (scheme == "datatrove") {
+        kind = Scheme::kDatatrove;
+        shingles = ShingleKind::kJoined64;
+    } else if (scheme != "fast") {
+        throw std::invalid_argument("unknown scheme " + scheme);
+    }
+    return {{shingles, ngram, seed},
+            dedup::MinHasher(kind, num_perm, seed, {std::move(multipliers), std::move(increments)})};
+}
+
+template <typename Value>
+std::vector<Value> sign_all(const Hasher& hasher, std::span<const std::string_view> texts, unsigned num_threads) {
+    constexpr std::size_t block = 128;
+    const std::size_t width = hasher.minhash.num_perm();
+    std::vector<Value> values(texts.size() * width);
+    parallel_for((texts.size() + block - 1) / block, num_threads, [&](std::size_t task) {
+        dedup::Shingler shingler(hasher.rule);
+        dedup::MinHasher::Scratch scratch;
+        std::vector<std::uint64_t> signature(width);
+        const std::size_t end = std::min(texts.size(), (task + 1) * block);
+        for (std::size_t i = task * block; i < end; ++i) {
+            hasher.minhash.sign(shingler(texts[i]), signature, scratch);
+            std::transform(signature.begin(), signature.end(), values.begin() + static_cast<std::ptrdiff_t>(i * width),
+                           [](std::uint64_t value) { return static_cast<Value>(value); });
+        }
+    });
+    return values;
+}
+
+template <typename Value>
+py::array signatures_as(const Hasher& hasher, const py::object& object, unsigned num_threads) {
+    const Texts texts(object);
+    std::vector<Value> values;
+    {
+        const py::gil_scoped_release release;
+        values = sign_all<Value>(hasher, texts.views(), num_threads);
+    }
+    return to_array(std::move(values), {static_cast<py::ssize_t>(texts.size()),
+                                        static_cast<py::ssize_t>(hasher.minhash.num_perm())});
+}
+
+py::array signatures(const Hasher& hasher, const py::object& texts, unsigned num_threads) {
+    return hasher.minhash.wide() ? signatures_as<std::uint64_t>(hasher, texts, num_threads)
+                                 : signatures_as<std::uint32_t>(hasher, texts, num_threads);
+}
+
+py::tuple near(const Hasher& hasher, const py::object& object, const std::optional<py::object>& normalized,
+               double threshold, std::size_t bands, std::size_t rows, bool verify, const std::string& keep,
+               unsigned num_threads) {
+    const Texts texts(object);
+    std::optional<Texts> shingled;
+    if (normalized) shingled.emplace(*normalized);
+    const auto source = shingled ? shingled->views() : texts.views();
+    if (keep != "first" && keep != "longest") throw std::invalid_argument("unknown keep " + keep);
+    const dedup::NearOptions options{.rule = hasher.rule,
+                                     .bands = bands,
+                                     .rows = rows,
+                                     .threshold = threshold,
+                                     .verify = verify,
+                                     .keep = keep == "longest" ? dedup::Keep::kLongest : dedup::Keep::kFirst,
+                                     .num_threads = num_threads};
+    dedup::NearDuplicates found;
+    {
+        const py::gil_scoped_release release;
+        found = dedup::near_duplicates(texts.views(), source, hasher.minhash, options);
+    }
+    return py::make_tuple(to_array(std::move(found.representative)), to_array(std::move(found.similarity)));
+}
+
+py::array exact(const py::object& object, unsigned num_threads) {
+    const Texts texts(object);
+    std::vector<std::int64_t> first;
+    {
+        const py::gil_scoped_release release;
+        first = dedup::exact_duplicates(texts.views(), num_threads);
+    }
+    return to_array(std::move(first));
+}
+
+}  // namespace
+
+void bind_dedup(py::module_& module) {
+    module.def("exact_duplicates", &exact, py::arg("texts"), py::arg("num_threads"));
+    py::class_<Hasher>(module, "MinHasher")
+        .def(py::init(&make_hasher), py::arg("scheme"), py::arg("num_perm"), py::arg("ngram"), py::arg("unit"),
+             py::arg("seed"), py::arg("multipliers"), py::arg("increments"))
+        .def("signatures", &signatures, py::arg("texts"), py::arg("num_threads"))
+        .def("near", &near, py::arg("texts"), py::arg("normalized"), py::arg("threshold"), py::arg("bands"),
+             py::arg("rows"), py::arg("verify"), py::arg("keep"), py::arg("num_threads"));
+}
+
+}  // namespace pylm::bindings
