@@ -207,8 +207,9 @@ def test_bad_chat_rows(tmp_path: Path, row: object, message: str) -> None:
     with pytest.raises(InputError, match=f"rows.jsonl:3: .*{message}"):
         read_chat_rows([path])
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps([GOOD, row]).replace("}, ", "},\n\n"), encoding="utf-8")
-    with pytest.raises(InputError, match=rf"rows.json:\d+: .*{message}"):
+    path.write_text(f"[{json.dumps(GOOD, indent=1)},\n\n{json.dumps(row)}\n]", encoding="utf-8")
+    line = json.dumps(GOOD, indent=1).count("\n") + 3
+    with pytest.raises(InputError, match=f"rows.json:{line}: .*{message}"):
         read_chat_rows([path])
 
 
