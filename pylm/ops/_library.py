@@ -42,6 +42,18 @@ def define_op(schema: str, *, cpu: Implementation, kernel: str, fake: Implementa
     return overload
 
 
+def refuse_second_derivative(name: str) -> None:
+    """Make the op `pylm::NAME`, itself a gradient, raise where a gradient of it is asked for.
+
+    Without this torch goes through the reference's own operations and may give a wrong answer.
+    """
+
+    def backward(ctx: object, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        raise NotImplementedError(f"pylm::{name} has no derivative: pylm's ops are differentiable once")
+
+    torch.library.register_autograd(f"pylm::{name}", backward, lib=LIBRARY)
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype an op computes in: float32, or float64 where the input is float64."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -50,6 +62,15 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def as_rows(x: Tensor) -> Tensor:
     """Return x (..., D) as (N, D), a view where the strides allow one."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Return x (..., D) as (N, D) with unit stride along D: a view where there is one, else a copy.
+
+    Torch's loops over a strided and over a contiguous dimension round differently.
+    """
+    rows = as_rows(x)
+    return rows if rows.stride(1) == 1 or rows.shape[1] <= 1 else rows.contiguous()
 
 
 def check_float(op: str, **tensors: Tensor | None) -> None:

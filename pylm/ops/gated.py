@@ -13,7 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pylm.errors import InputError
-from pylm.ops._library import LIBRARY, as_rows, check_device, check_float, compute_dtype, define_op
+from pylm.ops._library import (
+    LIBRARY,
+    as_rows,
+    check_device,
+    check_float,
+    compute_dtype,
+    define_op,
+    refuse_second_derivative,
+    unit_rows,
+)
 
 # On the CPU the passes over a chunk of this many elements stay in the second-level cache.
 _CHUNK_ELEMENTS = 1 << 17
@@ -27,17 +36,16 @@ def _activate_into(out: Tensor, kept: Tensor | None, gate: Tensor, up: Tensor, a
     """Write activation(gate) * up into `out`; for SiLU the sigmoid into `kept`, where there is one."""
     if activation != "silu":
         out.copy_(F.gelu(gate, approximate="tanh"))
-    elif kept is None:
-        torch.ops.aten.silu.out(gate, out=out)
     else:
-        torch.sigmoid(gate, out=kept)
-        torch.mul(gate, kept, out=out)
+        # aten.silu, one pass less, rounds otherwise: a model would answer differently without gradients.
+        sigmoid = torch.sigmoid(gate, out=out if kept is None else kept)
+        torch.mul(gate, sigmoid, out=out)
     out.mul_(up)
 
 
 def _forward_cpu(gate: Tensor, up: Tensor, activation: str, keep: bool) -> tuple[Tensor, Tensor]:
     wide = compute_dtype(gate)
-    gate_rows, up_rows = as_rows(gate).to(wide), as_rows(up).to(wide)
+    gate_rows, up_rows = unit_rows(gate).to(wide), unit_rows(up).to(wide)
     y = torch.empty(gate_rows.shape, dtype=wide)
     kept = torch.empty(gate_rows.shape if keep else (0, 0), dtype=wide)
     step = _chunk_rows(gate_rows.shape[1])
@@ -89,7 +97,7 @@ def _backward_cpu(
     grad: Tensor, gate: Tensor, up: Tensor, kept: Tensor, activation: str
 ) -> tuple[Tensor, Tensor]:
     wide = compute_dtype(gate)
-    grad_rows, gate_rows, up_rows = (as_rows(tensor).to(wide) for tensor in (grad, gate, up))
+    grad_rows, gate_rows, up_rows = (unit_rows(tensor).to(wide) for tensor in (grad, gate, up))
     grad_gate, grad_up = (torch.empty(gate_rows.shape, dtype=wide) for _ in range(2))
     _fill_gradients(grad_gate, grad_up, grad_rows, gate_rows, up_rows, kept, activation)
     return grad_gate.to(gate.dtype).view(gate.shape), grad_up.to(up.dtype).view(up.shape)
@@ -113,10 +121,10 @@ def _packed_forward_fake(gate_up: Tensor, activation: str, keep: bool) -> tuple[
 
 def _packed_backward_cpu(grad: Tensor, gate_up: Tensor, kept: Tensor, activation: str) -> Tensor:
     wide = compute_dtype(gate_up)
-    gate, up = as_rows(gate_up).to(wide).chunk(2, -1)
+    gate, up = unit_rows(gate_up).to(wide).chunk(2, -1)
     grad_gate_up = torch.empty(gate_up.shape, dtype=wide)
     grad_gate, grad_up = as_rows(grad_gate_up).chunk(2, -1)
-    _fill_gradients(grad_gate, grad_up, as_rows(grad).to(wide), gate, up, kept, activation)
+    _fill_gradients(grad_gate, grad_up, unit_rows(grad).to(wide), gate, up, kept, activation)
     return grad_gate_up.to(gate_up.dtype)
 
 
@@ -173,6 +181,8 @@ def _packed_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | N
 
 torch.library.register_autograd("pylm::gated", _backward, setup_context=_save, lib=LIBRARY)
 torch.library.register_autograd("pylm::gated_packed", _packed_backward, setup_context=_save, lib=LIBRARY)
+refuse_second_derivative("gated_backward")
+refuse_second_derivative("gated_packed_backward")
 
 
 def _keeps_sigmoid(activation: str, *inputs: Tensor) -> bool:

@@ -22,7 +22,15 @@ import torch
 from torch import Tensor
 
 from pylm.errors import InputError
-from pylm.ops._library import LIBRARY, as_rows, check_device, check_float, compute_dtype, define_op
+from pylm.ops._library import (
+    LIBRARY,
+    as_rows,
+    check_device,
+    check_float,
+    compute_dtype,
+    define_op,
+    refuse_second_derivative,
+)
 
 _CHUNK_BYTES = 8 << 20
 _MIN_CHUNK_ROWS = 256  # fewer make the matrix products slower
@@ -316,6 +324,7 @@ def _backward(
 
 
 torch.library.register_autograd("pylm::linear_logprob", _backward, setup_context=_save, lib=LIBRARY)
+refuse_second_derivative("linear_logprob_backward")
 
 
 def check_linear(op: str, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:

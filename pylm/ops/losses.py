@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pylm.errors import InputError
-from pylm.ops._library import check_float
+from pylm.ops._library import check_float, compute_dtype
 from pylm.ops.logprob import check_linear, target_logprob
 
 
@@ -114,8 +114,8 @@ def dpo_loss(
         margin: what the reward of the chosen answer must exceed that of the other by; not for ipo.
 
     Returns:
-        The loss of every pair, float32 (P,); take the mean of it. Implicit rewards are
-        `beta * (policy - reference)`.
+        The loss of every pair, (P,), float32 (float64 for float64 input); take the mean of it. Implicit
+        rewards are `beta * (policy - reference)`.
 
     Raises:
         InputError: shapes differ, an option is out of range, or the reference is missing.
@@ -151,14 +151,15 @@ def dpo_loss(
                 f"dpo_loss: {name} must have the shape of policy_chosen {tuple(policy_chosen.shape)}, "
                 f"got {tuple(tensor.shape)}"
             )
-    difference = policy_chosen.float() - policy_rejected.float()
+    wide = compute_dtype(policy_chosen)
+    difference = policy_chosen.to(wide) - policy_rejected.to(wide)
     if kind == "simpo":
         if references != (None, None):
             raise InputError("dpo_loss: simpo has no reference; pass None for both reference arguments")
     elif reference_chosen is None or reference_rejected is None:
         raise InputError(f"dpo_loss: {kind} needs reference_chosen and reference_rejected, got None")
     else:
-        difference = difference - (reference_chosen.float() - reference_rejected.float())
+        difference = difference - (reference_chosen.to(wide) - reference_rejected.to(wide))
     if kind == "ipo":
         return (difference - 1.0 / (2.0 * beta)).square()
     scaled = beta * difference - margin

@@ -11,17 +11,26 @@ import torch
 from torch import Tensor
 
 from pylm.errors import InputError
-from pylm.ops._library import LIBRARY, as_rows, check_device, check_float, compute_dtype, define_op
+from pylm.ops._library import (
+    LIBRARY,
+    as_rows,
+    check_device,
+    check_float,
+    compute_dtype,
+    define_op,
+    refuse_second_derivative,
+    unit_rows,
+)
 
 
 def _forward_cpu(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float) -> tuple[Tensor, Tensor]:
-    wide = x.to(compute_dtype(x))
+    wide = unit_rows(x).to(compute_dtype(x))
     # Two passes over x and one over y; x.square().mean() would write and read a third tensor.
     rstd = torch.linalg.vector_norm(wide, 2, -1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     y = wide * rstd
     if weight is not None:
         y *= _scale(weight, wide.dtype, weight_offset)
-    return y.to(x.dtype).contiguous(), rstd.squeeze(-1)
+    return y.to(x.dtype).contiguous().view(x.shape), rstd.view(x.shape[:-1])
 
 
 def _scale(weight: Tensor, dtype: torch.dtype, weight_offset: float) -> Tensor:
@@ -156,6 +165,7 @@ def _add_backward(
 
 torch.library.register_autograd("pylm::rms_norm", _backward, setup_context=_save, lib=LIBRARY)
 torch.library.register_autograd("pylm::add_rms_norm", _add_backward, setup_context=_add_save, lib=LIBRARY)
+refuse_second_derivative("rms_norm_backward")
 
 
 @overload

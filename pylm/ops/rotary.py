@@ -43,7 +43,8 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     if 2 * half < num_features:
         y[..., 2 * half :] = wide[..., 2 * half :]
     x_rot, y_rot = wide[..., : 2 * half], y[..., : 2 * half]
-    cos, sin = cos.reshape(-1, time, 1, half), sin.reshape(-1, time, 1, half)
+    tables = math.prod(cos.shape[:-2])
+    cos, sin = cos.reshape(tables, time, 1, half), sin.reshape(tables, time, 1, half)
     if interleaved:
         # A pair is a complex number: one pass.
         pairs = torch.view_as_complex(_split(x_rot.contiguous(), half))

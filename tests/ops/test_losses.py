@@ -1,0 +1,146 @@
+"""The losses against torch's cross entropy and against the papers' formulas, one pair at a time."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pylm import ops
+from pylm.errors import InputError
+
+# Relative to the largest value, in float64: both sides are sums of fewer than 300 terms.
+TOLERANCE = 1e-12
+
+
+def _inputs(num_rows: int = 11, dim: int = 5, num_classes: int = 23) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(num_rows, dim, dtype=torch.float64, generator=generator).requires_grad_()
+    weight = torch.randn(num_classes, dim, dtype=torch.float64, generator=generator).requires_grad_()
+    targets = torch.randint(0, num_classes, (num_rows,), generator=generator)
+    targets[::4] = -100
+    return hidden, weight, targets
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_cross_entropy_follows_torch(
+    reduction: str, label_smoothing: float, z_loss: float, softcap: float | None
+) -> None:
+    hidden, weight, targets = _inputs()
+    logits = hidden @ weight.T
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    expected = F.cross_entropy(logits, targets, reduction=reduction, label_smoothing=label_smoothing)
+    kept = (targets != -100).double()
+    squares = z_loss * torch.logsumexp(logits, -1).square() * kept
+    expected = (
+        expected + {"mean": squares.sum() / kept.sum(), "sum": squares.sum(), "none": squares}[reduction]
+    )
+    actual = ops.linear_cross_entropy(
+        hidden,
+        weight,
+        targets,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
+        reduction=reduction,
+    )
+    torch.testing.assert_close(actual, expected, rtol=TOLERANCE, atol=TOLERANCE)
+    upstream = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, (hidden, weight), upstream, retain_graph=True)
+    got = torch.autograd.grad(actual, (hidden, weight), upstream)
+    torch.testing.assert_close(got, wanted, rtol=1e-10, atol=TOLERANCE)
+
+
+def test_cross_entropy_does_not_depend_on_the_split_into_batches() -> None:
+    hidden, weight, targets = _inputs()
+    whole = ops.linear_cross_entropy(hidden, weight, targets, reduction="sum")
+    halves = sum(
+        ops.linear_cross_entropy(h, weight, t, reduction="sum")
+        for h, t in zip(hidden.split(4), targets.split(4), strict=True)
+    )
+    torch.testing.assert_close(whole, halves, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_cross_entropy_of_nothing_is_zero() -> None:
+    hidden, weight, targets = _inputs()
+    loss = ops.linear_cross_entropy(
+        hidden, weight, torch.full_like(targets, -100), label_smoothing=0.1, z_loss=0.1
+    )
+    assert loss.item() == 0.0
+    loss.backward()
+    assert float(hidden.grad.abs().max()) == 0.0
+    assert float(weight.grad.abs().max()) == 0.0
+
+
+def test_cross_entropy_errors() -> None:
+    hidden, weight, targets = _inputs()
+    with pytest.raises(InputError, match=r'reduction must be "mean", "sum" or "none", got \'batchmean\''):
+        ops.linear_cross_entropy(hidden, weight, targets, reduction="batchmean")
+    with pytest.raises(InputError, match=r"label_smoothing must be in \[0, 1\], got 1.5"):
+        ops.linear_cross_entropy(hidden, weight, targets, label_smoothing=1.5)
+    with pytest.raises(InputError, match="softcap must be positive"):
+        ops.linear_cross_entropy(hidden, weight, targets, softcap=0.0)
+
+
+def _log_sigmoid(x: float) -> float:
+    return -math.log1p(math.exp(-x)) if x > 0 else x - math.log1p(math.exp(x))
+
+
+PAIRS = [
+    (-10.0, -12.0, -11.0, -11.5),
+    (-3.0, -1.0, -2.0, -2.5),
+    (-500.0, -20.0, -30.0, -25.0),
+    (0.0, 0.0, 0.0, 0.0),
+]
+
+
+@pytest.mark.parametrize("beta", [0.1, 5.0])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("margin", [0.0, 0.5])
+def test_dpo_follows_the_paper(beta: float, label_smoothing: float, margin: float) -> None:
+    columns = torch.tensor(PAIRS, dtype=torch.float64).T
+    actual = ops.dpo_loss(*columns, beta=beta, label_smoothing=label_smoothing, margin=margin)
+    for loss, (pc, pr, rc, rr) in zip(actual.tolist(), PAIRS, strict=True):
+        x = beta * ((pc - rc) - (pr - rr)) - margin
+        expected = -(1 - label_smoothing) * _log_sigmoid(x) - label_smoothing * _log_sigmoid(-x)
+        assert loss == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_ipo_and_simpo() -> None:
+    columns = torch.tensor(PAIRS, dtype=torch.float64).T
+    for loss, (pc, pr, rc, rr) in zip(
+        ops.dpo_loss(*columns, beta=0.25, kind="ipo").tolist(), PAIRS, strict=True
+    ):
+        assert loss == pytest.approx(((pc - pr) - (rc - rr) - 2.0) ** 2, rel=1e-12)
+    simpo = ops.dpo_loss(columns[0], columns[1], None, None, beta=2.0, kind="simpo", margin=0.5)
+    for loss, (pc, pr, _, _) in zip(simpo.tolist(), PAIRS, strict=True):
+        assert loss == pytest.approx(-_log_sigmoid(2.0 * (pc - pr) - 0.5), rel=1e-12)
+
+
+def test_dpo_gradient() -> None:
+    columns = [c.clone().requires_grad_() for c in torch.randn(4, 5, dtype=torch.float64)]
+    for kind in ("sigmoid", "ipo"):
+        assert torch.autograd.gradcheck(lambda *c, kind=kind: ops.dpo_loss(*c, kind=kind), columns)
+
+
+def test_dpo_errors() -> None:
+    one = torch.zeros(1)
+    with pytest.raises(InputError, match="reference_chosen and reference_rejected, got None"):
+        ops.dpo_loss(one, one, None, None)
+    with pytest.raises(InputError, match="simpo has no reference"):
+        ops.dpo_loss(one, one, one, one, kind="simpo")
+    with pytest.raises(InputError, match=r"reference_rejected must have the shape of policy_chosen \(1,\)"):
+        ops.dpo_loss(one, one, one, torch.zeros(2))
+    with pytest.raises(InputError, match="got 'kto'"):
+        ops.dpo_loss(one, one, one, one, kind="kto")
+    with pytest.raises(InputError, match="beta must be positive"):
+        ops.dpo_loss(one, one, one, one, beta=0.0)
+    with pytest.raises(InputError, match=r"label_smoothing must be in \[0, 0.5\)"):
+        ops.dpo_loss(one, one, one, one, label_smoothing=0.5)
+    with pytest.raises(InputError, match="ipo takes neither"):
+        ops.dpo_loss(one, one, one, one, kind="ipo", margin=1.0)

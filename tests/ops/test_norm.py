@@ -1,0 +1,152 @@
+"""RMSNorm on the CPU against a loop over numbers, and its gradient against finite differences."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import ops as oracle
+from torch import Tensor
+
+from pylm import ops
+from pylm.errors import InputError
+
+# In units of the dtype's eps times the largest value of the result. A value takes the square sum (its
+# rounding, at most log2(D) + 1 halves), a root, a quotient and two products: 12 covers D = 257. The
+# gradient adds two more row sums. A weight gradient adds up N = 257 rows one by one: sqrt(N) on average.
+ULPS = {"forward": 12, "grad": 24, "grad_weight": 64}
+
+
+def assert_close(actual: Tensor, expected: Tensor, ulps: float) -> None:
+    assert actual.shape == expected.shape
+    limit = (
+        ulps * torch.finfo(actual.dtype).eps * max(1.0, float(expected.abs().amax()))
+        if expected.numel()
+        else 0
+    )
+    error = float((actual.double() - expected).abs().amax()) if expected.numel() else 0.0
+    assert error <= limit, f"error {error} over {limit}"
+
+
+@pytest.mark.parametrize("dim", [1, 3, 127, 257])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values(dim: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(dim)
+    x = torch.randn(3, dim, generator=generator, dtype=torch.float64)
+    weight = torch.randn(dim, generator=generator, dtype=torch.float64)
+    x, weight = x.to(dtype).double(), weight.to(dtype).double()
+    for gain, offset in ((weight, 0.0), (weight, 1.0), (None, 0.0)):
+        expected = oracle.rms_norm(x, gain, 1e-5, offset)
+        given = None if gain is None else gain.to(dtype)
+        actual = ops.rms_norm(x.to(dtype), given, eps=1e-5, weight_offset=offset)
+        assert actual.dtype == dtype
+        assert_close(actual, expected, ULPS["forward"])
+
+
+@pytest.mark.parametrize("shape", [(257, 127), (2, 5, 3, 32), (1, 1), (0, 8), (4, 0), (7,)])
+@pytest.mark.parametrize("has_residual", [False, True])
+def test_gradients_follow_torch_in_float64(shape: tuple[int, ...], has_residual: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, residual, upstream, upstream_added = (torch.randn(shape, generator=generator) for _ in range(4))
+    weight = torch.randn(shape[-1], generator=generator)
+    wide = [t.double().requires_grad_() for t in (x, weight, residual)]
+    narrow = [t.clone().requires_grad_() for t in (x, weight, residual)]
+    added = wide[0] + wide[2] if has_residual else wide[0]
+    if has_residual:  # the op normalises the rounded sum
+        added = added + ((x + residual).double() - added).detach()
+    expected = F.rms_norm(added, shape[-1:], wide[1], 1e-6)
+    if has_residual:
+        y, actual_added = ops.rms_norm(narrow[0], narrow[1], residual=narrow[2])
+        assert torch.equal(actual_added, x + residual)
+        torch.autograd.backward((expected, added), (upstream.double(), upstream_added.double()))
+        torch.autograd.backward((y, actual_added), (upstream, upstream_added))
+    else:
+        y = ops.rms_norm(narrow[0], narrow[1])
+        expected.backward(upstream.double())
+        y.backward(upstream)
+    assert_close(y, expected, ULPS["forward"])
+    assert_close(narrow[0].grad, wide[0].grad, ULPS["grad"])
+    assert_close(narrow[1].grad, wide[1].grad, ULPS["grad_weight"])
+    if has_residual:
+        assert torch.equal(narrow[0].grad, narrow[2].grad)
+
+
+def test_gradcheck() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x, residual = (torch.randn(2, 3, 5, dtype=torch.float64, generator=generator) for _ in range(2))
+    weight = torch.randn(5, dtype=torch.float64, generator=generator)
+    inputs = [t.requires_grad_() for t in (x, weight, residual)]
+    assert torch.autograd.gradcheck(lambda x, w, r: ops.rms_norm(x, w), inputs)
+    assert torch.autograd.gradcheck(lambda x, w, r: ops.rms_norm(x, residual=r), inputs)
+    assert torch.autograd.gradcheck(lambda x, w, r: ops.rms_norm(x, w, residual=r, weight_offset=1.0), inputs)
+    # Each gradient alone: what is not needed is not computed.
+    assert torch.autograd.gradcheck(lambda x: ops.rms_norm(x, weight.detach()), inputs[:1])
+    assert torch.autograd.gradcheck(lambda w: ops.rms_norm(x.detach(), w), inputs[1:2])
+    # Only the sum is used further: its gradient passes both inputs unchanged.
+    assert torch.autograd.gradcheck(lambda x, w, r: ops.rms_norm(x, w, residual=r)[1], inputs)
+
+
+def test_any_strides_give_the_same_bits() -> None:
+    base = torch.randn(6, 10, 8, generator=torch.Generator().manual_seed(3))
+    weight = torch.randn(16)[::2]
+    for x in (base.transpose(0, 2), base[::2, 1::3], base[:1].expand(6, 10, 8), base[..., ::2]):
+        gain = weight[: x.shape[-1]] if x.shape[-1] <= 8 else None
+        before = base.clone()
+        plain, strided = x.contiguous().requires_grad_(), x.detach().requires_grad_()
+        upstream = torch.randn(x.shape[::-1]).permute(*range(x.dim())[::-1])
+        a, b = ops.rms_norm(plain, gain), ops.rms_norm(strided, gain)
+        assert torch.equal(a, b)
+        assert b.is_contiguous()
+        a.backward(upstream.contiguous())
+        b.backward(upstream)
+        assert torch.equal(plain.grad, strided.grad)
+        assert torch.equal(base, before), "the input was written to"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_rounds_once(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(4)
+    x, weight = (
+        torch.randn(33, 127, generator=generator).to(dtype),
+        torch.randn(127, generator=generator).to(dtype),
+    )
+    expected = F.rms_norm(x.double(), (127,), weight.double(), 1e-6)
+    y = ops.rms_norm(x, weight)
+    assert y.dtype == dtype
+    # Half a unit in the last place of the result, and a little for float32 inside.
+    assert bool(
+        ((y.double() - expected).abs() <= 0.51 * torch.finfo(dtype).eps * expected.abs() + 1e-6).all()
+    )
+
+
+def test_large_and_tiny_values() -> None:
+    x = torch.tensor([[3e18, -4e18], [3e-18, 4e-18], [0.0, 0.0]], requires_grad=True)
+    y = ops.rms_norm(x, eps=1e-6)
+    root = 12.5**0.5
+    expected = torch.tensor([[3 / root, -4 / root], [3e-15, 4e-15], [0.0, 0.0]])
+    torch.testing.assert_close(y, expected, rtol=1e-6, atol=0.0)
+    y.sum().backward()
+    assert bool(x.grad.isfinite().all())
+
+
+def test_errors_name_what_is_wrong() -> None:
+    x = torch.randn(2, 4)
+    with pytest.raises(InputError, match=r"weight must have shape \(4,\).*got \(3,\)"):
+        ops.rms_norm(x, torch.ones(3))
+    with pytest.raises(
+        InputError, match=r"residual must be torch.float32 \(2, 4\).*got torch.float32 \(4,\)"
+    ):
+        ops.rms_norm(x, residual=torch.ones(4))
+    with pytest.raises(InputError, match=r"x must be a floating-point tensor, got torch.int64"):
+        ops.rms_norm(torch.ones(3, dtype=torch.int64))
+    with pytest.raises(InputError, match="got a scalar"):
+        ops.rms_norm(torch.tensor(1.0))
+    with pytest.raises(InputError, match="weight is on meta, expected cpu"):
+        ops.rms_norm(x, torch.ones(4, device="meta"))
+
+
+def test_module_starts_as_identity_gain() -> None:
+    x = torch.randn(3, 8)
+    for offset in (0.0, 1.0):
+        norm = ops.RMSNorm(8, eps=1e-5, weight_offset=offset)
+        assert torch.equal(norm(x), ops.rms_norm(x, eps=1e-5))
+        assert torch.equal(norm.weight, torch.full((8,), 1.0 - offset))
+    assert "eps=1e-05" in repr(norm)

@@ -1,0 +1,137 @@
+"""What every op owes the dispatcher: opcheck, full graphs, autograd that never lies, lazy kernels."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pylm import ops
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def _cases(device: str) -> dict[str, tuple[object, ...]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device).requires_grad_()
+
+    x, q, k = leaf(3, 5, 8), leaf(2, 5, 3, 8), leaf(2, 5, 1, 8)
+    cos, sin = ops.rope_cache(7, 6, device=device)
+    positions = torch.tensor([[1, 2, 3, 4, 6], [0, 0, 1, 1, 5]], device=device)
+    targets = torch.tensor([0, 3, -100, 10], device=device)
+    keeps = device == "cpu"
+    flags = (True, True, keeps)
+    return {
+        "rms_norm": (x, leaf(8), 1e-6, 0.0),
+        "rms_norm without weight": (leaf(4, 6).transpose(0, 1), None, 1e-6, 0.0),
+        "add_rms_norm": (x, leaf(3, 5, 8), leaf(8), 1e-6, 1.0),
+        "gated": (x, leaf(8, 5, 3).transpose(0, 2), "silu", keeps),
+        "gated gelu": (x, leaf(3, 5, 8), "gelu_tanh", False),
+        "gated_packed": (x, "silu", keeps),
+        "rope": (q, k, cos, sin, None, False, False),
+        "rope with positions": (q.transpose(0, 1), k.transpose(0, 1), cos, sin, positions.t(), True, True),
+        "linear_logprob": (leaf(4, 8), leaf(11, 8), targets, leaf(11), 0.7, None, -100, *flags),
+        "linear_logprob softcap": (leaf(4, 8), leaf(11, 8), targets, None, 1.0, 5.0, -100, True, True, False),
+    }
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", list(_cases("cpu")))
+def test_opcheck(case: str, device: str) -> None:
+    arguments = _cases(device)[case]
+    # Two leaves of the same case must not share memory with what opcheck perturbs: it clones them.
+    torch.library.opcheck(getattr(torch.ops.pylm, case.split()[0]).default, arguments)
+
+
+def _block(x: Tensor, weights: dict[str, Tensor], targets: Tensor) -> Tensor:
+    """One small transformer-like block through every op."""
+    cos, sin = weights["cos"], weights["sin"]
+    y = ops.rms_norm(x, weights["norm"])
+    q = (y @ weights["q"]).unflatten(-1, (2, 8))
+    q, k = ops.rope(q, q, cos, sin)
+    attended = F.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), k.transpose(1, 2), is_causal=True
+    )
+    y, x = ops.rms_norm(attended.transpose(1, 2).flatten(2), weights["norm"], residual=x)
+    x = x + ops.swiglu(y @ weights["q"], ops.swiglu_packed(y @ weights["wide"])) + ops.geglu(y, y)
+    logprob = ops.linear_logprob(x, weights["head"], targets).logprob.sum()
+    return ops.linear_cross_entropy(x, weights["head"], targets, z_loss=1e-4) - 0.1 * logprob
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_full_graph_gives_the_same_gradients(device: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"norm": (16,), "q": (16, 16), "wide": (16, 32), "head": (23, 16)}
+    weights = {n: torch.randn(s, generator=generator).to(device).requires_grad_() for n, s in shapes.items()}
+    weights["cos"], weights["sin"] = ops.rope_cache(6, 8, device=device)
+    x = torch.randn(2, 6, 16, generator=generator).to(device)
+    targets = torch.randint(0, 23, (2, 6), generator=generator).to(device)
+    leaves = [weights[name] for name in shapes]
+    eager = _block(x, weights, targets)
+    expected = torch.autograd.grad(eager, leaves)
+    compiled = torch.compile(_block, fullgraph=True, backend="aot_eager")
+    loss = compiled(x, weights, targets)
+    torch.testing.assert_close(loss, eager)
+    torch.testing.assert_close(torch.autograd.grad(loss, leaves), expected)
+
+
+@pytest.mark.slow
+def test_full_graph_under_inductor() -> None:
+    x = torch.randn(3, 8)
+    compiled = torch.compile(lambda x: ops.swiglu(ops.rms_norm(x) * 2.0, x), fullgraph=True)
+    torch.testing.assert_close(compiled(x), ops.swiglu(ops.rms_norm(x) * 2.0, x))
+
+
+def test_a_second_derivative_is_refused() -> None:
+    x, weight = torch.randn(3, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
+    targets = torch.tensor([0, 1, 2])
+    calls = {
+        "rms_norm_backward": lambda: ops.rms_norm(x).square(),
+        "gated_backward": lambda: ops.swiglu(x, x),
+        "gated_packed_backward": lambda: ops.swiglu_packed(x),
+        "linear_logprob_backward": lambda: ops.linear_logprob(x, weight, targets).logprob,
+    }
+    for name, call in calls.items():
+        (grad,) = torch.autograd.grad(call().sum(), x, create_graph=True)
+        with pytest.raises(NotImplementedError, match=f"pylm::{name} has no derivative"):
+            torch.autograd.grad(grad.sum(), x)
+
+
+def test_works_without_gradients_and_under_checkpointing() -> None:
+    x = torch.randn(4, 8, requires_grad=True)
+    expected = ops.swiglu(ops.rms_norm(x), x)
+    with torch.inference_mode():
+        assert torch.equal(ops.swiglu(ops.rms_norm(x), x), expected)
+    with torch.no_grad():
+        y = ops.rms_norm(x)
+        assert not y.requires_grad
+    again = torch.utils.checkpoint.checkpoint(
+        lambda x: ops.swiglu(ops.rms_norm(x), x), x, use_reentrant=False
+    )
+    (grad,) = torch.autograd.grad(expected.sum(), x)
+    assert torch.equal(torch.autograd.grad(again.sum(), x)[0], grad)
+
+
+def test_meta_tensors_have_shapes() -> None:
+    x = torch.empty(2, 3, 8, device="meta")
+    assert ops.rms_norm(x).shape == (2, 3, 8)
+    assert ops.swiglu_packed(x).shape == (2, 3, 4)
+    cos, sin = ops.rope_cache(3, 8, device="meta")
+    assert ops.rope(x.unsqueeze(2), x.unsqueeze(2), cos, sin)[1].shape == (2, 3, 1, 8)
+    targets = torch.empty(2, 3, dtype=torch.int64, device="meta")
+    assert ops.linear_logprob(x, torch.empty(9, 8, device="meta"), targets).lse.shape == (2, 3)
+
+
+def test_running_on_the_cpu_loads_no_triton() -> None:
+    code = (
+        "import sys, torch, pylm.ops as ops\n"
+        "x = torch.randn(2, 4, requires_grad=True)\n"
+        "ops.linear_cross_entropy(ops.swiglu(ops.rms_norm(x), x), x, torch.tensor([0, 1])).backward()\n"
+        "print('triton' in sys.modules, 'pylm.kernels' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
