@@ -86,8 +86,9 @@ class Experience:
     """The rows of one step that carry a gradient, on this rank, with the counts that divide the loss.
 
     Attributes:
-        examples: prompt and completion, completions trained.
+        examples: prompt and completion, completions trained; each different one once.
         advantage_N: of every row.
+        copies_N: how many of the samples each row stands for.
         sampler_logprobs: of every completion token, as the sampler saw it.
         num_sequences: completions that the loss is divided by, over all ranks.
         num_tokens: their tokens, over all ranks.
@@ -99,6 +100,7 @@ class Experience:
 
     examples: list[Example]
     advantage_N: Tensor
+    copies_N: Tensor
     sampler_logprobs: list[list[float]]
     num_sequences: int
     num_tokens: int
@@ -119,6 +121,8 @@ def collect_experience(
     world: World,
 ) -> Experience:
     """Compare completions within their groups and keep what carries a gradient; all ranks call this.
+
+    Rewards must be a function of prompt and completion, as verifiers promise.
 
     Args:
         rollouts: this rank's completions.
@@ -141,7 +145,12 @@ def collect_experience(
     is_counted_PG = (is_varied_P1 | (not skip_zero_variance)).expand_as(reward_PG)
     is_computed_PG = is_counted_PG & (advantage_PG.ne(0) | has_divergence)
     length_PG = torch.tensor([len(x) for x in rollouts.completions]).view(shape)
-    rows = is_computed_PG.flatten().nonzero().flatten().tolist()
+    # A sure policy says the same again and again: equal completions of a prompt have equal rewards, hence
+    # equal gradients, and are computed once.
+    copies: dict[tuple[int, ...], list[int]] = {}
+    for i in is_computed_PG.flatten().nonzero().flatten().tolist():
+        copies.setdefault((i // group_size, *rollouts.completions[i]), []).append(i)
+    rows = [same[0] for same in copies.values()]
     examples = [join(rollouts.prompts[i // group_size], rollouts.completions[i]) for i in rows]
     parts = cut([example.length for example in examples], max_tokens=micro_batch_tokens)
     num_parts = [0.0] * world.size
@@ -171,6 +180,9 @@ def collect_experience(
     return Experience(
         examples=examples,
         advantage_N=advantage_PG.flatten()[rows].float().to(world.device),
+        copies_N=torch.tensor(
+            [len(same) for same in copies.values()], dtype=torch.int64, device=world.device
+        ),
         sampler_logprobs=[rollouts.logprobs[i] for i in rows],
         num_sequences=int(total["sequences"]),
         num_tokens=int(total["counted_tokens"]),

@@ -299,32 +299,40 @@ def accumulate_gradients(
                 experience.reference_logprobs[number] = completion_logprobs(
                     reference, micro, temperature=config.sampling.temperature
                 )
+        copies_B1 = experience.copies_N[part].unsqueeze(1)
+        weight_BT = copies_B1 * token_weights(
+            micro.mask_BT,
+            reduction=config.reduction,
+            num_sequences=experience.num_sequences,
+            num_tokens=experience.num_tokens,
+            max_tokens=config.sampling.max_new_tokens,
+        )
         result = policy_loss(
             logprob_BT,
             old_logprob_BT,
             experience.advantage_N[part],
-            token_weights(
-                micro.mask_BT,
-                reduction=config.reduction,
-                num_sequences=experience.num_sequences,
-                num_tokens=experience.num_tokens,
-                max_tokens=config.sampling.max_new_tokens,
-            ),
+            weight_BT,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
             kl_coefficient=config.kl_coefficient,
             reference_logprob_BT=experience.reference_logprobs.get(number),
         )
         trainer.backward(result.loss)
-        sampled = [logprob for i in part for logprob in experience.sampler_logprobs[i]]
-        distance = logprob_BT.detach()[micro.mask_BT] - torch.tensor(sampled, device=world.device)
+        sampler_logprob_BT = torch.zeros_like(old_logprob_BT)
+        sampler_logprob_BT[micro.mask_BT] = torch.tensor(
+            [x for i in part for x in experience.sampler_logprobs[i]],
+            dtype=old_logprob_BT.dtype,
+            device=world.device,
+        )
+        count_BT = copies_B1 * micro.mask_BT
+        distance_BT = (logprob_BT.detach() - sampler_logprob_BT).abs()
         sums += torch.stack(
             [
                 result.loss.detach(),
-                micro.mask_BT.sum(),
-                result.clipped_BT.sum(),
-                distance.abs().sum(),
-                result.kl_BT[micro.mask_BT].sum(),
+                count_BT.sum(),
+                (count_BT * result.clipped_BT).sum(),
+                (count_BT * distance_BT).sum(),
+                (count_BT * result.kl_BT).sum(),
             ]
         )
     loss, num_tokens, num_clipped, mismatch, divergence = all_reduce_sum(sums).tolist()

@@ -47,3 +47,29 @@ def loss(
     if reduction == "token":
         return total / sum(len(terms) for terms in per_completion)
     return total / (len(per_completion) * max_tokens)
+
+
+def figures(
+    logprobs: Tokens,
+    old_logprobs: Tokens,
+    sampler_logprobs: Tokens,
+    advantage: Sequence[float],
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> dict[str, float]:
+    """Means over all tokens of all completions; the old policy is the reference."""
+    clipped, mismatch, divergence = [], [], []
+    for i, row in enumerate(logprobs):
+        for t, logprob in enumerate(row):
+            ratio = math.exp(logprob - old_logprobs[i][t])
+            bound = 1.0 + clip_high if advantage[i] > 0 else 1.0 - clip_low
+            clipped.append(advantage[i] * ratio > advantage[i] * bound)
+            mismatch.append(abs(logprob - sampler_logprobs[i][t]))
+            divergence.append(1.0 / ratio + math.log(ratio) - 1.0)
+    tokens = len(clipped)
+    return {
+        "clip_ratio": sum(clipped) / tokens,
+        "logps/mismatch": sum(mismatch) / tokens,
+        "kl": sum(divergence) / tokens,
+    }

@@ -25,6 +25,7 @@ CONFIG = DPOConfig(
     num_epochs=4.0,
     max_length=32,
     micro_batch_tokens=128,
+    dtype="float32",
     eval_every=4,
     checkpoint_every=3,
     optimizer={"learning_rate": 3e-3},

@@ -25,6 +25,7 @@ CONFIG = RLVRConfig(
     prompts_per_step=8,
     group_size=8,
     micro_batch_tokens=256,
+    dtype="float32",
     eval_every=4,
     checkpoint_every=5,
     sampling={"max_new_tokens": 2},
@@ -61,12 +62,20 @@ def judgement(reward: float) -> Judgement:
 
 ROLLOUTS = Rollouts(
     prompts=[[256, 97], [256, 98, 99], [256]],
-    completions=[[10, 260], [11, 12, 260], [13, 14], [15, 260], [16, 260], [17, 18, 19]],
-    logprobs=[[-1.0, -2.0], [-1.0, -1.0, -1.0], [-3.0, -1.0], [-2.0, -2.0], [-1.0, -1.0], [-1.0] * 3],
-    finished=[True, True, False, True, True, False],
-    group_size=2,
-)
-REWARDS = [1.0, 0.0, 1.0, 1.0, 0.0, 2.0]  # the middle group teaches nothing
+    completions=[
+        [10, 260], [11, 12, 260], [10, 260],
+        [13, 14], [15, 260], [13, 14],
+        [10, 260], [17, 18, 19], [16, 20, 260],
+    ],
+    logprobs=[
+        [-1.0, -2.0], [-1.0, -1.0, -1.0], [-1.0, -2.0],
+        [-3.0, -1.0], [-2.0, -2.0], [-3.0, -1.0],
+        [-1.0, -1.0], [-1.0] * 3, [-1.0] * 3,
+    ],
+    finished=[True, True, True, False, True, False, True, False, True],
+    group_size=3,
+)  # fmt: skip
+REWARDS = [1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 2.0, 1.0]  # the middle group teaches nothing
 
 
 def collect(config: RLVRConfig, *, micro_batch_tokens: int = 256) -> Experience:
@@ -81,39 +90,42 @@ def collect(config: RLVRConfig, *, micro_batch_tokens: int = 256) -> Experience:
     )
 
 
-def test_groups_without_variance_are_left_out() -> None:
+def test_only_what_teaches_is_computed_and_equal_completions_once() -> None:
     experience = collect(CONFIG)
-    assert [x.ids[x.mask].tolist() for x in experience.examples] == [
-        ROLLOUTS.completions[i] for i in (0, 1, 4, 5)
-    ]
+    # The last group's reward of 1 is its mean: without advantage, yet counted.
+    kept = [0, 1, 6, 7]
+    assert [x.ids[x.mask].tolist() for x in experience.examples] == [ROLLOUTS.completions[i] for i in kept]
+    assert experience.copies_N.tolist() == [2, 1, 1, 1]
     assert experience.examples[1].ids.tolist() == [256, 97, 11, 12, 260]
-    assert (experience.num_sequences, experience.num_tokens) == (4, 10)
+    assert (experience.num_sequences, experience.num_tokens) == (6, 15)
     expected = [
-        a for group in ((1.0, 0.0), (0.0, 2.0))
+        a for group in ((1.0, 0.0, 1.0), (0.0, 2.0, 1.0))
         for a in grpo_oracle.advantages(group, standardised=True, epsilon=1e-4)
     ]  # fmt: skip
-    assert experience.advantage_N.tolist() == pytest.approx(expected, rel=ROUNDING)
+    assert experience.advantage_N.tolist() == pytest.approx([expected[i] for i in (0, 1, 3, 4)], rel=ROUNDING)
     metrics = experience.metrics
-    assert metrics["reward"] == pytest.approx(5 / 6)
-    assert metrics["reward_std"] == pytest.approx((2**-0.5 + 2**0.5) / 3)
+    assert metrics["reward"] == pytest.approx(8 / 9)
+    assert metrics["reward_std"] == pytest.approx((3**-0.5 + 1) / 3)
     assert metrics["frac_reward_zero_std"] == pytest.approx(1 / 3)
-    assert metrics["accuracy"] == pytest.approx(4 / 6)
-    assert metrics["entropy"] == pytest.approx(19 / 14)
-    assert metrics["completions/mean_length"] == pytest.approx(14 / 6)
-    assert metrics["completions/clipped_ratio"] == pytest.approx(2 / 6)
+    assert metrics["accuracy"] == pytest.approx(7 / 9)
+    assert metrics["entropy"] == pytest.approx(29 / 21)
+    assert metrics["completions/mean_length"] == pytest.approx(21 / 9)
+    assert metrics["completions/clipped_ratio"] == pytest.approx(3 / 9)
 
 
 def test_counted_groups_divide_the_loss_and_are_computed_for_the_divergence() -> None:
     counted = CONFIG.model_copy(update={"zero_variance_groups": "count"})
     experience = collect(counted)
-    assert (len(experience.examples), experience.num_sequences, experience.num_tokens) == (4, 6, 14)
+    assert (len(experience.examples), experience.num_sequences, experience.num_tokens) == (4, 9, 21)
     experience = collect(counted.model_copy(update={"kl_coefficient": 0.1}))
-    assert len(experience.examples) == 6
+    assert experience.copies_N.tolist() == [2, 1, 2, 1, 1, 1, 1]
 
 
 def logprobs(model: Transformer, config: RLVRConfig, experience: Experience) -> list[list[torch.Tensor]]:
+    """Log-probabilities of every sample that counts, one by one, equal ones again."""
     found = []
-    for example in experience.examples:
+    copies = experience.copies_N.tolist()
+    for example in [x for x, count in zip(experience.examples, copies, strict=True) for _ in range(count)]:
         logits_TV = model(torch.tensor(example.ids[:-1]).unsqueeze(0))[0] @ model.output_weight.t()
         logprobs_TV = torch.log_softmax(logits_TV / config.sampling.temperature, -1)
         places = [t for t in range(example.length - 1) if example.mask[t + 1]]
@@ -165,14 +177,21 @@ def test_loss_and_gradient_equal_a_naive_pass_however_the_step_is_cut(
         "clip_low": config.clip_low, "clip_high": config.clip_high, "kl_coefficient": 0.1,
         "reduction": reduction, "max_tokens": 4,
     }  # fmt: skip
-    advantage = experience.advantage_N.tolist()
+    advantage = experience.advantage_N.repeat_interleave(experience.copies_N).tolist()
 
     def oracle(at: list[list[float]]) -> float:
         return grpo_oracle.loss(at, old, old, advantage, **options)
 
     at = [[x.item() for x in row] for row in new]
     assert second["loss"] == pytest.approx(oracle(at), rel=1e-4, abs=1e-6)
-    assert second["clip_ratio"] > 0
+    copies = experience.copies_N.tolist()
+    sampled = [x for x, n in zip(experience.sampler_logprobs, copies, strict=True) for _ in range(n)]
+    seen = grpo_oracle.figures(
+        at, old, sampled, advantage, clip_low=config.clip_low, clip_high=config.clip_high
+    )
+    assert seen["clip_ratio"] > 0
+    for name, value in seen.items():
+        assert second[name] == pytest.approx(value, rel=1e-4), name
     step = 1e-6
     surrogate = torch.zeros((), dtype=torch.float64)
     for i, row in enumerate(new):
@@ -226,10 +245,11 @@ class KilledError(Exception):
     """Stands for a kill."""
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
-    tmp_path: Path, model_dir: Path, write_rows, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model_dir: Path, write_rows, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
-    config = CONFIG.model_copy(update={"kl_coefficient": 0.01, "updates_per_step": 2})
+    config = CONFIG.model_copy(update={"kl_coefficient": 0.01, "updates_per_step": 2, "dtype": dtype})
     arguments = {
         "model_dir": model_dir,
         "rows": [write_rows("rl", rows(20))],

@@ -20,6 +20,7 @@ CONFIG = SFTConfig(
     num_epochs=4.0,
     max_length=32,
     micro_batch_tokens=64,
+    dtype="float32",
     eval_every=4,
     checkpoint_every=3,
     optimizer={"learning_rate": 1e-2},
