@@ -1,0 +1,113 @@
+"""The funnel: what each step of a preparation left, and what it dropped for which reason.
+
+The counts add up: what is left after a step is what the step before left less the step's drops, for
+documents and for bytes. (Rows that the reader set aside are counted as read, and dropped by `read`; the
+first step that lists what is left after them is `filter`.)
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+STEPS = ("read", "filter", "exact duplicates", "near duplicates", "held out", "held-out overlap")
+
+SAMPLES_PER_REASON = 3
+SAMPLE_CHARACTERS = 200
+
+Key = tuple[str, str, str]
+"""Step, reason, source."""
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Documents that one step dropped for one reason."""
+
+    step: str
+    reason: str
+    source: str
+    documents: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class FunnelStep:
+    """What is left after a step."""
+
+    name: str
+    documents: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """Counts of a preparation: `steps` in order, each with what it left, and `drops` with their reasons."""
+
+    steps: tuple[FunnelStep, ...]
+    drops: tuple[Drop, ...]
+
+    def to_dict(self) -> dict[str, list[dict[str, Any]]]:
+        """Give the content of funnel.json."""
+        return {"steps": [asdict(x) for x in self.steps], "drops": [asdict(x) for x in self.drops]}
+
+
+@dataclass
+class Tally:
+    """Counts and samples of drops."""
+
+    documents: Counter[Key] = field(default_factory=Counter)
+    sizes: Counter[Key] = field(default_factory=Counter)
+    samples: dict[Key, list[tuple[str, str]]] = field(default_factory=dict)
+
+    def add(self, key: Key, *, size_bytes: int, place: str, text: str) -> None:
+        """Count one drop; keep the first few of each kind as samples."""
+        self.documents[key] += 1
+        self.sizes[key] += size_bytes
+        samples = self.samples.setdefault(key, [])
+        if len(samples) < SAMPLES_PER_REASON:
+            samples.append((place, text[:SAMPLE_CHARACTERS]))
+
+    def add_documents(self, step: str, reasons: Iterable[str], documents: pa.Table) -> None:
+        """Count documents that a step dropped, each with its reason."""
+        sizes = pc.binary_length(documents["text"]).to_pylist()
+        ids, sources = documents["id"].to_pylist(), documents["source"].to_pylist()
+        for index, reason in enumerate(reasons):
+            key = (step, reason, sources[index])
+            is_sample = len(self.samples.get(key, ())) < SAMPLES_PER_REASON
+            text = documents["text"][index].as_py() if is_sample else ""
+            self.add(key, size_bytes=sizes[index], place=ids[index], text=text)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain lists for JSON."""
+        rows = [
+            [*key, self.documents[key], self.sizes[key], self.samples[key]] for key in sorted(self.documents)
+        ]
+        return {"drops": rows}
+
+    def merge(self, saved: Mapping[str, Any]) -> None:
+        """Add what `to_dict` gave; samples come after those that are there."""
+        for step, reason, source, documents, size, samples in saved["drops"]:
+            key = (step, reason, source)
+            self.documents[key] += documents
+            self.sizes[key] += size
+            known = self.samples.setdefault(key, [])
+            known += [(place, text) for place, text in samples[: SAMPLES_PER_REASON - len(known)]]
+
+    def keys(self) -> list[Key]:
+        """List what was counted in the order of the steps."""
+        return sorted(self.documents, key=lambda key: (STEPS.index(key[0]), *key))
+
+    def drops(self) -> tuple[Drop, ...]:
+        """List all drops in the order of the steps."""
+        return tuple(Drop(*key, self.documents[key], self.sizes[key]) for key in self.keys())
+
+    def sample_rows(self) -> Sequence[dict[str, str]]:
+        """List the samples in the order of the steps, as dropped.jsonl has them."""
+        return [
+            {"step": key[0], "reason": key[1], "source": key[2], "id": place, "text": text}
+            for key in self.keys()
+            for place, text in self.samples[key]
+        ]
