@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import typer.core
 
 from pylm import __version__
 from pylm.errors import InputError
@@ -15,8 +16,23 @@ from pylm.errors import InputError
 INPUT_ERROR = 2
 INTERRUPTED = 130
 
+
+
+class _Interrupted(Exception):
+    """Carries Ctrl-C past typer, which would end without a word."""
+
+
+class _Commands(typer.core.TyperGroup):
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Interrupted from error
+
+
 app = typer.Typer(
     name="pylm",
+    cls=_Commands,
     help="Raw text to an aligned chat model.",
     no_args_is_help=True,
     add_completion=False,
@@ -157,7 +173,7 @@ def call(action: Callable[[], object]) -> int:
         action()
     except InputError as error:
         return _fail(str(error), INPUT_ERROR)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Interrupted):
         return _fail("interrupted; the same command goes on where this one stopped", INTERRUPTED)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

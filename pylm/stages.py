@@ -28,6 +28,7 @@ from pylm.files import atomic_path, read_json, write_json
 from pylm.recipe import Recipe, load_recipe
 from pylm.summary import print_summary
 from pylm.train.parallel import World, barrier, start_world
+from pylm.train.progress import Progress
 
 Summary = Mapping[str, object]
 
@@ -74,7 +75,7 @@ class Stage:
     Attributes:
         name: of the command.
         folder: below the run's folder; the stage owns all in it.
-        needs: the stages whose output it reads; the last one given in the recipe counts for `|`.
+        needs: the stages whose output it reads.
         config: the recipe's part that decides it.
         work: does it and returns its summary.
         all_ranks: every rank works; otherwise rank 0 does and the others wait.
@@ -91,12 +92,19 @@ class Stage:
 def _prepare(run: Run) -> Summary:
     from pylm.data.pipeline import prepare
 
-    funnel = prepare(
-        run.recipe.prepare,
-        run.folder / "prepare",
-        seed=run.recipe.seed,
-        num_workers=run.recipe.num_threads,
-    )
+    with Progress(1, "prepare", enabled=run.world.is_main) as progress:
+
+        def show(done: int, total: int) -> None:
+            progress.total = total
+            progress.update(done)
+
+        funnel = prepare(
+            run.recipe.prepare,
+            run.folder / "prepare",
+            seed=run.recipe.seed,
+            num_workers=run.recipe.num_threads,
+            progress=show,
+        )
     return {"funnel": funnel.to_dict()}
 
 
@@ -198,20 +206,24 @@ def _rlvr(run: Run) -> Summary:
 
 
 def _eval(run: Run) -> Summary:
-    from pylm.eval.evaluate import evaluate
+    from pylm.eval.evaluate import evaluate, read_figures
 
-    return {
-        name: evaluate(
-            run.recipe.eval,
-            model_dir=run.model(name),
-            heldout_documents=run.heldout_documents,
-            rows=run.folder / "rows",
-            out_json=run.folder / "eval" / f"{name}.json",
-            stage=name,
-            seed=run.recipe.seed,
-        )
-        for name in _trained(run.recipe)
-    }
+    figures = {}
+    for name in _trained(run.recipe):
+        out_json = run.folder / "eval" / f"{name}.json"
+        if not out_json.exists():  # measured before this stage was cut off
+            _say(run, f"eval: the model of {name}")
+            evaluate(
+                run.recipe.eval,
+                model_dir=run.model(name),
+                heldout_documents=run.heldout_documents,
+                rows=run.folder / "rows",
+                out_json=out_json,
+                stage=name,
+                seed=run.recipe.seed,
+            )
+        figures[name] = read_figures(out_json)
+    return figures
 
 
 _MODEL_STAGES = ("pretrain", "sft", "dpo", "rlvr")
@@ -352,7 +364,7 @@ def _fingerprint(run: Run, stage: Stage) -> str:
             )
         needed[name] = known["fingerprint"]
     parts = [FORMAT, stage.name, config.model_dump_json(), run.recipe.seed, needed, _input_files(config)]
-    return xxhash.xxh3_128_hexdigest(repr(parts))
+    return xxhash.xxh3_128_hexdigest(repr(parts).encode())
 
 
 def _input_files(config: Config) -> list[tuple[str, int, int]]:

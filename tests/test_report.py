@@ -37,23 +37,18 @@ TASKS = ("arguments", "docstring", "function_name", "has_docstring", "is_method"
 
 FUNNEL = {
     "steps": [
-        {"name": "read", "documents": 5206, "bytes": 71_400_000, "dropped": {}},
-        {"name": "decode", "documents": 5198, "bytes": 71_000_000, "dropped": {"invalid utf-8": 8}},
-        {
-            "name": "quality",
-            "documents": 4313,
-            "bytes": 60_000_000,
-            "dropped": {"too short": 611, "repetition": 201, "symbols": 73},
-        },
-        {"name": "exact duplicates", "documents": 3902, "bytes": 50_100_000, "dropped": {"duplicate": 411}},
-        {
-            "name": "near duplicates",
-            "documents": 3417,
-            "bytes": 44_500_000,
-            "dropped": {"near duplicate": 485},
-        },
-        {"name": "language", "documents": 3391, "bytes": 44_000_000, "dropped": {"not English": 26}},
-    ]
+        {"name": "read", "documents": 5206, "bytes": 71_400_000},
+        {"name": "filter", "documents": 4313, "bytes": 60_000_000},
+        {"name": "exact duplicates", "documents": 3902, "bytes": 50_100_000},
+        {"name": "near duplicates", "documents": 3417, "bytes": 44_500_000},
+        {"name": "held out", "documents": 3391, "bytes": 44_000_000},
+    ],
+    "drops": [
+        {"step": "read", "reason": "not_utf8", "source": "code", "documents": 8, "bytes": 400_000},
+        {"step": "filter", "reason": "too short", "source": "code", "documents": 511, "bytes": 1_000},
+        {"step": "filter", "reason": "too short", "source": "docs", "documents": 100, "bytes": 1_000},
+        {"step": "filter", "reason": "symbols", "source": "code", "documents": 274, "bytes": 1_000},
+    ],
 }
 
 
@@ -363,6 +358,12 @@ def test_figures_are_those_of_the_files(run: Path, page: str) -> None:
     assert f"{100 * share:.1f}\u202f% less than xz" in text
 
 
+def test_drops_are_shown_by_step_and_reason(page: str) -> None:
+    text = " ".join("".join(check(page).text).split())
+    assert "too short 611, symbols 274, not_utf8 8" in text  # both sources; unreadable rows with the step after
+    assert "filter dropped most, 893." in text
+
+
 def test_samples_of_all_stages_stand_side_by_side(page: str) -> None:
     text = " ".join(check(page).text)
     assert text.count("What is 27 + 8?") == 1
@@ -383,8 +384,9 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     value["samples"][0]["prompt"] = attack
     value["exact_match"]["by_task"][attack] = value["exact_match"]["by_task"]["module"]
     write_value(path, value)
-    funnel = {"steps": [{"name": attack, "documents": 2 - i, "dropped": {attack: 1}} for i in range(2)]}
-    write_value(folder / "prepare/funnel.json", funnel)
+    steps = [{"name": attack, "documents": 2 - i} for i in range(2)]
+    drop = {"step": attack, "reason": attack, "source": attack, "documents": 1}
+    write_value(folder / "prepare/funnel.json", {"steps": steps, "drops": [drop]})
     write_value(folder / "sft/stage.json", {"elapsed_s": 1.0, "summary": {attack: attack, "list": [attack]}})
     write_value(folder / "versions.json", {attack: attack})
     (folder / "recipe.toml").write_text("x = '</details><script>alert(1)</script>'")
@@ -460,7 +462,7 @@ def test_other_shapes_of_the_files_are_passed_over(tmp_path: Path) -> None:
     write_value(
         folder / "eval/sft.json", {"format": [], "samples": {"a": 1}, "bits_per_byte": 3, "compression": None}
     )
-    write_value(folder / "prepare/funnel.json", {"steps": [{"name": 1}, "x", {"documents": True}]})
+    write_value(folder / "prepare/funnel.json", {"steps": [{"name": 1}, "x", {"documents": True}], "drops": [1]})
     write_value(folder / "sft/stage.json", {"elapsed_s": "soon", "summary": [1, 2]})
     check(write_report(folder).read_text(encoding="utf-8"))
 

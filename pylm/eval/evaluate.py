@@ -25,7 +25,7 @@ from pylm.eval.compare import bootstrap_ratio
 from pylm.eval.compression import compress
 from pylm.eval.preferences import prefers_chosen
 from pylm.eval.tasks import Item, first_of_each, run_task, run_verifiable
-from pylm.files import write_json
+from pylm.files import read_json, write_json
 from pylm.model.generate import generate
 from pylm.model.hf import load_model
 from pylm.model.transformer import Transformer
@@ -147,8 +147,15 @@ def evaluate(
         "elapsed_s": clock.elapsed_s,
     }
     write_json(out_json, result)
+    return read_figures(out_json)
+
+
+def read_figures(path: Path) -> dict[str, float]:
+    """Read the figures of `eval/STAGE.json` without their intervals."""
     return {
-        name: value["value"] for name, value in result.items() if isinstance(value, dict) and "value" in value
+        name: value["value"]
+        for name, value in read_json(path).items()
+        if isinstance(value, dict) and "value" in value
     }
 
 

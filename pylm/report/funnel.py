@@ -1,5 +1,6 @@
 """Read `prepare/funnel.json`: what each step of preparation took in, kept and dropped."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,26 +26,38 @@ class FunnelStep:
 
 
 def read_funnel(record: Record) -> list[FunnelStep]:
-    """List the steps in order, the first being what was read; empty where there is no funnel."""
+    """List the steps in order, the first being what was read; empty where there is no funnel.
+
+    What the first step dropped (rows that could not be read) is counted with the second.
+    """
     steps = record.get("steps")
+    reasons = _count_reasons(record)
     found: list[FunnelStep] = []
+    waiting: Counter[str] = Counter()
     for step in steps if isinstance(steps, list) else []:
         if not isinstance(step, Mapping) or (num_out := number(step.get("documents"))) is None:
             continue
-        dropped = step.get("dropped")
-        reasons = {
-            str(reason): int(count)
-            for reason, value in (dropped.items() if isinstance(dropped, Mapping) else ())
-            if (count := number(value)) is not None
-        }
-        size = number(step.get("bytes"))
+        name, size = str(step.get("name")), number(step.get("bytes"))
+        waiting += reasons.get(name, Counter())
         found.append(
             FunnelStep(
-                name=str(step.get("name")),
+                name=name,
                 num_in=found[-1].num_out if found else int(num_out),
                 num_out=int(num_out),
-                reasons=reasons,
+                reasons=dict(waiting) if found else {},
                 bytes_out=None if size is None else int(size),
             )
         )
+        if len(found) > 1:
+            waiting = Counter()
     return found
+
+
+def _count_reasons(record: Record) -> dict[str, Counter[str]]:
+    """Add up the drops of all sources by step and reason."""
+    drops = record.get("drops")
+    reasons: dict[str, Counter[str]] = {}
+    for drop in drops if isinstance(drops, list) else []:
+        if isinstance(drop, Mapping) and (count := number(drop.get("documents"))) is not None:
+            reasons.setdefault(str(drop.get("step")), Counter())[str(drop.get("reason"))] += int(count)
+    return reasons
