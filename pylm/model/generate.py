@@ -67,9 +67,13 @@ def generate(
         `len(prompts) * num_samples` samples; sample j of prompt i at i * num_samples + j.
 
     Raises:
-        InputError: an empty prompt, a context longer than the model's, an option out of range.
+        InputError: an empty prompt, an unknown token, a context longer than the model's, an option out of
+            range.
     """
-    _check(model, prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
+    _check(
+        model, prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+        num_samples=num_samples,
+    )  # fmt: skip
     num_rows = len(prompts) * num_samples
     ids: list[list[int]] = [[] for _ in range(num_rows)]
     logprobs: list[list[float]] = [[] for _ in range(num_rows)]
@@ -154,18 +158,27 @@ def _check(
     temperature: float,
     top_k: int,
     top_p: float,
+    num_samples: int = 1,
 ) -> None:
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if temperature < 0:
+    if num_samples < 1:
+        raise InputError(f"num_samples must be at least 1, got {num_samples}")
+    if not temperature >= 0:  # also refuses NaN
         raise InputError(f"temperature must be 0 or more, got {temperature}")
     if top_k < 0:
         raise InputError(f"top_k must be 0 (all tokens) or more, got {top_k}")
     if not 0 < top_p <= 1:
         raise InputError(f"top_p must be in (0, 1], got {top_p}")
+    num_classes = len(model.output_weight)
     for index, prompt in enumerate(prompts):
         if not prompt:
             raise InputError(f"prompt {index} is empty; start it with a token, such as the end of text")
+        if strange := [i for i in prompt if not 0 <= i < num_classes]:
+            raise InputError(
+                f"prompt {index} has the token {strange[0]}, but the model knows 0 to {num_classes - 1}; "
+                "encode it with the model's own tokenizer"
+            )
         if len(prompt) + max_new_tokens > model.config.max_seq_len:
             raise InputError(
                 f"prompt {index} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} that is more "

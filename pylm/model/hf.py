@@ -1,6 +1,8 @@
 """Models on disk: a folder with config.json, model.safetensors and tokenizer.json."""
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,13 +31,16 @@ def save_model(
         folder: replaced as a whole.
         tokenizer: saved beside the weights.
         state_dict: whole weights, where the model itself holds only shards.
+
+    Raises:
+        OSError: the disk is full, or the like; nothing is left behind.
     """
     weights = {k: v.detach().cpu().contiguous() for k, v in (state_dict or model.state_dict()).items()}
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         config = {"format": FORMAT, **model.config.model_dump(mode="json")}
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        _save_weights(weights, temporary / "model.safetensors")
         tokenizer.save(temporary / "tokenizer.json")
 
 
@@ -63,7 +68,7 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> tuple[Tra
             )
         config = ModelConfig.model_validate(values)
         weights = load_file(folder / "model.safetensors", device=str(device))
-    except (json.JSONDecodeError, ValidationError, SafetensorError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder}: damaged model folder ({reason}); restore it from a copy") from error
     with torch.device("meta"):
@@ -77,6 +82,23 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> tuple[Tra
                 f"but config.json asks for {expected.get(name, 'none')}"
             )
     model.to_empty(device=device)
-    model.reset_parameters()
+    model.reset_tables()
     model.load_state_dict(weights)
-    return model.eval(), Tokenizer.load(folder / "tokenizer.json")
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    if tokenizer.vocab_size > len(model.output_weight):
+        raise InputError(
+            f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, but the model only "
+            f"{len(model.output_weight)}; put the tokenizer there that the model was trained with"
+        )
+    return model.eval(), tokenizer
+
+
+def _save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        save_file(dict(weights), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # A full disk comes as text.
+        if number := re.search(r"os error (\d+)", str(error)):
+            code = int(number[1])
+            raise OSError(code, os.strerror(code), str(path)) from error
+        raise

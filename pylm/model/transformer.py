@@ -90,13 +90,7 @@ class Transformer(nn.Module):
         Called by the constructor; call it again after `to_empty` on a model made on the meta device.
         """
         config = self.config
-        cos, sin = rope_cache(
-            config.max_seq_len,
-            config.head_features,
-            theta=config.rope_theta,
-            device=self.embedding.weight.device,
-        )
-        self.cos, self.sin = cos, sin
+        self.reset_tables()
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 _truncated_normal(module.weight, config.init_std)
@@ -110,6 +104,13 @@ class Transformer(nn.Module):
                     nn.init.zeros_(module.out.weight)
                 elif isinstance(module, FeedForward):
                     nn.init.zeros_(module.down.weight)
+
+    def reset_tables(self) -> None:
+        """Build the rotary tables, which are not saved, on the device of the weights."""
+        config, device = self.config, self.embedding.weight.device
+        self.cos, self.sin = rope_cache(
+            config.max_seq_len, config.head_features, theta=config.rope_theta, device=device
+        )
 
     def forward(
         self,
