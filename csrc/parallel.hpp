@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -17,8 +18,10 @@ inline unsigned resolve_threads(unsigned num_threads) noexcept {
 }
 
 // Call task(index) once for every index in [0, count), on up to `num_threads` threads (0: all cores).
-// Indices are handed out one by one, so tasks may differ in cost; they must write to places of their own.
-// The first exception is rethrown after all threads have stopped; remaining tasks are then left out.
+// Indices are handed out one by one in rising order, so tasks may differ in cost; they must write to places of
+// their own. After an exception no further task starts; when all threads have stopped, the exception of the
+// lowest index is rethrown: the same one whatever the threads, since all tasks before a failed one had started.
+// Where the system refuses more threads, those at hand do the work.
 template <typename Task>
 void parallel_for(std::size_t count, unsigned num_threads, Task&& task) {
     const std::size_t workers = std::min<std::size_t>(resolve_threads(num_threads), count);
@@ -28,6 +31,7 @@ void parallel_for(std::size_t count, unsigned num_threads, Task&& task) {
     }
     std::atomic<std::size_t> next{0};
     std::exception_ptr failure;
+    std::size_t failed = count;
     std::mutex failure_mutex;
     const auto work = [&] {
         for (;;) {
@@ -38,14 +42,21 @@ void parallel_for(std::size_t count, unsigned num_threads, Task&& task) {
             } catch (...) {
                 next.store(count, std::memory_order_relaxed);
                 const std::scoped_lock lock(failure_mutex);
-                if (!failure) failure = std::current_exception();
+                if (index < failed) {
+                    failed = index;
+                    failure = std::current_exception();
+                }
                 return;
             }
         }
     };
     std::vector<std::thread> threads;
     threads.reserve(workers - 1);
-    for (std::size_t i = 1; i < workers; ++i) threads.emplace_back(work);
+    try {
+        for (std::size_t i = 1; i < workers; ++i) threads.emplace_back(work);
+    } catch (const std::system_error&) {
+        // A limit of the machine or of the user; fewer threads give the same result.
+    }
     work();
     for (std::thread& thread : threads) thread.join();
     if (failure) std::rethrow_exception(failure);
