@@ -12,6 +12,10 @@ namespace {
 constexpr std::uint64_t kMersenne61 = (std::uint64_t{1} << 61) - 1;
 constexpr std::uint64_t kLow32 = 0xFFFFFFFF;
 
+// So many shingles a bin leave none empty, unless most of them are repeats (e^-16 a bin); a text that repeats one
+// line a million times should not pay for it in every round.
+constexpr std::size_t kFewRepeats = 16;
+
 // SplitMix64 (Steele, Lea, Flood 2014): the stream of constants that a seed stands for.
 class Random {
 public:
@@ -105,20 +109,28 @@ void MinHasher::sign_fast(std::span<const std::uint64_t> shingles, std::span<std
         std::uint64_t& slot = signature[bin_of(h)];
         slot = std::min(slot, value_of(h));
     }
-    std::vector<std::uint8_t>& filled = scratch.filled;
-    filled.resize(bins);
-    const auto count_filled = [&] {
-        std::size_t count = 0;
-        for (std::size_t i = 0; i < bins; ++i) count += filled[i] = signature[i] != empty;
-        return count;
-    };
-    for (std::size_t round = 1; round < bins; ++round) {
-        if (count_filled() == bins) return;
+    std::vector<std::uint8_t>& filled = scratch.filled;  // before the round
+    std::vector<std::size_t>& fresh = scratch.fresh;     // reached in the round
+    filled.assign(bins, 0);
+    std::size_t num_filled = 0;
+    for (std::size_t i = 0; i < bins; ++i) num_filled += filled[i] = signature[i] != empty;
+    if (num_filled < bins && shingles.size() / kFewRepeats > bins) {
+        scratch.distinct.assign(shingles.begin(), shingles.end());
+        std::sort(scratch.distinct.begin(), scratch.distinct.end());
+        scratch.distinct.erase(std::unique(scratch.distinct.begin(), scratch.distinct.end()), scratch.distinct.end());
+        shingles = scratch.distinct;
+    }
+    for (std::size_t round = 1; round < bins && num_filled < bins; ++round) {
+        fresh.clear();
         for (const std::uint64_t x : shingles) {
             const std::uint64_t h = hash(x, round);
             const std::size_t bin = bin_of(h);
-            if (filled[bin] == 0) signature[bin] = std::min(signature[bin], value_of(h));
+            if (filled[bin] != 0) continue;
+            if (signature[bin] == empty) fresh.push_back(bin);
+            signature[bin] = std::min(signature[bin], value_of(h));
         }
+        for (const std::size_t bin : fresh) filled[bin] = 1;
+        num_filled += fresh.size();
     }
     for (std::size_t bin = 0; bin < bins; ++bin) {
         if (signature[bin] != empty) continue;

@@ -5,7 +5,7 @@
 // a signature, round i = 0, 1, ..., t-1 sends every shingle x to the bin h_i(x), rounds t + j send all shingles
 // to bin j; each time x carries the value v_i(x). A bin keeps the smallest value of the first round that reaches
 // it; the work stops when no bin is empty, in most documents of 600 shingles or more after two or three rounds,
-// and after O(n + t log t) expected steps always.
+// and after O(n + t log t) expected steps always (n distinct shingles).
 //   Unbiased: fix a bin, and give every x the key (first round that sends x to this bin, its value there),
 //   compared round first. For fully random h and v the keys are independent and equally distributed over x, so
 //   the x in A u B with the smallest key is uniform in A u B. It decides the bin of both sketches if it is in
@@ -38,6 +38,8 @@ class MinHasher {
 public:
     struct Scratch {
         std::vector<std::uint8_t> filled;
+        std::vector<std::size_t> fresh;
+        std::vector<std::uint64_t> distinct;
     };
 
     // Throws std::invalid_argument when num_perm is 0 or the permutations do not fit.
