@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "bindings/buffers.hpp"
 #include "bindings/module.hpp"
 #include "tokenizer/bpe_encode.hpp"
 #include "tokenizer/bpe_train.hpp"
@@ -19,46 +20,49 @@ namespace pylm::bindings {
 
 namespace {
 
-// Hand a vector to NumPy without copying.
-template <typename T>
-py::array_t<T> to_numpy(std::vector<T>&& values) {
-    auto owner = std::make_unique<std::vector<T>>(std::move(values));
-    T* data = owner->data();
-    const auto size = static_cast<py::ssize_t>(owner->size());
-    py::capsule capsule(owner.release(), [](void* p) { delete static_cast<std::vector<T>*>(p); });
-    return py::array_t<T>({size}, {static_cast<py::ssize_t>(sizeof(T))}, data, capsule);
-}
-
 py::tuple to_tuple(TokenBatch&& batch) {
-    return py::make_tuple(to_numpy(std::move(batch.ids)), to_numpy(std::move(batch.offsets)));
+    return py::make_tuple(to_array(std::move(batch.ids)), to_array(std::move(batch.offsets)));
 }
 
-// Views of the UTF-8 that CPython keeps inside each str, or of bytes. The sequence must stay alive.
-std::vector<std::string_view> views(const py::sequence& texts) {
-    std::vector<std::string_view> found;
-    found.reserve(texts.size());
-    for (std::size_t i = 0; i < texts.size(); ++i) {
-        const py::object item = texts[i];
-        if (PyBytes_Check(item.ptr())) {
-            found.emplace_back(PyBytes_AS_STRING(item.ptr()), static_cast<std::size_t>(PyBytes_GET_SIZE(item.ptr())));
-            continue;
+// Views of the UTF-8 that CPython keeps inside each str, or of bytes. Holds the items: a sequence may make them
+// afresh at every access, or change while the interpreter lock is released.
+class Items {
+  public:
+    explicit Items(const py::sequence& texts)
+        : items_(py::reinterpret_steal<py::object>(PySequence_Tuple(texts.ptr()))) {
+        if (!items_) throw py::error_already_set();
+        const py::ssize_t size = PyTuple_GET_SIZE(items_.ptr());
+        views_.reserve(static_cast<std::size_t>(size));
+        for (py::ssize_t i = 0; i < size; ++i) add(PyTuple_GET_ITEM(items_.ptr(), i), i);
+    }
+
+    std::span<const std::string_view> views() const noexcept { return views_; }
+
+  private:
+    void add(PyObject* item, py::ssize_t index) {
+        const auto place = [&] { return "texts[" + std::to_string(index) + "]"; };
+        if (PyBytes_Check(item)) {
+            views_.emplace_back(PyBytes_AS_STRING(item), static_cast<std::size_t>(PyBytes_GET_SIZE(item)));
+            return;
         }
-        if (!PyUnicode_Check(item.ptr())) {
-            throw py::type_error("texts[" + std::to_string(i) + "] must be str or bytes, got " +
-                                 std::string(py::str(py::type::of(item).attr("__name__"))));
-        }
+        if (!PyUnicode_Check(item)) throw py::type_error(place() + " must be str or bytes, got " + Py_TYPE(item)->tp_name);
         py::ssize_t size = 0;
-        const char* data = PyUnicode_AsUTF8AndSize(item.ptr(), &size);
+        const char* data = PyUnicode_AsUTF8AndSize(item, &size);
         if (data == nullptr) {
             PyErr_Clear();
-            throw py::value_error("texts[" + std::to_string(i) + "] holds lone surrogates, which no UTF-8 can express");
+            throw py::value_error(place() + " holds lone surrogates, which no UTF-8 can express");
         }
-        found.emplace_back(data, static_cast<std::size_t>(size));
+        views_.emplace_back(data, static_cast<std::size_t>(size));
     }
-    return found;
-}
+
+    py::object items_;
+    std::vector<std::string_view> views_;
+};
 
 std::span<const char> bytes_of(const py::buffer_info& info) {
+    if (info.ndim > 1 || (info.ndim == 1 && info.size > 1 && info.strides[0] != info.itemsize)) {
+        throw py::value_error("data must be contiguous bytes");
+    }
     return {static_cast<const char*>(info.ptr), static_cast<std::size_t>(info.size * info.itemsize)};
 }
 
@@ -82,7 +86,7 @@ void bind_tokenizer(py::module_& module) {
                 end += static_cast<std::int64_t>(piece.size());
                 ends.push_back(end);
             }
-            return to_numpy(std::move(ends));
+            return to_array(std::move(ends));
         },
         py::arg("text"), py::arg("pattern"));
 
@@ -91,6 +95,7 @@ void bind_tokenizer(py::module_& module) {
                          const Pattern& pattern, bool ignore_merges) {
                  std::vector<std::string> bytes(tokens.begin(), tokens.end());
                  const auto rows = merges.unchecked<2>();
+                 if (rows.shape(1) != 4) throw py::value_error("merges must have the columns left, right, merged, rank");
                  std::vector<MergeRule> rules;
                  rules.reserve(static_cast<std::size_t>(rows.shape(0)));
                  for (py::ssize_t i = 0; i < rows.shape(0); ++i) {
@@ -115,11 +120,11 @@ void bind_tokenizer(py::module_& module) {
         .def(
             "encode_texts",
             [](const BpeEncoder& encoder, const py::sequence& texts, unsigned num_threads) {
-                const std::vector<std::string_view> found = views(texts);
+                const Items items(texts);
                 TokenBatch batch;
                 {
                     const py::gil_scoped_release release;
-                    batch = encoder.encode_batch(found, num_threads);
+                    batch = encoder.encode_batch(items.views(), num_threads);
                 }
                 return to_tuple(std::move(batch));
             },
@@ -129,11 +134,12 @@ void bind_tokenizer(py::module_& module) {
             [](const BpeEncoder& encoder, const py::buffer& data,
                const py::array_t<std::int64_t, py::array::c_style>& offsets, unsigned num_threads) {
                 const py::buffer_info info = data.request();
+                const std::span<const char> bytes = bytes_of(info);
                 const std::span<const std::int64_t> borders(offsets.data(), static_cast<std::size_t>(offsets.size()));
                 TokenBatch batch;
                 {
                     const py::gil_scoped_release release;
-                    batch = encoder.encode_batch(bytes_of(info), borders, num_threads);
+                    batch = encoder.encode_batch(bytes, borders, num_threads);
                 }
                 return to_tuple(std::move(batch));
             },
@@ -144,9 +150,9 @@ void bind_tokenizer(py::module_& module) {
         .def(
             "add",
             [](WordCounter& counter, const py::sequence& texts, unsigned num_threads) {
-                const std::vector<std::string_view> found = views(texts);
+                const Items items(texts);
                 const py::gil_scoped_release release;
-                counter.add(found, num_threads);
+                counter.add(items.views(), num_threads);
             },
             py::arg("texts"), py::kw_only(), py::arg("num_threads"))
         .def("sorted", [](const WordCounter& counter) {

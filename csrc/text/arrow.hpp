@@ -77,14 +77,22 @@ inline bool is_null(std::string_view text) noexcept { return text.data() == null
 
 namespace detail {
 
+// A value of an array that need not be aligned (the interface only recommends it).
+template <typename T>
+T load(const void* array, std::int64_t index) noexcept {
+    T value;
+    std::memcpy(&value, static_cast<const char*>(array) + index * static_cast<std::int64_t>(sizeof value), sizeof value);
+    return value;
+}
+
 template <typename Offset>
 void append_offsets(const Array& array, std::vector<std::string_view>& texts) {
     const auto* valid = static_cast<const std::uint8_t*>(array.buffers[0]);
-    const auto* offsets = static_cast<const Offset*>(array.buffers[1]);
+    const void* offsets = array.buffers[1];
     const auto* bytes = static_cast<const char*>(array.buffers[2]);
     for (std::int64_t i = array.offset; i < array.offset + array.length; ++i) {
-        const auto begin = static_cast<std::size_t>(offsets[i]);
-        const auto end = static_cast<std::size_t>(offsets[i + 1]);
+        const auto begin = static_cast<std::size_t>(load<Offset>(offsets, i));
+        const auto end = static_cast<std::size_t>(load<Offset>(offsets, i + 1));
         const bool null = valid != nullptr && ((valid[i >> 3] >> (i & 7)) & 1) == 0;
         texts.push_back(null ? null_text : begin == end ? std::string_view("") : std::string_view(bytes + begin, end - begin));
     }
