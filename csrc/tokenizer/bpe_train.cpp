@@ -1,7 +1,9 @@
 #include "tokenizer/bpe_train.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <queue>
+#include <stdexcept>
 
 #include "parallel.hpp"
 #include "text/hash.hpp"
@@ -87,6 +89,9 @@ std::vector<std::pair<std::string, std::uint64_t>> WordCounter::sorted() const {
 
 std::vector<std::pair<std::uint32_t, std::uint32_t>> train_bpe(
     std::span<const std::pair<std::string, std::uint64_t>> words, const TrainOptions& options) {
+    constexpr std::uint64_t most = std::numeric_limits<std::uint32_t>::max();
+    if (words.size() > most) throw std::invalid_argument("more than 2^32 - 1 different pieces; train on a sample");
+    if (options.num_merges > most - options.first_id) throw std::invalid_argument("ids would pass 2^32 - 1");
     std::vector<std::vector<std::uint32_t>> symbols(words.size());
     std::unordered_map<Pair, PairState, PairHash> pairs;
     for (std::size_t w = 0; w < words.size(); ++w) {
