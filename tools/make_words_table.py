@@ -17,8 +17,15 @@ UNSPACED = [
     *("Tai_Le", "New_Tai_Lue", "Tai_Tham", "Tai_Viet"),
 ]
 
-# The characters that datatrove takes for punctuation (beside the ends of sentences), so that its filters can
-# be reproduced: all ASCII punctuation, control characters but tab and newline, and these.
+# The ends of sentences of Unicode 15 and three Khmer signs: what datatrove takes for them, so that its
+# filters can be reproduced.
+TERMINAL = (
+    r"[\p{Sentence_Terminal}\u17d6\u17d9\u17da]--[\u1b4e\u1b4f\u1b7f\u2024\u2cf9-\u2cfb\u2e60\u2e61\ufe12"
+    r"\ufe15\ufe16\U000113d4\U000113d5\U00016d6e\U00016d6f]"
+)
+
+# The characters that datatrove takes for punctuation (beside the ends of sentences): all ASCII punctuation,
+# control characters but tab and newline, and these.
 PUNCTUATION = (
     "\u00ab\u00b4\u00bb\u2013\u2014\u2019\u201c\u201d\u201e\u2026\u2236\u2501\u25ba\u3001\u3002\u3008\u3009"
     "\u300a\u300b\u300c\u300d\u3010\u3011\uff01\uff05\uff08\uff09\uff0c\uff0e\uff11\uff1a\uff1b\uff1f\uff5e"
@@ -27,8 +34,8 @@ PUNCTUATION = (
 FLAGS = {
     1: r"[\p{L}\p{M}\p{N}\p{Join_Control}]",
     2: "[" + "".join(rf"\p{{Script={script}}}" for script in UNSPACED) + "]",
-    4: r"\p{Sentence_Terminal}",
-    8: r"[!-/:-@\[-`\{-~\x00-\x08\x0b-\x1f\x7f-\x9f\p{Sentence_Terminal}" + PUNCTUATION + "]",
+    4: f"(?V1)[{TERMINAL}]",
+    8: rf"(?V1)[[!-/:-@\[-`\{{-~\x00-\x08\x0b-\x1f\x7f-\x9f{PUNCTUATION}][{TERMINAL}]]",
     16: r"\p{L}",
     32: r"[\p{White_Space}\x1c-\x1f]",
     64: r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]",

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cctype>
-#include <cstring>
 
 #include "text/hash.hpp"
 #include "text/unicode.hpp"
@@ -20,9 +18,10 @@ std::size_t count_chars(std::string_view text) {
     return chars;
 }
 
-// Begin of the character that ends at `end`.
+// Begin of the character that ends at `end` > 0.
 std::size_t last_begin(std::string_view text, std::size_t end) {
-    for (std::size_t size = 1; size <= std::min<std::size_t>(4, end); ++size) {
+    if (static_cast<std::uint8_t>(text[end - 1]) < 0x80) return end - 1;
+    for (std::size_t size = 2; size <= std::min<std::size_t>(4, end); ++size) {
         if (decode_utf8(text.substr(0, end), end - size).size == size) return end - size;
     }
     return end - 1;
@@ -74,6 +73,8 @@ void for_each_line(std::string_view text, Visit&& visit) {
     }
     if (begin < text.size()) visit(text.substr(begin));
 }
+
+constexpr std::string_view kTerminalAscii = ".?!\"'";
 
 constexpr std::array<std::string_view, 6> kPolicies = {"terms of use",   "privacy policy", "cookie policy",
                                                        "uses cookies", "use of cookies", "use cookies"};
@@ -138,7 +139,8 @@ void LineSignals::count_lines(std::string_view text, Row& row) {
         bullets += left.starts_with("•") || left.starts_with("-");
         const std::string_view right = strip_right(line);
         ellipses += ends_with_ellipsis(right);
-        terminal += !right.empty() && std::strchr(".?!\"'", right.back()) != nullptr && !right.ends_with("...");
+        terminal += !right.empty() && kTerminalAscii.find(right.back()) != std::string_view::npos &&
+                    !right.ends_with("...");
     });
     const auto total = static_cast<double>(lines);
     row[kNumLines] = total;
