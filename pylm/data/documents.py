@@ -1,5 +1,6 @@
 """Documents: their schema, where they come from, and what decides a document's side of a split."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -102,14 +103,15 @@ def list_files(source: SourceConfig) -> list[Path]:
 
 def _matches(source: SourceConfig, pattern: str) -> list[Path]:
     path = Path(pattern)
-    try:
-        if pattern and path.exists():
-            return [path]
-        root = Path(path.anchor or ".")
-        if matches := sorted(root.glob(str(path.relative_to(path.anchor)))):
-            return matches
-    except (ValueError, OSError):
-        pass  # no pattern of a glob, and no path either
+    matches: list[Path] = []
+    with contextlib.suppress(ValueError, OSError):  # no pattern of a glob, and no path either
+        if path.exists():
+            matches = [path] if pattern else []  # an empty path would be the working folder
+        else:
+            root = Path(path.anchor or ".")
+            matches = sorted(root.glob(str(path.relative_to(path.anchor))))
+    if matches:
+        return matches
     raise InputError(f"source {source.name}: nothing at {pattern!r}; give a file, a folder or a glob")
 
 

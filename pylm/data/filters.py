@@ -55,7 +55,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "fineweb": (
         Rule("line_punctuation_ratio", at_least=0.12),
         Rule("short_line_ratio", at_most=0.67),
-        Rule("duplicate_line_char_ratio", at_most=0.01),
+        Rule("duplicate_nonblank_line_char_ratio", at_most=0.01),
         Rule("newline_word_ratio", at_most=0.3),
     ),
     # Kocetkov et al., 2022, "The Stack", section 3; Li et al., 2023, "StarCoder", section 3.

@@ -8,6 +8,7 @@ share a `group`, so that a split never puts one side of a module into training a
 import ast
 import gc
 import json
+import os
 import sysconfig
 import warnings
 from collections.abc import Iterator, Sequence
@@ -59,10 +60,16 @@ def list_files(source: SourceConfig) -> list[Path]:
 def list_modules() -> list[Path]:
     """List the library's source files, sorted; tests are among them where they are installed."""
     root = library_folder()
-    files = (x.relative_to(root) for x in root.rglob("*.py"))
-    return [
-        root / x for x in sorted(files) if not any(f"/{part}/" in f"/{x.as_posix()}" for part in LEFT_OUT)
-    ]
+    found = []
+    for folder, subfolders, names in os.walk(root):
+        place = Path(folder).relative_to(root)
+        subfolders[:] = [x for x in subfolders if not _is_left_out(place / x)]
+        found += [place / x for x in names if x.endswith(".py")]
+    return [root / x for x in sorted(found)]
+
+
+def _is_left_out(place: Path) -> bool:
+    return any(f"/{place.as_posix()}".endswith(f"/{part}") for part in LEFT_OUT)
 
 
 def module_group(path: Path) -> str:
