@@ -1,9 +1,10 @@
 """C++ core: see the headers in csrc/ for contracts."""
 
-from collections.abc import Buffer, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 from pylm.text.texts import Texts
 

@@ -17,8 +17,7 @@ INPUT_ERROR = 2
 INTERRUPTED = 130
 
 
-
-class _Interrupted(Exception):
+class _InterruptError(Exception):
     """Carries Ctrl-C past typer, which would end without a word."""
 
 
@@ -27,7 +26,7 @@ class _Commands(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            raise _Interrupted from error
+            raise _InterruptError from error
 
 
 app = typer.Typer(
@@ -51,6 +50,10 @@ RedoOption = Annotated[bool, typer.Option("--redo", help="Run again what is comp
 ModelArgument = Annotated[
     Path, typer.Argument(help="Folder of a run (its last model is taken) or of a model.")
 ]
+TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")]
+TopPOption = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of the mass.")]
+SeedOption = Annotated[int, typer.Option(help="Decides the samples.")]
+TemplateOption = Annotated[str, typer.Option(help="Chat template that the model was tuned with.")]
 
 
 def _print_version(value: bool) -> None:
@@ -119,42 +122,38 @@ def report_command(
 @app.command("generate")
 def generate_command(
     model: ModelArgument,
-    prompts: Annotated[list[str], typer.Argument(help="Texts to continue.")],
+    prompts: Annotated[list[str], typer.Argument(help="Texts to continue, or messages with --chat.")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at the most.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of mass.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Decides the samples.")] = 0,
-    chat: Annotated[bool, typer.Option("--chat", help="Treat each prompt as a user's message.")] = False,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    seed: SeedOption = 0,
+    chat: Annotated[bool, typer.Option("--chat", help="Answer each prompt as a user's message.")] = False,
+    template: TemplateOption = "pylm",
 ) -> None:
     """Continue texts, or answer messages with --chat."""
-    from pylm.stages import open_model, sample_texts
+    from pylm.conversation import Sampling, answer_messages, continue_texts, open_speaker
 
-    for text in sample_texts(
-        open_model(model),
-        prompts,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        chat=chat,
-    ):
+    speaker = open_speaker(model, template=template)
+    complete = answer_messages if chat else continue_texts
+    for text in complete(speaker, prompts, Sampling(max_new_tokens, temperature, top_p, seed)):
         typer.echo(text)
 
 
 @app.command("chat")
 def chat_command(
     model: ModelArgument,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at the most.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at the most.")] = 128,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    seed: SeedOption = 0,
     system: Annotated[str | None, typer.Option(help="A system message to start with.")] = None,
-    seed: Annotated[int, typer.Option(help="Decides the samples.")] = 0,
+    template: TemplateOption = "pylm",
 ) -> None:
     """Talk to a model; an empty line or Ctrl-D ends it."""
-    from pylm.stages import chat_loop, open_model
+    from pylm.conversation import Sampling, open_speaker, talk
 
-    chat_loop(
-        open_model(model), max_new_tokens=max_new_tokens, temperature=temperature, system=system, seed=seed
-    )
+    speaker = open_speaker(model, template=template)
+    talk(speaker, Sampling(max_new_tokens, temperature, top_p, seed), system=system)
 
 
 def _fail(message: str, code: int) -> int:
@@ -173,7 +172,7 @@ def call(action: Callable[[], object]) -> int:
         action()
     except InputError as error:
         return _fail(str(error), INPUT_ERROR)
-    except (KeyboardInterrupt, _Interrupted):
+    except (KeyboardInterrupt, _InterruptError):
         return _fail("interrupted; the same command goes on where this one stopped", INTERRUPTED)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -26,7 +26,6 @@ from pylm.config import Config
 from pylm.errors import InputError
 from pylm.files import atomic_path, read_json, write_json
 from pylm.recipe import Recipe, load_recipe
-from pylm.summary import print_summary
 from pylm.train.parallel import World, barrier, start_world
 from pylm.train.progress import Progress
 
@@ -297,7 +296,7 @@ def run_stages(
         for name in names:
             _bring_up_to_date(run, STAGES[name], redo=redo, explicit=only is not None)
         if only is None and world.is_main:
-            from pylm.report import write_report
+            from pylm.report import print_summary, write_report
 
             path = write_report(run.folder)
             print_summary(run.folder, path)
@@ -356,7 +355,9 @@ def _fingerprint(run: Run, stage: Stage) -> str:
         marker = run.folder / STAGES[name].folder / "stage.json"
         known = read_json(marker) if marker.exists() else {}
         if known.get("status") != "complete":
-            raise InputError(f"{stage.name} needs the output of {name}: run `pylm {name}` on this recipe first")
+            raise InputError(
+                f"{stage.name} needs the output of {name}: run `pylm {name}` on this recipe first"
+            )
         if known["fingerprint"] != _fingerprint(run, STAGES[name]):
             raise InputError(
                 f"{stage.name} needs the output of {name}, which was made from another recipe: "
@@ -372,7 +373,7 @@ def _input_files(config: Config) -> list[tuple[str, int, int]]:
     found: list[tuple[str, int, int]] = []
     list_files = getattr(config, "input_files", None)
     for path in list_files() if list_files is not None else ():
-        status = os.stat(path)
+        status = Path(path).stat()
         found.append((str(path), status.st_size, status.st_mtime_ns))
     return found
 

@@ -13,7 +13,7 @@ import pytest
 
 from pylm.errors import InputError
 from pylm.eval.compare import paired_difference, wilson_interval
-from pylm.report import write_report
+from pylm.report import print_summary, write_report
 from pylm.report.charts import nice_ticks, running_mean, thin_out
 from pylm.report.html import (
     Html,
@@ -360,7 +360,8 @@ def test_figures_are_those_of_the_files(run: Path, page: str) -> None:
 
 def test_drops_are_shown_by_step_and_reason(page: str) -> None:
     text = " ".join("".join(check(page).text).split())
-    assert "too short 611, symbols 274, not_utf8 8" in text  # both sources; unreadable rows with the step after
+    # Both sources together; rows that could not be read with the step after.
+    assert "too short 611, symbols 274, not_utf8 8" in text
     assert "filter dropped most, 893." in text
 
 
@@ -462,7 +463,8 @@ def test_other_shapes_of_the_files_are_passed_over(tmp_path: Path) -> None:
     write_value(
         folder / "eval/sft.json", {"format": [], "samples": {"a": 1}, "bits_per_byte": 3, "compression": None}
     )
-    write_value(folder / "prepare/funnel.json", {"steps": [{"name": 1}, "x", {"documents": True}], "drops": [1]})
+    steps = [{"name": 1}, "x", {"documents": True}]
+    write_value(folder / "prepare/funnel.json", {"steps": steps, "drops": [1]})
     write_value(folder / "sft/stage.json", {"elapsed_s": "soon", "summary": [1, 2]})
     check(write_report(folder).read_text(encoding="utf-8"))
 
@@ -569,3 +571,24 @@ def test_numbers_are_written_for_people() -> None:
         "1,234",
         "\u2013",
     ]
+
+
+def test_terminal_shows_the_figures_of_the_files(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(run, run / "report.html")
+    printed = capsys.readouterr().out
+    assert re.search(r"filter +4,313 +60\.00\n", printed)
+    values = {stage: json.loads((run / f"eval/{stage}.json").read_text()) for stage in STAGES}
+    for stage in STAGES:
+        for key in ("bits_per_byte", "format", "arithmetic"):
+            found = values[stage][key]
+            assert f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" in printed
+    dpo, rlvr = ([c == "1" for c in values[stage]["arithmetic"]["outcomes"]] for stage in ("dpo", "rlvr"))
+    change = paired_difference(dpo, rlvr)
+    assert f"RLVR: held-out arithmetic {100 * change.value:+.1f} points over DPO" in printed
+    assert f"[{100 * change.low:+.1f}, {100 * change.high:+.1f}]" in printed
+    assert printed.endswith(f"report: {run / 'report.html'}\n")
+
+
+def test_terminal_leaves_out_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(tmp_path, tmp_path / "x.html")
+    assert capsys.readouterr().out == f"report: {tmp_path / 'x.html'}\n"

@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 class TokenizerConfig(Config):
     """Training of the byte-level BPE tokenizer."""
 
-    vocab_size: int = Field(32768, ge=256)
+    vocab_size: int = Field(default=32768, ge=256)
     """Tokens in all: 256 bytes, merges, special tokens."""
     pattern: Literal["gpt2", "cl100k", "qwen2"] = "cl100k"
     """How text is split before merging; no token crosses a border."""
     special_tokens: tuple[str, ...] = SPECIAL_TOKENS
     """Tokens that text never becomes; they get the first ids. Must hold `<|endoftext|>`."""
-    min_frequency: int = Field(2, ge=1)
+    min_frequency: int = Field(default=2, ge=1)
     """A pair that is rarer than this in the sample is not merged."""
-    max_bytes: int = Field(2_000_000_000, ge=1)
+    max_bytes: int = Field(default=2_000_000_000, ge=1)
     """Most bytes of text to train on: a sample of whole documents, evenly drawn."""
 
 

@@ -46,7 +46,7 @@ class Progress:
             return
         text = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, shown=text)
+            self._bar.update(self._task, completed=step, total=self.total, shown=text)
         elif time.monotonic() - self._last_line_s >= LOG_INTERVAL_S:
             self._last_line_s = time.monotonic()
             sys.stderr.write(f"{self.description} {step}/{self.total}  {text}\n")
