@@ -67,10 +67,11 @@ def _tile_logits(
         logits += tl.load(bias_ptr + columns, mask=column_mask, other=0.0).to(WIDE)[None, :]
     slope = tl.full((BLOCK_N, BLOCK_V), 1.0, WIDE)
     if HAS_SOFTCAP:
-        bounded = 2.0 * tl.sigmoid(2.0 * logits / softcap) - 1.0
+        # tanh(a) = 2 s(2 a) - 1
+        bounded = 2.0 * tl.sigmoid(2.0 * logits / tl.full((1, 1), softcap, WIDE)) - 1.0
         slope = 1.0 - bounded * bounded
-        logits = bounded * softcap
-    logits /= temperature
+        logits = bounded * tl.full((1, 1), softcap, WIDE)
+    logits /= tl.full((1, 1), temperature, WIDE)
     return tl.where(column_mask[None, :], logits, float("-inf")), slope
 
 
@@ -90,8 +91,8 @@ def _forward_kernel(
     dim,
     size,
     tiles_per_split,
-    temperature,
-    softcap,
+    temperature: tl.float64,
+    softcap: tl.float64,
     ignore_index,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
@@ -164,8 +165,8 @@ def _backward_kernel(
     num_rows,
     num_classes,
     dim,
-    temperature,
-    softcap,
+    temperature: tl.float64,
+    softcap: tl.float64,
     ignore_index,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
@@ -201,7 +202,7 @@ def _backward_kernel(
     factor = (g_lse - g_logprob)[:, None] - g_entropy[:, None] * (log_p + entropy[:, None])
     grad = tl.exp(log_p) * factor + (g_mean / num_classes)[:, None]
     grad += tl.where(columns[None, :] == targets[:, None], g_logprob[:, None], 0.0)
-    grad = tl.where(is_kept[:, None], grad * slope / temperature, 0.0)
+    grad = tl.where(is_kept[:, None], grad * slope / tl.full((1, 1), temperature, WIDE), 0.0)
     mask = row_mask[:, None] & column_mask[None, :]
     grad_offsets = local_rows[:, None] * num_classes + columns[None, :]
     tl.store(grad_ptr + grad_offsets, grad.to(grad_ptr.dtype.element_ty), mask=mask)

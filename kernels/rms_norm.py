@@ -34,8 +34,8 @@ def _forward_kernel(
     stride_rn,
     num_rows,
     dim,
-    eps,
-    weight_offset,
+    eps: tl.float64,
+    weight_offset: tl.float64,
     HAS_RESIDUAL: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -55,12 +55,12 @@ def _forward_kernel(
         added = x.to(added_ptr.dtype.element_ty)
         tl.store(added_ptr + out_offsets, added, mask=mask)
         x = added.to(wide)
-    rstd = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / dim + eps)
+    rstd = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / dim + tl.full((1,), eps, wide))
     tl.store(rstd_ptr + rows, rstd, mask=row_mask)
     y = x * rstd[:, None]
     if HAS_WEIGHT:
         weight = tl.load(weight_ptr + columns, mask=columns < dim, other=0.0).to(wide)
-        y *= (weight + weight_offset)[None, :]
+        y *= (weight + tl.full((1,), weight_offset, wide))[None, :]
     tl.store(y_ptr + out_offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -79,7 +79,7 @@ def _backward_kernel(
     num_rows,
     dim,
     rows_per_program,
-    weight_offset,
+    weight_offset: tl.float64,
     HAS_GRAD_ADDED: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     NEEDS_WEIGHT_GRAD: tl.constexpr,
@@ -92,7 +92,8 @@ def _backward_kernel(
     column_mask = columns < dim
     scale = tl.full((BLOCK_D,), 1.0, wide)
     if HAS_WEIGHT:
-        scale = tl.load(weight_ptr + columns, mask=column_mask, other=0.0).to(wide) + weight_offset
+        weight = tl.load(weight_ptr + columns, mask=column_mask, other=0.0).to(wide)
+        scale = weight + tl.full((1,), weight_offset, wide)
     grad_weight = tl.zeros((BLOCK_N, BLOCK_D), wide)
     for start in range(0, rows_per_program, BLOCK_N):
         rows = program * rows_per_program + start + tl.arange(0, BLOCK_N)

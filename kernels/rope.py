@@ -38,7 +38,7 @@ def _rotate_heads(
 ):
     """Rotate (num_heads, C) at x_ptr into the contiguous y_ptr."""
     heads = tl.arange(0, BLOCK_H)[:, None].to(tl.int64)
-    pairs = tl.arange(0, BLOCK_R)[None, :]
+    pairs = tl.arange(0, BLOCK_R)[None, :].to(tl.int64)
     first = 2 * pairs if INTERLEAVED else pairs
     second = first + 1 if INTERLEAVED else pairs + half
     mask = (heads < num_heads) & (pairs < half)
@@ -50,7 +50,7 @@ def _rotate_heads(
     tl.store(y_ptr + heads * num_features + first, y1.to(y_ptr.dtype.element_ty), mask=mask)
     tl.store(y_ptr + heads * num_features + second, y2.to(y_ptr.dtype.element_ty), mask=mask)
     if HAS_REST:
-        rest = 2 * half + tl.arange(0, BLOCK_C)[None, :]
+        rest = 2 * half + tl.arange(0, BLOCK_C)[None, :].to(tl.int64)
         rest_mask = (heads < num_heads) & (rest < num_features)
         unchanged = tl.load(x_ptr + heads * stride_xh + rest * stride_xc, mask=rest_mask, other=0.0)
         tl.store(y_ptr + heads * num_features + rest, unchanged, mask=rest_mask)

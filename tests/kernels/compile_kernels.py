@@ -1,0 +1,90 @@
+"""Compile every kernel for a GPU that is not there, with the arguments that the launchers pass.
+
+Run as a script without TRITON_INTERPRET; prints one JSON line a compiled kernel. The interpreter accepts
+what the compiler refuses (types, constants, shared memory), so this is the nearest to a GPU on a machine
+without one.
+"""
+
+import json
+import sys
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+
+class AbsentGPU:
+    """Stands for the driver of a GPU of the given compute capability: names its target, launches nothing."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.target.arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+compiled = []
+_run = JITFunction.run
+
+
+def compile_only(self, *args, grid, warmup, **kwargs):
+    kernel = _run(self, *args, grid=grid, warmup=True, **kwargs)
+    compiled.append((f"{self.fn.__module__.rpartition('.')[2]}.{self.fn.__name__}", kernel))
+    return kernel
+
+
+def launch_all(dtype: torch.dtype) -> None:
+    from pylm.kernels import linear_logprob, rms_norm, rope, swiglu
+
+    def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    for num_rows, dim in ((64, 4096), (1, 127), (3, 1), (4096, 128)):
+        x, weight, rstd = empty(num_rows, dim), empty(dim), empty(num_rows, dtype=torch.float32)
+        rms_norm.forward(x, weight, 1e-6, 0.0)
+        rms_norm.forward(x, None, 1e-6, 0.0)
+        rms_norm.add_forward(x, x, weight, 1e-6, 1.0)
+        rms_norm.backward(x, None, x, weight, rstd, 0.0, True)
+        rms_norm.backward(x, x, x, None, rstd, 0.0, False)
+        swiglu.forward(x, x, "silu", False)
+        swiglu.forward(x, x, "gelu_tanh", False)
+        swiglu.backward(x, x, x, x, "silu")
+        swiglu.packed_backward(empty(num_rows, dim), empty(num_rows, 2 * dim), x, "gelu_tanh")
+    for batch, time, heads, features in ((2, 8, 4, 128), (1, 1, 1, 6)):
+        cos = empty(16, features // 2 - 1, dtype=torch.float32)
+        positions = torch.zeros(batch, time, dtype=torch.int64)
+        q, k = empty(batch, time, heads, features), empty(batch, heads, time, features).transpose(1, 2)
+        rope.rotate(q, k, cos, cos, None, False, False)
+        rope.rotate(q, k, cos, cos, positions, True, True)
+    linear_logprob._add_product = lambda total, a, b: None  # the CPU has no product with float32 results
+    for num_rows, dim, num_classes in ((256, 512, 4096), (1, 1, 1), (127, 33, 257)):
+        hidden, weight, bias = empty(num_rows, dim), empty(num_classes, dim), empty(num_classes)
+        targets = torch.zeros(num_rows, dtype=torch.int64)
+        row, kept = empty(num_rows, dtype=torch.float32), torch.empty(0, 0)
+        for b, softcap in ((None, None), (bias, 30.0)):
+            linear_logprob.forward(hidden, weight, targets, b, 1.0, softcap, -100, True, True, False)
+            linear_logprob.backward(
+                row, None, row, None, hidden, weight, targets, b, row, row, row, kept, 0.5, softcap, -100,
+                [True, True, b is not None],
+            )  # fmt: skip
+
+
+def main() -> None:
+    capability, dtype = int(sys.argv[1]), getattr(torch, sys.argv[2])
+    triton.runtime.driver.set_active(AbsentGPU(capability))
+    JITFunction.run = compile_only
+    launch_all(dtype)
+    for name, kernel in compiled:
+        row = {"kernel": name, "shared_bytes": kernel.metadata.shared, "has_cubin": "cubin" in kernel.asm}
+        sys.stdout.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What only the kernels have: tiles, splits, chunks of rows, and NaN where the CPU raises.
+
+Collected by test_interpreted.py, in a process whose CPU tensors go to the kernels.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pylm import ops
+from pylm.kernels import linear_logprob, rms_norm, swiglu
+
+# In units of float32 eps times the largest value: sums of up to 300 products, exponentials and quotients.
+ULPS = 128
+EPS = torch.finfo(torch.float32).eps
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    assert actual.shape == expected.shape
+    error = float((actual.double() - expected).detach().abs().max())
+    assert error <= ULPS * EPS * max(1.0, float(expected.detach().abs().max()))
+
+
+def _rows(num_rows: int, dim: int, num_classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(num_rows + num_classes)
+    hidden, weight = (torch.randn(n, dim, generator=generator) for n in (num_rows, num_classes))
+    bias = torch.randn(num_classes, generator=generator)
+    return hidden, weight, bias, torch.randint(0, num_classes, (num_rows,), generator=generator)
+
+
+def _torch_logprob(
+    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, temperature: float, softcap: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    logits = hidden @ weight.T + bias
+    logits = (logits if softcap is None else softcap * torch.tanh(logits / softcap)) / temperature
+    logprobs, kept = F.log_softmax(logits, -1), targets != -100
+    picked = logprobs.gather(1, targets.clamp(min=0)[:, None]).squeeze(1)
+    entropy = -(logprobs.exp() * logprobs.clamp(min=-1e4)).sum(-1)
+    return picked * kept, torch.logsumexp(logits, -1) * kept, entropy * kept
+
+
+@pytest.mark.parametrize(("num_rows", "num_classes"), [(1, 1000), (130, 193)])
+@pytest.mark.parametrize(("temperature", "softcap"), [(0.7, None), (1.3, 3.0)])
+def test_logprob_of_many_tiles(
+    num_rows: int,
+    num_classes: int,
+    temperature: float,
+    softcap: float | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(linear_logprob, "_GRAD_BYTES", 1)  # one tile of rows a chunk of the backward pass
+    hidden, weight, bias, targets = _rows(num_rows, 37, num_classes)
+    targets[1::3] = -100
+    wide = [t.double().requires_grad_() for t in (hidden, weight, bias)]
+    narrow = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
+    # Strided views: columns of a wider matrix, and a weight that is stored transposed.
+    strided = torch.cat((narrow[0], narrow[0]), 1)[:, :37], narrow[1].t().contiguous().t()
+    actual = ops.linear_logprob(*strided, targets, bias=narrow[2], temperature=temperature, softcap=softcap)
+    expected = _torch_logprob(*wide, targets, temperature, softcap)
+    for a, b in zip(actual, expected, strict=True):
+        assert_close(a, b)
+    upstream = torch.randn(3, num_rows, generator=torch.Generator().manual_seed(0))
+    grads = torch.autograd.grad(tuple(actual), narrow, tuple(upstream))
+    for a, b in zip(grads, torch.autograd.grad(expected, wide, tuple(upstream.double())), strict=True):
+        assert_close(a, b)
+
+
+def test_logprob_of_tiles_that_are_masked_or_ignored() -> None:
+    hidden, weight, bias, targets = _rows(70, 5, 200)
+    bias[:130] = -math.inf  # two whole tiles of classes
+    targets.clamp_(min=130)
+    targets[:64] = -100  # one whole tile of rows
+    for a, b in zip(
+        ops.linear_logprob(hidden, weight, targets, bias=bias),
+        _torch_logprob(hidden.double(), weight.double(), bias.double(), targets, 1.0, None),
+        strict=True,
+    ):
+        assert_close(a[64:], b[64:])
+        assert bool((a[:64] == 0).all())
+
+
+def test_a_target_outside_the_vocabulary_gives_nan() -> None:
+    hidden, weight, _, targets = _rows(4, 3, 6)
+    targets[:2] = torch.tensor([6, -1])
+    result = ops.linear_logprob(hidden, weight, targets)
+    assert result.logprob.isnan().tolist() == [True, True, False, False]
+    assert bool(result.lse.isfinite().all())
+
+
+def test_a_position_outside_the_table_gives_nan() -> None:
+    cos, sin = ops.rope_cache(4, 4)
+    q = torch.ones(1, 4, 3, 6)
+    for interleaved in (False, True):
+        y, _ = ops.rope(q, q, cos, sin, position_ids=torch.tensor([0, 4, -1, 3]), interleaved=interleaved)
+        assert y[0, :, 0, 0].isnan().tolist() == [False, True, True, False]
+        assert torch.equal(y[..., 4:], q[..., 4:])
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rope_turns_the_gradient_back(interleaved: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    q, k = (
+        torch.randn(2, 3, h, 6, dtype=torch.float64, generator=generator).requires_grad_() for h in (5, 1)
+    )
+    upstream = [torch.randn(t.shape, dtype=torch.float64, generator=generator) for t in (q, k)]
+    upstream[0] = upstream[0].transpose(1, 2).contiguous().transpose(1, 2)
+    ids = torch.tensor([[4, 0, 1], [2, 2, 3]])
+    tables = ops.rope_cache(5, 4, dtype=torch.float64)
+    turned = ops.rope(q, k, *tables, position_ids=ids, interleaved=interleaved)
+    grads = torch.autograd.grad(turned, (q, k), upstream)
+    # The op is linear and keeps lengths: (R x) . g = x . (R^T g), and R R^T g = g.
+    for x, y, g, grad in zip((q, k), turned, upstream, grads, strict=True):
+        torch.testing.assert_close((y * g).sum(), (x * grad).sum(), rtol=1e-13, atol=1e-13)
+    again = ops.rope(*grads, *tables, position_ids=ids, interleaved=interleaved)
+    torch.testing.assert_close(again, tuple(upstream), rtol=1e-13, atol=1e-13)
+
+
+def test_norm_of_more_rows_than_programs_hold() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x, upstream = (
+        torch.randn(400, 33, generator=generator) for _ in range(2)
+    )  # 3 programs, tiles of 64 rows
+    weight = torch.randn(33, generator=generator).requires_grad_()
+    (grad,) = torch.autograd.grad(ops.rms_norm(x, weight), weight, upstream)
+    assert_close(grad, (upstream.double() * F.rms_norm(x.double(), (33,), None, 1e-6)).sum(0))
+
+
+def test_launchers_refuse_what_they_cannot_do() -> None:
+    x = torch.ones(2, 4)
+    with pytest.raises(ValueError, match="keeps nothing for the backward pass"):
+        swiglu.forward(x, x, "silu", True)
+    with pytest.raises(ValueError, match="keeps no logits"):
+        linear_logprob.forward(
+            x, x, torch.zeros(2, dtype=torch.int64), None, 1.0, None, -100, True, True, True
+        )
+    with pytest.raises(ValueError, match="takes up to 65536 features in a row, got 65537"):
+        rms_norm.forward(torch.ones(1, 65537), None, 1e-6, 0.0)

@@ -1,0 +1,51 @@
+"""The kernels through Triton's compiler, for GPUs that need not be there."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+KERNELS = HERE.parents[1] / "kernels"
+# Shared memory that a block may have (CUDA C++ Programming Guide, table of compute capabilities).
+SHARED_BYTES = {80: 163 << 10, 90: 227 << 10}
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [
+        (90, "bfloat16"),
+        pytest.param(80, "float16", marks=pytest.mark.slow),
+        pytest.param(90, "float32", marks=pytest.mark.slow),
+        pytest.param(90, "float64", marks=pytest.mark.slow),
+    ],
+)
+def test_every_kernel_compiles(
+    capability: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton = pytest.importorskip("triton", reason="triton is not installed (there is none for macOS)")
+    if not (Path(triton.__file__).parent / "backends/nvidia/bin/ptxas").exists():
+        pytest.skip("this triton brings no ptxas")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # a cached kernel was not compiled
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    done = subprocess.run(
+        [sys.executable, str(HERE / "compile_kernels.py"), str(capability), dtype],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    written = {
+        f"{path.stem}.{name}"
+        for path in KERNELS.glob("*.py")
+        for name in re.findall(r"@triton\.jit\ndef (\w+_kernel)\(", path.read_text())
+    }
+    assert written
+    assert {row["kernel"] for row in rows} == written
+    for row in rows:
+        assert row["has_cubin"]
+        assert row["shared_bytes"] <= SHARED_BYTES[capability]

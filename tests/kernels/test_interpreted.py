@@ -1,0 +1,40 @@
+"""The kernels on the CPU, by Triton's interpreter: the tests of the ops again, and the kernels' own edges."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+
+# Left out: bfloat16, whose rounding the interpreter cuts off; errors, which a GPU gives as NaN; what is kept
+# for the CPU's backward pass; finite differences of rope, 5 minutes of one program a position; what is not
+# about kernels.
+ROWS = "not (low_precision or bfloat16 or errors or dpo or ipo or follows_torch)"
+REST = "not (bfloat16 or errors or cache or gradcheck or gated-cpu or packed-cpu or logprob-cpu or triton)"
+RUNS = {
+    "rows": (ROWS, ["ops/test_norm.py", "ops/test_gated.py", "ops/test_logprob.py", "ops/test_losses.py"]),
+    "rest": (REST, ["kernels/interpreted_edges.py", "ops/test_rotary.py", "ops/test_registration.py"]),
+}
+GRADIENTS = ["rms_norm_backward", "gated_backward", "gated_packed_backward", "linear_logprob_backward"]
+LAUNCHERS = {"rows": {"add_rms_norm", *GRADIENTS}, "rest": {"add_rms_norm", "rope", *GRADIENTS}}
+
+
+@pytest.mark.parametrize("name", list(RUNS))
+def test_kernels_pass_the_tests_of_the_ops(name: str) -> None:
+    pytest.importorskip("triton", reason="triton is not installed (there is none for macOS)")
+    expression, files = RUNS[name]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "oracles.interpreted", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, "-k", expression, *(str(TESTS / file) for file in files)],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(TESTS)},
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, _, launched = done.stdout.partition("launchers that ran: ")
+    assert LAUNCHERS[name] <= set(launched.partition("\n")[0].split()), "the kernels were passed by"

@@ -1,0 +1,58 @@
+"""A pytest plugin that gives CPU tensors to the GPU kernels, run by Triton's interpreter.
+
+    TRITON_INTERPRET=1 PYTHONPATH=tests python -m pytest -p oracles.interpreted tests/ops
+
+So the tests of the ops hold for the kernels too, through registration and autograd. It must be loaded
+before anything imports triton, whose functions are made for the interpreter or for a GPU once, on import.
+"""
+
+import sys
+from collections.abc import Callable
+
+import torch
+
+assert "triton" not in sys.modules, "load this plugin before triton"
+
+from pylm.kernels import (  # noqa: E402
+    linear_logprob,
+    rms_norm,
+    rope,
+    swiglu,
+)
+
+LAUNCHERS = {
+    "rms_norm": rms_norm.forward,
+    "add_rms_norm": rms_norm.add_forward,
+    "rms_norm_backward": rms_norm.backward,
+    "gated": swiglu.forward,
+    "gated_backward": swiglu.backward,
+    "gated_packed": swiglu.packed_forward,
+    "gated_packed_backward": swiglu.packed_backward,
+    "rope": rope.rotate,
+    "linear_logprob": linear_logprob.forward,
+    "linear_logprob_backward": linear_logprob.backward,
+}
+# On the CPU the public functions ask these to keep values for the backward pass, which no kernel does.
+KEEPING = ("gated", "gated_packed", "linear_logprob")
+
+launches: list[str] = []
+_library = torch.library.Library("pylm", "IMPL")
+
+
+def _counted(name: str, launcher: Callable[..., object]) -> Callable[..., object]:
+    def launch(*args: object) -> object:
+        launches.append(name)
+        return launcher(*args[:-1], False) if name in KEEPING else launcher(*args)
+
+    return launch
+
+
+def pytest_configure() -> None:
+    import pylm.ops  # noqa: F401  (defines the ops)
+
+    for name, launcher in LAUNCHERS.items():
+        _library.impl(name, _counted(name, launcher), "CPU", allow_override=True)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    terminalreporter.write_line(f"launchers that ran: {' '.join(sorted(set(launches)))}")
