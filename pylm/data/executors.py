@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -45,7 +45,8 @@ def run_local(
     )
     futures = []
     try:
-        futures += [pool.submit(work, item) for item in items]
+        with _interrupts_held():
+            futures += [pool.submit(work, item) for item in items]
         for future in futures:
             yield future.result()
     except BrokenProcessPool as error:
@@ -69,9 +70,18 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Start processes that never see Ctrl-C, not even while they load; here it waits until the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """End with the parent, however it ends."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
