@@ -6,7 +6,9 @@ checkpoints/step-00000400/
 """
 
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +29,14 @@ from pylm.files import read_json, write_json
 from pylm.train.optimizer import Optimizers
 from pylm.train.parallel import World, barrier
 
-State = dict[str, object]
+State = dict[str, Any]
 
 
 class Checkpointer:
     """Save and restore a training loop exactly.
 
     All ranks call every method. A checkpoint is complete when its folder has its name; what a killed
-    process left behind is removed by the next save.
+    process left behind is removed by the next resume or save.
     """
 
     def __init__(
@@ -70,22 +72,24 @@ class Checkpointer:
         Raises:
             InputError: the checkpoint is of another model, or cannot be read.
         """
+        if self.world.is_main:
+            self._remove_stale()
         paths = checkpoint_paths(self.folder)
         if not paths:
             return None
         path = paths[-1]
-        state: State = read_json(path / "state.json")
-        shapes = state.pop("parameter_shapes")
-        assert isinstance(shapes, dict)
+        try:
+            state: State = read_json(path / "state.json")
+            shapes = state.pop("parameter_shapes")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise _unreadable(path, error) from error
         _check_shapes(path, saved=shapes, actual=_shapes(self.model))
         tensors = self._tensors()
         try:
-            load(tensors, checkpoint_id=path)
-        except (CheckpointException, RuntimeError, KeyError, EOFError) as error:
-            raise InputError(
-                f"{path}: the checkpoint cannot be read ({str(error).splitlines()[0][:120]}); "
-                "remove this folder to go on from the one before, or from the start"
-            ) from error
+            with _own_exceptions():
+                load(tensors, checkpoint_id=path)
+        except Exception as error:  # unpickling damaged bytes may raise anything
+            raise _unreadable(path, error) from error
         set_model_state_dict(self.model, tensors["model"])
         for index, optimizer in enumerate(self.optimizer.optimizers):
             set_optimizer_state_dict(self.model, optimizer, optim_state_dict=tensors[f"optimizer_{index}"])
@@ -101,24 +105,38 @@ class Checkpointer:
 
         Returns:
             The published folder.
+
+        Raises:
+            OSError: the disk is full, or the like; nothing is left behind.
         """
         path = self.folder / f"step-{step:08d}"
-        temporary = self.folder / f".{path.name}.tmp"
+        temporary = _hidden(path)
         if self.world.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
+            self._remove_stale()
             temporary.mkdir(parents=True)
         barrier()
-        save(self._tensors(), checkpoint_id=temporary)
+        try:
+            with _own_exceptions():
+                save(self._tensors(), checkpoint_id=temporary)
+            if self.world.is_main:
+                shapes = _shapes(self.model)
+                write_json(temporary / "state.json", {"step": step, "parameter_shapes": shapes, **state})
+        except BaseException:
+            if self.world.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
         if self.world.is_main:
-            write_json(
-                temporary / "state.json", {"step": step, "parameter_shapes": _shapes(self.model), **state}
-            )
-            shutil.rmtree(path, ignore_errors=True)
+            if path.exists():
+                _discard(path)
             temporary.rename(path)
             for old in checkpoint_paths(self.folder)[: -self.keep]:
-                shutil.rmtree(old)
+                _discard(old)
         barrier()
         return path
+
+    def _remove_stale(self) -> None:
+        for stale in self.folder.glob(_hidden(Path("step-*")).name):
+            shutil.rmtree(stale)
 
     def _tensors(self) -> dict[str, dict[str, Any]]:
         tensors: dict[str, dict[str, Any]] = {
@@ -133,6 +151,48 @@ class Checkpointer:
 def checkpoint_paths(folder: Path) -> list[Path]:
     """Give the complete checkpoints in a folder, oldest first."""
     return sorted(x for x in folder.glob("step-*") if (x / "state.json").exists())
+
+
+def _hidden(path: Path) -> Path:
+    """Name the folder that a checkpoint is written to before it counts, or goes to when it no longer does."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _discard(path: Path) -> None:
+    """Remove a checkpoint; a kill in between leaves no folder that looks complete."""
+    hidden = path.rename(_hidden(path.with_name(f"{path.name}.old")))
+    shutil.rmtree(hidden)
+
+
+@contextmanager
+def _own_exceptions() -> Iterator[None]:
+    """Let the first rank's exception through, which torch wraps into a BaseException, and be quiet.
+
+    torch warns at every save and load that it takes a world of one for a world of one.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        try:
+            yield
+        except CheckpointException as error:
+            raise _cause(error) from error
+
+
+def _cause(error: CheckpointException) -> BaseException:
+    """Give what went wrong on the first rank that failed, and behind torch's complaint a full disk."""
+    cause, _ = error.failures[min(error.failures)]
+    behind: BaseException | None = cause
+    while behind is not None and not isinstance(behind, OSError):
+        behind = behind.__cause__ or behind.__context__
+    return behind or cause
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+    return InputError(
+        f"{path}: the checkpoint cannot be read ({reason}); "
+        "remove this folder to go on from the one before, or from the start"
+    )
 
 
 def _shapes(model: nn.Module) -> dict[str, list[int]]:

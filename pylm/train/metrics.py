@@ -62,18 +62,23 @@ def read_metrics(path: Path) -> list[dict[str, float | int | bool | str | None]]
     """Read a metrics file; a half-written last line (a killed process) is left out.
 
     Raises:
-        InputError: a line that is not the last one is not a JSON object.
+        InputError: a line, other than a half-written last one, is not a JSON object with a step.
     """
     records = []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError):
             if number == len(lines):
                 break
-            raise InputError(f"{path}:{number}: expected a JSON object, got {line[:60]!r}") from error
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise InputError(
+                f"{path}:{number}: expected a JSON object with a step, got {str(line[:60])[1:]}; "
+                "restore the file or remove it"
+            )
         records.append(record)
     return records

@@ -15,21 +15,21 @@ class OptimizerConfig(Config):
 
     kind: Literal["adamw", "muon"] = "adamw"
     """`muon` orthogonalises the update of each hidden matrix (Jordan et al., 2024)."""
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(default=3e-4, gt=0)
     """Peak rate of AdamW."""
-    matrix_learning_rate: float = Field(0.02, gt=0)
+    matrix_learning_rate: float = Field(default=0.02, gt=0)
     """Peak rate of Muon; updates have spectral norm one, scaled by sqrt(max(1, rows / columns))."""
-    beta1: float = Field(0.9, ge=0, lt=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of AdamW's first moment."""
-    beta2: float = Field(0.95, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
     """Decay of AdamW's second moment."""
-    momentum: float = Field(0.95, ge=0, lt=1)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
     """Nesterov momentum of Muon."""
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
     """Added to AdamW's denominator."""
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled decay of matrices; embeddings and norm weights get none (OLMo 2)."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global norm."""
 
 

@@ -95,7 +95,8 @@ def gather_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     All ranks call it. In a world of one the tensors are the model's own, moved to the CPU.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return dict(get_model_state_dict(model, options=options))
+    state = get_model_state_dict(model, options=options)
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:

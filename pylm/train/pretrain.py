@@ -4,22 +4,24 @@ Shapes: B sequences in a batch, T tokens in a sequence, D model dimension, V voc
 """
 
 import gc
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from pylm.config import Config
 from pylm.data.loader import IGNORE, Batch, Loader
 from pylm.data.mixture import MixtureConfig
-from pylm.data.shards import open_shards
+from pylm.data.shards import Shard, open_shards
 from pylm.errors import InputError
 from pylm.model.config import ModelConfig
 from pylm.model.hf import save_model
@@ -56,7 +58,7 @@ class PretrainConfig(Config):
     """Tokens a sequence."""
     batch_size: int = Field(ge=1)
     """Sequences an update, over all ranks."""
-    micro_batch_size: int | None = Field(None, ge=1)
+    micro_batch_size: int | None = Field(default=None, ge=1)
     """Sequences a rank computes at a time; None takes its whole share."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     """Rule and peak learning rates."""
@@ -64,18 +66,26 @@ class PretrainConfig(Config):
     """Learning rate over the run."""
     spikes: SpikeConfig = Field(default_factory=SpikeConfig)
     """Detection of loss spikes."""
-    z_loss: float = Field(1e-5, ge=0)
+    z_loss: float = Field(default=1e-5, ge=0)
     """Weight of the squared log-partition (OLMo 2: 1e-5)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of matrix products; `auto` is bfloat16 where the hardware multiplies it faster."""
     document_mask: bool = True
     """Keep attention within documents."""
-    checkpoint_every: int = Field(500, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
-    keep_checkpoints: int = Field(1, ge=1)
+    keep_checkpoints: int = Field(default=1, ge=1)
     """Newest checkpoints that are kept."""
-    collect_garbage_every: int = Field(500, ge=1)
+    collect_garbage_every: int = Field(default=500, ge=1)
     """Steps between garbage collections, the same on all ranks so that none waits for another."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.seq_len > self.model.max_seq_len:
+            raise ValueError(
+                f"seq_len must be at most model.max_seq_len, got {self.seq_len} and {self.model.max_seq_len}"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,8 @@ def pretrain(
         Parameters, tokens, the mean loss of the last hundredth of the steps, spikes.
 
     Raises:
-        InputError: sources without shards, a batch that ranks cannot share, a checkpoint of another model.
+        InputError: sources without shards, a batch that ranks cannot share, a checkpoint of another model
+            or run, a run whose loss is no longer finite.
     """
     world = world or World()
     tokenizer = Tokenizer.load(tokenizer_path)
@@ -132,6 +143,7 @@ def pretrain(
         num_steps=config.num_steps,
         seed=seed,
     )
+    loader.batch(0, rank=world.rank, world_size=world.size)  # refused before a large model is built
     torch.manual_seed(seed)
     model = Transformer(_with_vocabulary(config.model, tokenizer)).to(world.device)
     bfloat16 = has_fast_bfloat16(world.device) if config.dtype == "auto" else config.dtype == "bfloat16"
@@ -143,16 +155,17 @@ def pretrain(
         out / "checkpoints", model=model, optimizer=optimizer, world=world, keep=config.keep_checkpoints
     )
     start_step, elapsed_before_s, recent_losses = 0, 0.0, list[float]()
+    identity = _identity(config, seed=seed, tokenizer=tokenizer, shards=shards)
     if state := checkpointer.resume():
+        _check_identity(checkpointer.folder, saved=state["identity"], actual=identity)
         start_step, elapsed_before_s = state["step"], state["elapsed_s"]
         recent_losses = state["recent_losses"]
         spikes.load_state_dict(state["spikes"])
     num_recent = max(1, config.num_steps // 100)
     num_batch_tokens = config.batch_size * config.seq_len
     start_s = time.monotonic()
-    gc.collect()
-    gc.disable()  # collected below, in lockstep
     with (
+        _collect_garbage_by_hand(),
         Metrics(out / "metrics.jsonl", resume_step=start_step, enabled=world.is_main) as metrics,
         Progress(config.num_steps, "pretrain", enabled=world.is_main) as progress,
     ):
@@ -166,7 +179,13 @@ def pretrain(
             if not skip:
                 optimizer.step()
             optimizer.zero_grad()
-            recent_losses = [*recent_losses, loss][-num_recent:]
+            if spikes.num_not_finite >= config.spikes.max_not_finite:
+                raise InputError(
+                    f"pretrain: no finite loss and gradient for {spikes.num_not_finite} steps, up to step "
+                    f"{step}; lower optimizer.learning_rate or optimizer.max_grad_norm and start again"
+                )
+            if math.isfinite(loss):
+                recent_losses = [*recent_losses, loss][-num_recent:]
             elapsed_s = elapsed_before_s + time.monotonic() - start_s
             metrics.write(
                 step,
@@ -185,11 +204,14 @@ def pretrain(
             finished = step + 1
             if finished % config.checkpoint_every == 0 and finished < config.num_steps:
                 checkpointer.save(
-                    finished, elapsed_s=elapsed_s, recent_losses=recent_losses, spikes=spikes.state_dict()
+                    finished,
+                    identity=identity,
+                    elapsed_s=elapsed_s,
+                    recent_losses=recent_losses,
+                    spikes=spikes.state_dict(),
                 )
             if finished % config.collect_garbage_every == 0:
                 gc.collect()
-    gc.enable()
     weights = gather_state_dict(model)
     if world.is_main:
         save_model(model, out / "model", tokenizer, state_dict=weights)
@@ -197,7 +219,7 @@ def pretrain(
     return PretrainResult(
         num_parameters=num_parameters,
         num_tokens=config.num_steps * num_batch_tokens,
-        final_loss=sum(recent_losses) / len(recent_losses),
+        final_loss=sum(recent_losses) / len(recent_losses) if recent_losses else math.nan,
         num_spikes=spikes.num_spikes,
         spike_score=spikes.spike_score,
         dtype="bfloat16" if bfloat16 else "float32",
@@ -232,7 +254,7 @@ def accumulate_gradients(
             loss = linear_cross_entropy(
                 hidden_BTD, model.output_weight, targets_BT, z_loss=config.z_loss, reduction="sum"
             )
-        (loss * (world.size / num_targets)).backward()
+        (loss * (world.size / num_targets)).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     return float(all_reduce_sum(total)) / num_targets
 
@@ -243,7 +265,7 @@ def _micro_batches(
     """Cut a rank's rows; a mask is given only to a part that holds a document's border."""
     num_rows = len(batch.ids_BT)
     size = config.micro_batch_size or num_rows
-    masked = config.document_mask and batch.documents_BT is not None
+    documents_BT = batch.documents_BT if config.document_mask else None
     for start in range(0, num_rows, size):
         rows = slice(start, start + size)
 
@@ -253,10 +275,48 @@ def _micro_batches(
         ids_BT, targets_BT = tensor(batch.ids_BT), tensor(batch.targets_BT)
         assert ids_BT is not None
         assert targets_BT is not None
-        if masked:
+        if documents_BT is not None and documents_BT[rows].any():
             yield ids_BT, targets_BT, tensor(batch.positions_BT), tensor(batch.documents_BT)
         else:
             yield ids_BT, targets_BT, None, None
+
+
+@contextmanager
+def _collect_garbage_by_hand() -> Iterator[None]:
+    """Collect now, and then only where the loop says so; afterwards the collector is as it was."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+_ONLY_SPEED = {"micro_batch_size", "checkpoint_every", "keep_checkpoints", "collect_garbage_every"}
+"""Fields of `PretrainConfig` that change nothing in the outcome beyond rounding."""
+
+
+def _identity(
+    config: PretrainConfig, *, seed: int, tokenizer: Tokenizer, shards: Mapping[str, Shard]
+) -> dict[str, object]:
+    """Give what the outcome of a run depends on, as JSON values."""
+    return {
+        "config": config.model_dump(mode="json", exclude=_ONLY_SPEED),
+        "seed": seed,
+        "tokenizer": tokenizer.fingerprint,
+        "tokens": {name: shard.meta.tokens_xxh3 for name, shard in shards.items()},
+    }
+
+
+def _check_identity(folder: Path, *, saved: Mapping[str, object], actual: Mapping[str, object]) -> None:
+    changed = [name for name, value in actual.items() if saved.get(name) != value]
+    if changed:
+        raise InputError(
+            f"{folder}: checkpoint of a run with another {', '.join(changed)}; "
+            "restore it or remove the folder to start again"
+        )
 
 
 def _with_vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:

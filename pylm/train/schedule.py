@@ -1,9 +1,9 @@
 """Learning rate as a pure function of the step: warm-up, a main phase, a linear anneal to zero."""
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pylm.config import Config
 
@@ -11,14 +11,28 @@ from pylm.config import Config
 class ScheduleConfig(Config):
     """Shape of the learning rate over a run; the peak belongs to the optimizer."""
 
-    warmup_fraction: float = Field(0.01, ge=0, le=1)
+    warmup_fraction: float = Field(default=0.01, ge=0, le=1)
     """Share of all steps over which the rate rises linearly from zero to its peak."""
     kind: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the main phase, between warm-up and anneal: down to `final_fraction`, or flat."""
-    final_fraction: float = Field(0.1, ge=0, le=1)
+    final_fraction: float = Field(default=0.1, ge=0, le=1)
     """Rate at the end of the main phase, as a share of the peak (OLMo 2: 0.1)."""
-    anneal_fraction: float = Field(0.0, ge=0, le=1)
+    anneal_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of all steps, at the end, over which the rate falls linearly from where it is to zero."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.warmup_fraction + self.anneal_fraction > 1:
+            raise ValueError(
+                "warmup_fraction and anneal_fraction must be at most 1 together, "
+                f"got {self.warmup_fraction} and {self.anneal_fraction}"
+            )
+        if self.anneal_fraction and self.kind != "constant" and not self.final_fraction:
+            raise ValueError(
+                f"final_fraction must be more than 0 before an anneal, got 0: a {self.kind} schedule that "
+                "has reached zero leaves nothing to anneal; set anneal_fraction=0 or another final_fraction"
+            )
+        return self
 
 
 def learning_rate_factor(config: ScheduleConfig, step: int, num_steps: int) -> float:

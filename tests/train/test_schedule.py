@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from pylm.train.schedule import ScheduleConfig, learning_rate_factor
 
@@ -24,6 +25,38 @@ def test_linear_and_constant_main_phase() -> None:
     assert [learning_rate_factor(linear, step, 4) for step in range(4)] == pytest.approx([1, 0.75, 0.5, 0.25])
     constant = ScheduleConfig(warmup_fraction=0, kind="constant", anneal_fraction=0.5)
     assert [learning_rate_factor(constant, step, 4) for step in range(4)] == pytest.approx([1, 1, 1, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("warmup", "anneal", "num_steps", "expected"),
+    [
+        (1.0, 0.0, 4, [0.25, 0.5, 0.75, 1.0]),
+        (0.0, 1.0, 4, [1.0, 0.75, 0.5, 0.25]),
+        (0.5, 0.5, 4, [0.5, 1.0, 1.0, 0.5]),
+        (0.5, 0.5, 1, [1.0]),  # 0.5 steps round to none
+        (0.0, 0.0, 3, [1.0, 1.0, 1.0]),
+    ],
+)
+def test_runs_without_a_main_phase_or_without_the_rest(
+    warmup: float, anneal: float, num_steps: int, expected: list[float]
+) -> None:
+    config = ScheduleConfig(warmup_fraction=warmup, kind="constant", anneal_fraction=anneal)
+    factors = [learning_rate_factor(config, step, num_steps) for step in range(num_steps)]
+    assert factors == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"warmup_fraction": 0.6, "anneal_fraction": 0.5}, "at most 1 together, got 0.6 and 0.5"),
+        ({"final_fraction": 0.0, "anneal_fraction": 0.1}, "final_fraction must be more than 0 before"),
+        ({"kind": "linear", "final_fraction": 0.0, "anneal_fraction": 0.1}, "a linear schedule"),
+    ],
+)
+def test_schedules_that_contradict_themselves(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ScheduleConfig.model_validate(values)
+    ScheduleConfig.model_validate(values | {"warmup_fraction": 0.1, "kind": "constant"})
 
 
 @given(
