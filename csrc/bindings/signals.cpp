@@ -28,14 +28,15 @@ namespace {
 
 using signals::Signal;
 
-// Column i holds the signal wanted[i], values as int64 for counts and as the bits of a double for the others.
+// Column i holds the signal wanted[i]: in `counts` or in `numbers`, the other is empty.
 struct Columns {
     std::vector<std::vector<std::int64_t>> counts;
     std::vector<std::vector<double>> numbers;
     std::vector<std::uint8_t> null;  // by document
 };
 
-Columns compute_all(std::span<const std::string_view> texts, std::span<const Signal> wanted, unsigned num_threads) {
+Columns compute_all(std::span<const std::string_view> texts, std::span<const Signal> wanted,
+                    unsigned num_threads) {
     constexpr std::size_t block = 64;
     Columns columns{{}, {}, std::vector<std::uint8_t>(texts.size())};
     columns.counts.resize(wanted.size());
@@ -76,9 +77,10 @@ py::tuple compute(const py::object& object, const std::vector<std::string>& name
         wanted.push_back(static_cast<Signal>(found - signals::kNames.begin()));
     }
     for (std::size_t i = 0; i < texts.size(); ++i) {
-        if (texts.views()[i].size() >= std::numeric_limits<std::uint32_t>::max()) {
+        const std::size_t bytes = texts.views()[i].size();
+        if (bytes >= std::numeric_limits<std::uint32_t>::max()) {
             throw_input_error("texts[" + std::to_string(i) + "] must be shorter than 4 GiB, got " +
-                              std::to_string(texts.views()[i].size()) + " bytes; cut it into several documents");
+                              std::to_string(bytes) + " bytes; cut it into several documents");
         }
     }
     Columns columns;

@@ -13,8 +13,6 @@ namespace {
 
 double ratio(double part, double whole) { return whole == 0 ? 0.0 : part / whole; }
 
-bool is_among(Signal signal, Signal first, Signal last) { return signal >= first && signal <= last; }
-
 }  // namespace
 
 const std::array<std::string_view, kNumSignals> kNames = {
@@ -83,7 +81,8 @@ struct Analyzer::State {
 
 Analyzer::Analyzer(std::span<const Signal> wanted) {
     const auto any = [&](Signal first, Signal last) {
-        return std::any_of(wanted.begin(), wanted.end(), [&](Signal signal) { return is_among(signal, first, last); });
+        return std::any_of(wanted.begin(), wanted.end(),
+                           [&](Signal signal) { return signal >= first && signal <= last; });
     };
     state_ = std::make_unique<State>(LineSignals::Wanted{
         .duplicates = any(kDuplicateLineRatio, kDuplicateParagraphCharRatio),
@@ -143,7 +142,9 @@ void Analyzer::State::count_tokens(const TokenList& list) {
     }
     if (top) ngrams.count_top(list.tokens, numbers, row);
     if (duplicates) ngrams.count_duplicates(list.tokens, list.joined, list.begins, row);
-    for (std::size_t signal = kTop2; signal <= kDuplicate10; ++signal) row[signal] = ratio(row[signal], row[kNumChars]);
+    for (std::size_t signal = kTop2; signal <= kDuplicate10; ++signal) {
+        row[signal] = ratio(row[signal], row[kNumChars]);
+    }
 }
 
 }  // namespace pylm::signals

@@ -1,4 +1,5 @@
-// Quality signals of a document: figures that filter rules compare with thresholds. docs/signals.md defines each.
+// Quality signals of a document: figures that filter rules compare with thresholds. docs/signals.md has the
+// definitions.
 #pragma once
 
 #include <array>
@@ -75,8 +76,8 @@ public:
     Analyzer(const Analyzer&) = delete;
     Analyzer& operator=(const Analyzer&) = delete;
 
-    // Signals of a text; those not wanted hold 0 or their value. Bytes that are no UTF-8 count as one character
-    // each. Valid until the next call. O(text.size()) expected.
+    // Signals of a text; those not wanted hold anything. Bytes that are no UTF-8 count as one character each.
+    // Valid until the next call. O(text.size()) expected.
     const Row& operator()(std::string_view text);
 
 private:

@@ -22,7 +22,7 @@ public:
         std::fill_n(slots_.begin(), capacity, Slot{0, kEmpty});
     }
 
-    // Number of a key: 0, 1, 2, ... in the order of first sight. At most `count` distinct keys. O(1) expected.
+    // Number of a key: 0, 1, 2, ... in the order of first sight; at most `count` keys differ. O(1) expected.
     std::uint32_t operator()(std::uint64_t key) {
         for (std::size_t i = mix64(key) & mask_;; i = (i + 1) & mask_) {
             Slot& slot = slots_[i];

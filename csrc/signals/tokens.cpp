@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <span>
-#include <utility>
 
 #include "text/unicode.hpp"
 #include "text/words.hpp"
@@ -24,36 +22,10 @@ constexpr std::array<std::uint8_t, 256> kByteKind = [] {
     return kinds;
 }();
 
-constexpr std::array<std::string_view, 8> kStopWords = {"the", "be", "to", "of", "and", "that", "have", "with"};
+constexpr std::array<std::string_view, 8> kStopWords = {"the", "be",   "to",   "of",
+                                                         "and", "that", "have", "with"};
 
-// Sorted. Units that are cut off a number.
-constexpr std::array<std::u32string_view, 34> kUnits = {
-    U"G",  U"GB", U"K",  U"KB", U"M",   U"MB", U"Pa", U"T",  U"TB", U"cm", U"dm",   U"ft",
-    U"g",  U"gb", U"ha", U"hPa", U"in", U"kb", U"kg", U"km", U"kmh", U"lb", U"m",   U"mb",
-    U"mbar", U"mg", U"mm", U"mph", U"nm", U"oz", U"t", U"tb", U"yd", U"μg"};
-
-bool is_digit(char32_t c) { return c >= U'0' && c <= U'9'; }
-bool is_upper(char32_t c) { return (words::flags(c) & words::kLetter) != 0 && words::lower(c) != c; }
-bool is_letter(char32_t c) { return (words::flags(c) & words::kLetter) != 0; }
-bool is_lower(char32_t c) { return is_letter(c) && words::lower(c) == c; }
-bool is_currency(char32_t c) {
-    return c == U'$' || c == U'£' || c == U'€' || c == U'¥' || c == U'฿' || (c >= 0x20A0 && c <= 0x20BF);
-}
-bool is_quote(char32_t c) {
-    constexpr std::u32string_view quotes = U"'\"”“`‘´’‚„»«「」『』（）〔〕【】《》〈〉⟦⟧";
-    return quotes.find(c) != std::u32string_view::npos;
-}
-bool is_icon(char32_t c) {  // most of \p{So}
-    return c == U'©' || c == U'®' || c == U'°' || c == U'¦' || (c >= 0x2300 && c < 0x2800 && c != 0x2329 && c != 0x232A) ||
-           (c >= 0x1F000 && c < 0x1FB00);
-}
-// Marks that are cut off both ends of a part.
-bool is_loose(char32_t c) {
-    if (c < 0x80) return std::string_view(",:;!?()[]{}<>_#*&'\"`").find(static_cast<char>(c)) != std::string_view::npos;
-    constexpr std::u32string_view marks = U"…¿؟¡。？！，、；：～·।،۔؛٪—–";
-    return marks.find(c) != std::u32string_view::npos || is_quote(c) || is_icon(c);
-}
-bool is_hyphen(char32_t c) { return c == U'-' || c == U'–' || c == U'—' || c == U'~'; }
+constexpr std::uint8_t kLoose = english::kPunctuation | english::kQuote;
 
 }  // namespace
 
@@ -70,10 +42,10 @@ void Tokenizer::push(std::string_view bytes, Token token) {
     list_.begins.push_back(list_.joined.size());
 }
 
-void Tokenizer::add_plain(const char* p, std::size_t size, const char* limit) {
+void Tokenizer::add_plain(const char* p, std::size_t size, std::uint64_t hash) {
     note_stop_word({p, size});
     const bool letters = kByteKind[static_cast<std::uint8_t>(*p)] == kLetter;
-    push({p, size}, {.hash = words::hash_word<false>(p, size, limit),
+    push({p, size}, {.hash = hash,
                      .num_chars = static_cast<std::uint32_t>(size),
                      .is_symbol = false,
                      .has_letter = letters,
@@ -123,12 +95,20 @@ const TokenList& Tokenizer::operator()(std::string_view text) {
             if (last != kLetter && first_other == nullptr) first_other = p;
         }
         const auto size = static_cast<std::size_t>(p - begin);
+        const auto is_loose = [&](char c) { return (rules_.classes(static_cast<char32_t>(c)) & kLoose) != 0; };
+        const auto hash_of = [&](std::size_t bytes) { return words::hash_word<false>(begin, bytes, end); };
         if (kinds == kLetter || kinds == kDigit) {
-            add_plain(begin, size, end);
+            const std::uint64_t hash = hash_of(size);
+            rules_.may_be_exception(hash) ? add_part({begin, size}) : add_plain(begin, size, hash);
         } else if (last == kMark && first_other == p - 1 && first_other != begin &&
-                   (is_loose(static_cast<char32_t>(p[-1])) || (p[-1] == '.' && p[-2] >= 'a'))) {
-            add_plain(begin, size - 1, end);  // a word and one mark
-            add({p - 1, 1});
+                   (is_loose(p[-1]) || (p[-1] == '.' && p[-2] >= 'a'))) {
+            const std::uint64_t hash = hash_of(size - 1);
+            if (rules_.may_be_exception(hash) || rules_.may_be_exception(hash_of(size))) {
+                add_part({begin, size});
+            } else {  // a word and one mark
+                add_plain(begin, size - 1, hash);
+                add({p - 1, 1});
+            }
         } else if ((kinds & kHigh) == 0) {
             add_part({begin, size});
         } else {  // white space beyond ASCII parts as well
@@ -148,131 +128,122 @@ const TokenList& Tokenizer::operator()(std::string_view text) {
     return list_;
 }
 
-std::string_view Tokenizer::slice(std::string_view part, std::size_t low, std::size_t high) const {
-    return part.substr(chars_[low].begin, chars_[high].begin - chars_[low].begin);
-}
-
-// Characters of the mark at the front of [low, high), 0 where there is none.
-std::size_t Tokenizer::prefix_size(std::size_t low, std::size_t high) const {
-    const char32_t c = chars_[low].point;
-    if (c == U'.') {
-        std::size_t i = low;
-        while (i < high && chars_[i].point == U'.') ++i;
-        return i - low >= 2 ? i - low : 0;
-    }
-    if (c == U'+') return low + 1 == high || !is_digit(chars_[low + 1].point) ? 1 : 0;
-    return is_loose(c) || is_currency(c) || c == U'§' || c == U'%' || c == U'=' ? 1 : 0;
-}
-
-// Characters of the mark at the end of [low, high), 0 where there is none.
-std::size_t Tokenizer::suffix_size(std::size_t low, std::size_t high) const {
-    const std::size_t size = high - low;
-    const auto back = [&](std::size_t i) { return i <= size ? chars_[high - i].point : 0; };
-    const char32_t c = back(1);
-    if (c == U'.') {
-        std::size_t dots = 0;
-        while (dots < size && back(dots + 1) == U'.') ++dots;
-        if (dots >= 2) return dots;
-        const char32_t before = back(2);
-        const bool sentence = is_digit(before) || is_lower(before) || is_loose(before) || before == U'%' ||
-                              before == U'²' || before == U'-' || before == U'+';
-        return before != 0 && (sentence || (is_upper(before) && is_upper(back(3)))) ? 1 : 0;
-    }
-    if (is_loose(c)) return 1;
-    if ((c == U's' || c == U'S') && (back(2) == U'\'' || back(2) == U'’')) return 2;
-    if (c == U'+' || c == U'%' || is_currency(c)) return is_digit(back(2)) ? 1 : 0;
-    if (is_letter(c)) {  // a unit after a number
-        std::size_t letters = 1;
-        while (letters < 5 && is_letter(back(letters + 1))) ++letters;
-        if (letters < 5 && is_digit(back(letters + 1))) {
-            std::array<char32_t, 4> unit{};
-            for (std::size_t i = 0; i < letters; ++i) unit[i] = back(letters - i);
-            return std::binary_search(kUnits.begin(), kUnits.end(), std::u32string_view(unit.data(), letters)) ? letters : 0;
-        }
-    }
-    return 0;
-}
-
 void Tokenizer::add_part(std::string_view part) {
     if (part.empty()) return;
-    chars_.clear();
-    for (std::size_t i = 0; i < part.size();) {
-        const Decoded decoded = decode_utf8(part, i);
-        chars_.push_back({decoded.point, static_cast<std::uint32_t>(i)});
-        i += decoded.size;
+    cuts_.clear();
+    cut_part(part, true);
+    if (cuts_.size() > 1) merge_exceptions(part);
+    std::size_t begin = 0;
+    for (const std::size_t end : cuts_) {
+        add(part.substr(begin, end - begin));
+        begin = end;
     }
-    chars_.push_back({0, static_cast<std::uint32_t>(part.size())});
-    std::size_t low = 0;
-    std::size_t high = chars_.size() - 1;
-    std::vector<std::pair<std::size_t, std::size_t>> suffixes;
-    for (;;) {
-        if (low == high) break;
-        const std::size_t prefix = prefix_size(low, high);
-        if (prefix > 0) add(slice(part, low, low + prefix));
-        low += prefix;
-        if (low == high) break;
-        const std::size_t suffix = suffix_size(low, high);
-        if (suffix > 0) suffixes.emplace_back(high - suffix, high);
-        high -= suffix;
-        if (prefix + suffix == 0) break;
-    }
-    if (low < high) add_core(part, low, high);
-    for (std::size_t i = suffixes.size(); i-- > 0;) add(slice(part, suffixes[i].first, suffixes[i].second));
 }
 
-// What is left between the marks: cut inside.
-void Tokenizer::add_core(std::string_view part, std::size_t low, std::size_t high) {
-    const auto at = [&](std::size_t i) { return i >= low && i < high ? chars_[i].point : 0; };
-    const auto apostrophe = [&](std::size_t i) { return at(i) == U'\'' || at(i) == U'’'; };
-    if (high - low > 3 && words::lower(at(high - 1)) == U't' && apostrophe(high - 2) && words::lower(at(high - 3)) == U'n') {
-        add(slice(part, low, high - 3));
-        add(slice(part, high - 3, high));
+void Tokenizer::cut_part(std::string_view part, bool with_exceptions) {
+    points_.clear();
+    begins_.clear();
+    suffixes_.clear();
+    for (std::size_t i = 0; i < part.size();) {
+        const Decoded decoded = decode_utf8(part, i);
+        points_.push_back(decoded.point);
+        begins_.push_back(i);
+        i += decoded.size;
+    }
+    begins_.push_back(part.size());
+    std::size_t low = 0;
+    std::size_t high = points_.size();
+    const auto is_exception = [&](std::size_t from, std::size_t to) {
+        return with_exceptions && from < to &&
+               rules_.find_exception(part.substr(begins_[from], begins_[to] - begins_[from])) != nullptr;
+    };
+    while (low < high && !is_exception(low, high)) {
+        const std::u32string_view points = std::u32string_view(points_).substr(0, high);
+        const std::size_t prefix = rules_.prefix_size(points.substr(low));
+        const bool front = prefix > 0 && is_exception(low + prefix, high);
+        const std::size_t suffix = front ? 0 : rules_.suffix_size(points.substr(low + prefix));
+        const bool back = suffix > 0 && is_exception(low, high - suffix);
+        if (suffix > 0) suffixes_.push_back(begins_[high]);
+        high -= suffix;
+        if (back) break;
+        if (prefix > 0) cuts_.push_back(begins_[low + prefix]);
+        low += prefix;
+        if (front || prefix + suffix == 0) break;
+    }
+    if (low < high) cut_core(part, low, high, with_exceptions);
+    cuts_.insert(cuts_.end(), suffixes_.rbegin(), suffixes_.rend());
+}
+
+// What is left between the marks: an exception, an address, or cut inside.
+void Tokenizer::cut_core(std::string_view part, std::size_t low, std::size_t high, bool with_exceptions) {
+    const std::size_t begin = begins_[low];
+    const english::Rules::Exception* exception =
+        with_exceptions ? rules_.find_exception(part.substr(begin, begins_[high] - begin)) : nullptr;
+    if (exception != nullptr) {
+        std::size_t end = begin;
+        for (const std::uint8_t size : exception->sizes) {
+            if (size > 0) cuts_.push_back(end += size);
+        }
         return;
     }
-    std::size_t from = low;
-    const auto cut = [&](std::size_t begin, std::size_t end) {  // [begin, end) is a mark between two words
-        if (begin > from) add(slice(part, from, begin));
-        if (end > begin) add(slice(part, begin, end));
-        from = end;
-    };
-    for (std::size_t i = low + 1; i + 1 < high; ++i) {
-        const char32_t c = at(i);
-        const char32_t before = at(i - 1);
-        const char32_t after = at(i + 1);
-        if (i < from || is_letter(c) || is_digit(c)) continue;
-        const bool word_before = is_letter(before) || is_digit(before);
-        if (c == U'.' && after == U'.') {
-            std::size_t end = i;
-            while (at(end) == U'.') ++end;
-            cut(i, end);
-        } else if (c == U'…' || is_icon(c)) {
-            cut(i, i + 1);
-        } else if (is_hyphen(c) && word_before) {
-            std::size_t end = i;
-            while (end < i + 3 && at(end) == c) ++end;
-            if (is_letter(at(end)) && (c == U'-' || end == i + 1 || (c == U'—' && end == i + 2))) {
-                cut(i, end);
-            } else if (c == U'-' && is_digit(before) && (is_digit(after) || after == U'-')) {
-                cut(i, i + 1);
-            }
-        } else if ((c == U'+' || c == U'*' || c == U'^') && is_digit(before) && (is_digit(after) || after == U'-')) {
-            cut(i, i + 1);
-        } else if (c == U'.' && (is_lower(before) || is_quote(before)) && (is_upper(after) || is_quote(after))) {
-            cut(i, i + 1);
-        } else if (c == U',' && is_letter(before) && is_letter(after)) {
-            cut(i, i + 1);
-        } else if ((c == U':' || c == U'<' || c == U'>' || c == U'=' || c == U'/') && word_before && is_letter(after)) {
-            cut(i, i + 1);
-        } else if (apostrophe(i) && is_letter(before) && high - i <= 3) {
-            const char32_t first = words::lower(after);
-            const char32_t second = words::lower(at(i + 2));
-            const bool contraction = high - i == 2 ? first == U'm' || first == U'd'
-                                                   : (first == U'r' && second == U'e') || (first == U'v' && second == U'e') ||
-                                                         (first == U'l' && second == U'l');
-            if (contraction) cut(i, i);
+    const std::u32string_view core = std::u32string_view(points_).substr(low, high - low);
+    if (!rules_.is_url(core)) {
+        std::size_t from = 0;
+        for (english::Rules::Infix infix = rules_.next_infix(core, 0); infix.size > 0;
+             infix = rules_.next_infix(core, infix.begin + infix.size)) {
+            if (infix.begin == 0) continue;  // a mark at the front stays with what follows
+            if (infix.begin > from) cuts_.push_back(begins_[low + infix.begin]);
+            from = infix.begin + infix.size;
+            cuts_.push_back(begins_[low + from]);
+        }
+        if (from == core.size()) return;
+    }
+    cuts_.push_back(begins_[high]);
+}
+
+// Neighbouring tokens that together are what the rules alone make of an exception become that exception's
+// pieces: the longest runs of tokens first, of equally long ones the first.
+void Tokenizer::merge_exceptions(std::string_view part) {
+    matches_.clear();
+    const auto begin_of = [&](std::size_t token) { return token == 0 ? 0 : cuts_[token - 1]; };
+    for (std::size_t first = 0; first < cuts_.size(); ++first) {
+        const std::size_t begin = begin_of(first);
+        for (std::size_t last = first + 1; last < cuts_.size(); ++last) {
+            if (cuts_[last] - begin > english::Rules::kMaxExceptionBytes) break;
+            const auto* exception = rules_.find_exception(part.substr(begin, cuts_[last] - begin));
+            if (exception == nullptr) continue;
+            part_cuts_.swap(cuts_);
+            cuts_.clear();
+            cut_part(exception->text, false);
+            const bool same = std::equal(cuts_.begin(), cuts_.end(), part_cuts_.begin() + first,
+                                         part_cuts_.begin() + last + 1,
+                                         [&](std::size_t a, std::size_t b) { return a == b - begin; });
+            part_cuts_.swap(cuts_);
+            if (same) matches_.push_back({first, last, exception});
         }
     }
-    if (from < high) add(slice(part, from, high));
+    if (matches_.empty()) return;
+    std::stable_sort(matches_.begin(), matches_.end(),
+                     [](const Match& a, const Match& b) { return a.last - a.first > b.last - b.first; });
+    std::vector<bool> taken(cuts_.size());
+    std::vector<const Match*> replaced(cuts_.size());
+    for (const Match& match : matches_) {
+        if (!taken[match.first] && !taken[match.last]) replaced[match.first] = &match;
+        for (std::size_t token = match.first; token <= match.last; ++token) taken[token] = true;
+    }
+    part_cuts_.clear();
+    for (std::size_t token = 0; token < cuts_.size(); ++token) {
+        if (replaced[token] == nullptr) {
+            part_cuts_.push_back(cuts_[token]);
+            continue;
+        }
+        std::size_t end = begin_of(token);
+        for (const std::uint8_t size : replaced[token]->exception->sizes) {
+            if (size > 0) part_cuts_.push_back(end += size);
+        }
+        token = replaced[token]->last;
+    }
+    part_cuts_.swap(cuts_);
 }
 
 }  // namespace pylm::signals

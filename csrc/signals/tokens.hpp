@@ -1,9 +1,6 @@
-// Words and punctuation marks of a text, for quality signals.
-//
-// The rules follow the English tokenizer that datatrove's filters run (spaCy's blank pipeline), without its list
-// of exceptions: parts between white space lose punctuation marks at both ends one by one (brackets, quotes,
-// commas, final periods, runs of two periods or more, "'s", currency and units after a digit), then are cut at
-// hyphens, dashes, colons and the like between letters, and before "n't" and the other contractions.
+// Words and punctuation marks of a text, as the tokenizer cuts them that datatrove's filters run (spaCy's blank
+// English pipeline; white space left out): parts between white space lose marks at both ends one by one, then
+// are cut inside, unless they are addresses or exceptions such as "don't" and "e.g.".
 #pragma once
 
 #include <cstddef>
@@ -11,6 +8,8 @@
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "signals/english.hpp"
 
 namespace pylm::signals {
 
@@ -37,23 +36,29 @@ public:
     const TokenList& operator()(std::string_view text);
 
 private:
-    struct Char {
-        char32_t point;
-        std::uint32_t begin;  // byte in the part
+    struct Match {
+        std::size_t first, last;  // tokens
+        const english::Rules::Exception* exception;
     };
 
     void push(std::string_view bytes, Token token);
     void add(std::string_view token);             // any token
-    void add_plain(const char* p, std::size_t size, const char* limit);  // ASCII letters, or digits
+    void add_plain(const char* p, std::size_t size, std::uint64_t hash);  // ASCII letters, or digits
     void add_part(std::string_view part);         // what stands between white space
-    void add_core(std::string_view part, std::size_t low, std::size_t high);
-    std::size_t prefix_size(std::size_t low, std::size_t high) const;
-    std::size_t suffix_size(std::size_t low, std::size_t high) const;
-    std::string_view slice(std::string_view part, std::size_t low, std::size_t high) const;
+    void cut_part(std::string_view part, bool with_exceptions);
+    void cut_core(std::string_view part, std::size_t low, std::size_t high, bool with_exceptions);
+    void merge_exceptions(std::string_view part);
     void note_stop_word(std::string_view token);
 
+    const english::Rules& rules_ = english::Rules::instance();
     TokenList list_;
-    std::vector<Char> chars_;  // of the part at hand, with one past its end
+    // The part at hand:
+    std::u32string points_;
+    std::vector<std::size_t> begins_;    // first byte of every character, and one past the last
+    std::vector<std::size_t> cuts_;      // byte past the end of every token
+    std::vector<std::size_t> part_cuts_;
+    std::vector<Match> matches_;
+    std::vector<std::size_t> suffixes_;  // byte past the end of every mark cut off the end, the last first
 };
 
 }  // namespace pylm::signals

@@ -144,7 +144,7 @@ def test_invalid_utf8_counts_byte_by_byte() -> None:
         "num_bytes": [5, 2, 3, 3],
         "num_chars": [5, 2, 2, 3],
         "num_lines": [1, 1, 1, 2],
-        "num_words": [2, 1, 1, 2],
+        "num_words": [3, 2, 2, 2],  # as U+FFFD, a symbol that words are cut at
     }
     assert len(signals.compute(column)) == 4
 
@@ -232,20 +232,65 @@ def test_bad_arguments() -> None:
 SPACY_WORDS = [
     ("Hello, world! (Yes.)", "Hello|,|world|!|(|Yes|.|)"),
     ("don't I'll we've she's John's can't", "do|n't|I|'ll|we|'ve|she|'s|John|'s|ca|n't"),
+    ("look'd CAN'T ValueError(\"can't help\")", "look'd|CAN'T|ValueError(\"can't|help|\"|)"),
+    ("cannot, gonna. Wed id dont", "can|not|,|gon|na|.|We|d|i|d|do|nt"),
     (
-        "state-of-the-art 10-20 a/b x=y 3km $5 5$ 20%",
-        "state|-|of|-|the|-|art|10|-|20|a|/|b|x|=|y|3|km|$|5|5|$|20|%",
+        "e.g. Dr. Ltd. a.m., 8am vs. z. etc. No. U.S. U.K.-based",
+        "e.g.|Dr.|Ltd.|a.m.|,|8|am|vs.|z.|etc|.|No|.|U.S.|U.K.-based",
     ),
-    ("U.S. U.K.-based end... wait…what", "U.S.|U.K.-based|end|...|wait|…|what"),
+    (
+        "and/or w/o he/she state-of-the-art 10-20 x=y a:b 9:30",
+        "and/or|w/o|he|/|she|state|-|of|-|the|-|art|10|-|20|x|=|y|a|:|b|9:30",
+    ),
+    (
+        "3km 5kg. 20% $5 5$ US$1 5US$ 7km/h 100m² 3px",
+        "3|km|5|kg|.|20|%|$|5|5|$|US$|1|5|US$|7|km/h|100|m²|3px",
+    ),
+    (":) :-( foo): (;) ^_^ '' 'em", ":)|:-(|foo|):|(|;)|^_^|''|'em"),
+    ("end... wait…what so... .5 ..x a--b a---b", "end|...|wait|…|what|so|...|.5|..|x|a|--|b|a|---|b"),
     ("\"quoted\" 'single' “curly” «guillemets»", "\"|quoted|\"|'|single|'|“|curly|”|«|guillemets|»"),
-    ("one.Two three,four 1,000.50 #tag @user", "one|.|Two|three|,|four|1,000.50|#|tag|@user"),
-    ("naïve café—bar \u2013 dash", "naïve|café|—|bar|\u2013|dash"),
+    (
+        "one.Two three,four 1,000.50 #tag @user x+y 1+2",
+        "one|.|Two|three|,|four|1,000.50|#|tag|@user|x+y|1|+|2",
+    ),
+    (
+        "http://a-b.example.com/x-y?z=1, <www.c-d.org> e-f@g-h.net",
+        "http://a-b.example.com/x-y?z=1|,|<|www.c-d.org|>|e-f@g-h.net",
+    ),
+    (
+        "http://8.8.8.8:80/a-b http://10.0.0.1/a-b x-y.com:8",
+        "http://8.8.8.8:80/a-b|http://10.0.0.1|/|a|-|b|x|-|y.com:8",
+    ),
+    ("naïve café—bar \u2013 dash 20°C. 20°F", "naïve|café|—|bar|\u2013|dash|20|°|C|.|20|°|F"),
+    ("☃snow A☃b 漢字。かな क-ख", "☃|snow|A|☃|b|漢字。かな|क|-|ख"),
+    ("it's\tit\u2019s\u00a0its\n\n.\u3000!", "it|'s|it|\u2019s|its|.|!"),
 ]
 
 
 @pytest.mark.parametrize(("text", "words"), SPACY_WORDS)
 def test_words_of_spacy(text: str, words: str) -> None:
     assert words_of(text) == words.split("|")
+
+
+def test_words_of_spacy_itself(shared_data) -> None:  # type: ignore[no-untyped-def]
+    """Cut real text and random parts as spaCy does, where it is installed (it is heavy)."""
+    nlp = pytest.importorskip("spacy").blank("en")
+    texts = [json.loads(line)["text"] for line in (shared_data / "text/c4_demo.jsonl").open()]
+    rng = random.Random(5)
+    pieces = [
+        *nlp.tokenizer.rules,
+        *"aB1.,:;!?-'\"()[]/@$%+=_°²é漢क☃",
+        "US$",
+        "km",
+        "www.",
+        ".com",
+        "http://",
+        "--",
+    ]
+    texts += ["".join(rng.choices(pieces, k=rng.randrange(1, 6))) for _ in range(20_000)]
+    for text in texts:
+        expected = [word.text.strip() for word in nlp.make_doc(text)]
+        assert words_of(text) == [word for word in expected if word], repr(text[:200])
 
 
 @pytest.mark.slow
