@@ -72,6 +72,20 @@ def test_orthogonalise_keeps_singular_vectors(shape: tuple[int, int, int]) -> No
     assert singular.median() > 0.6
 
 
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_single_precision_may_iterate_in_bfloat16(is_fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pylm.train.muon.has_fast_bfloat16", lambda device: is_fast)
+    torch.manual_seed(1)
+    matrices = torch.randn(3, 64, 24)
+    exact = orthogonalise(matrices.double())
+    result = orthogonalise(matrices)
+    assert result.dtype == torch.float32
+    # bfloat16 rounds to 2^-9; each of five rounds of three products adds up at most about that again.
+    limit = 15 * 2**-9 if is_fast else 1e-5
+    error = torch.linalg.matrix_norm(result - exact) / torch.linalg.matrix_norm(exact)
+    assert error.max() < limit
+
+
 def test_muon_update_equals_its_definition() -> None:
     torch.manual_seed(2)
     weight = nn.Parameter(torch.randn(6, 4))
