@@ -1,0 +1,296 @@
+"""The ops on a GPU: values, compiled graphs, captured graphs, no waiting, the same bits, large tensors."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pylm import ops
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = "cuda"
+# The error of an op against float64 may be twice that of torch's own operations in the same dtype, and one
+# rounding of the largest value where torch happens to be exact. What is reduced over rows or classes may be
+# off by the order of its float32 sums as well: sqrt(4096) roundings.
+FACTOR = 2.0
+ROUNDINGS = 1.0
+SUM_ERROR = 64 * torch.finfo(torch.float32).eps
+
+Call = Callable[..., tuple[Tensor, ...]]
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    cos, sin = cos.to(x.dtype)[:, None], sin.to(x.dtype)[:, None]
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+def _logprob(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    logprobs = F.log_softmax(hidden @ weight.T, -1)
+    picked, kept = logprobs.gather(1, targets.clamp(min=0)[:, None]).squeeze(1), targets != -100
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    return picked * kept, torch.logsumexp(hidden @ weight.T, -1) * kept, entropy * kept
+
+
+def _cases(name: str, odd: bool, dtype: torch.dtype) -> tuple[Call, Call, list[Tensor], list[Tensor]]:
+    """Return the op, the same by torch, the inputs with gradients, and those without."""
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf(*shape: int, scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(*shape, generator=generator)).to(DEVICE, dtype).requires_grad_()
+
+    n, d, v = (37, 127, 1003) if odd else (512, 1024, 4096)
+    if name == "rms_norm":
+        return (
+            lambda x, w: (ops.rms_norm(x, w),),
+            lambda x, w: (F.rms_norm(x, w.shape, w, 1e-6),),
+            [leaf(n, d), leaf(d)],
+            [],
+        )
+    if name == "add_rms_norm":
+        return (
+            lambda x, r, w: ops.rms_norm(x, w, residual=r),
+            lambda x, r, w: (F.rms_norm(x + r, w.shape, w, 1e-6), x + r),
+            [leaf(n, d), leaf(n, d), leaf(d)],
+            [],
+        )
+    if name == "swiglu":
+        return (
+            lambda g, u: (ops.swiglu(g, u),),
+            lambda g, u: (F.silu(g) * u,),
+            [leaf(d, n).t().detach().requires_grad_(), leaf(n, d)],
+            [],
+        )
+    if name == "geglu":
+        return (
+            lambda g, u: (ops.geglu(g, u),),
+            lambda g, u: (F.gelu(g, approximate="tanh") * u,),
+            [leaf(n, d), leaf(n, d)],
+            [],
+        )
+    if name == "swiglu_packed":
+        return (
+            lambda x: (ops.swiglu_packed(x),),
+            lambda x: (F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1],),
+            [leaf(n, 2 * d)],
+            [],
+        )
+    if name == "rope":
+        features = 62 if odd else 128
+        tables = list(ops.rope_cache(n, features, device=DEVICE))
+        return (
+            ops.rope,
+            lambda q, k, cos, sin: (_rotate(q, cos, sin), _rotate(k, cos, sin)),
+            [leaf(2, n, 5, features), leaf(2, n, 1, features)],
+            tables,
+        )
+    targets = torch.randint(0, v, (n,), generator=generator).to(DEVICE)
+    targets[::5] = -100
+    inputs = [leaf(n, d), leaf(v, d, scale=2.0 / d**0.5)]
+    return lambda h, w, t: tuple(ops.linear_logprob(h, w, t)), _logprob, inputs, [targets]
+
+
+NAMES = ["rms_norm", "add_rms_norm", "swiglu", "geglu", "swiglu_packed", "rope", "linear_logprob"]
+
+
+def _run(call: Call, inputs: list[Tensor], rest: list[Tensor]) -> list[Tensor]:
+    """Return outputs and gradients; the upstream gradients are the same for every dtype."""
+    outputs = call(*inputs, *rest)
+    generator = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(y.shape, generator=generator).to(y.device, y.dtype) for y in outputs]
+    return [y.detach() for y in outputs] + list(torch.autograd.grad(outputs, inputs, upstream))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("odd", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_values_and_gradients(name: str, odd: bool, dtype: torch.dtype) -> None:
+    op, torch_op, inputs, rest = _cases(name, odd, dtype)
+    wide = [t.detach().double().requires_grad_() for t in inputs]
+    wide_rest = [t.double() if t.is_floating_point() else t for t in rest]
+    exact = _run(torch_op, wide, wide_rest)
+    for ours, low, truth in zip(_run(op, inputs, rest), _run(torch_op, inputs, rest), exact, strict=True):
+        error = float((ours.double() - truth).abs().max())
+        error_of_torch = float((low.double() - truth).abs().max())
+        floor = (ROUNDINGS * torch.finfo(dtype).eps + SUM_ERROR) * float(truth.abs().max())
+        assert error <= max(FACTOR * error_of_torch, floor)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_bits_twice(name: str) -> None:
+    op, _, inputs, rest = _cases(name, False, torch.bfloat16)
+    first = _run(op, inputs, rest)
+    assert all(torch.equal(a, b) for a, b in zip(first, _run(op, inputs, rest), strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiles_to_one_graph(name: str) -> None:
+    op, _, inputs, rest = _cases(name, True, torch.bfloat16)
+    torch.compiler.reset()
+    compiled = torch.compile(lambda *args: tuple(y * 2.0 for y in op(*args)), fullgraph=True)
+    expected = _run(lambda *args: tuple(y * 2.0 for y in op(*args)), inputs, rest)
+    for a, b in zip(_run(compiled, inputs, rest), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradcheck_in_float64(name: str) -> None:
+    op, _, inputs, rest = _cases(name, True, torch.float64)
+    few = [t.detach()[:3].clone().requires_grad_() for t in inputs]
+    if name == "rope":
+        few = [t.detach()[:, :3].clone().requires_grad_() for t in inputs]
+    elif name == "linear_logprob":
+        few = [inputs[0].detach()[:3, :4].clone(), inputs[1].detach()[:70, :4].clone()]
+        few, rest = [t.requires_grad_() for t in few], [torch.tensor([69, -100, 0], device=DEVICE)]
+    elif "norm" in name:
+        few = [t.detach()[..., :5][:3].clone().requires_grad_() for t in inputs[:-1]]
+        few.append(inputs[-1].detach()[:5].clone().requires_grad_())
+    assert torch.autograd.gradcheck(lambda *args: op(*args, *rest), few, fast_mode=True)
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_no_op_waits_for_the_gpu() -> None:
+    def losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        smooth = ops.linear_cross_entropy(hidden, weight, targets, label_smoothing=0.1, z_loss=1e-4)
+        return smooth, ops.linear_cross_entropy(hidden, weight, targets, softcap=5.0, reduction="sum")
+
+    cases = [_cases(name, True, torch.bfloat16) for name in NAMES]
+    calls = [(op, inputs, rest) for op, _, inputs, rest in cases] + [(losses, *cases[-1][2:])]
+    q, k = cases[5][2]
+    ids = torch.randint(0, 37, (2, 37), device=DEVICE)
+    calls.append((lambda q, k, *t: ops.rope(q, k, *t, position_ids=ids), [q, k], cases[5][3]))
+    for op, inputs, rest in calls:
+        outputs = op(*inputs, *rest)  # compiles
+        upstream = [torch.ones_like(y) for y in outputs]
+        torch.autograd.grad(outputs, inputs, upstream)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        torch.autograd.grad(op(*inputs, *rest), inputs, upstream)
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_captured_in_a_cuda_graph(name: str) -> None:
+    op, _, inputs, rest = _cases(name, False, torch.bfloat16)
+
+    def step() -> list[Tensor]:
+        outputs = op(*inputs, *rest)
+        return [*outputs, *torch.autograd.grad(outputs, inputs, [torch.ones_like(y) for y in outputs])]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():  # new values at the old addresses
+        for tensor in inputs:
+            tensor.copy_(tensor.flip(0))
+    graph.replay()
+    for a, b in zip(captured, step(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_device_of_the_input_is_used(name: str) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    op, _, inputs, rest = _cases(name, True, torch.bfloat16)
+    expected = _run(op, inputs, rest)
+    moved = [t.detach().to("cuda:1").requires_grad_() for t in inputs]
+    with torch.cuda.device(0):
+        actual = _run(op, moved, [t.to("cuda:1") for t in rest])
+    for a, b in zip(actual, expected, strict=True):
+        assert a.device.index == 1
+        assert torch.equal(a.to(b.device), b)
+
+
+# Just past 2^31 elements in the largest tensor, at most 5 such tensors of bfloat16 (22 GB) at a time.
+LARGE = 2**31 + 2**20
+TAIL = 3
+
+
+def _tail_matches(op: Call, inputs: list[Tensor], rest: list[Tensor], is_row: list[bool]) -> None:
+    """The last rows of a large call equal a call with the last rows alone."""
+    outputs = op(*inputs, *rest)
+    grads = torch.autograd.grad(
+        outputs, inputs, [torch.ones((), device=DEVICE).expand_as(y) for y in outputs]
+    )
+    small = [
+        (t.detach()[-TAIL:].clone() if rows else t.detach()).requires_grad_()
+        for t, rows in zip(inputs, is_row, strict=True)
+    ]
+    small_rest = [t[-TAIL:] for t in rest]
+    expected = op(*small, *small_rest)
+    for a, b in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(a[-TAIL:], b)
+    expected_grads = torch.autograd.grad(expected, small, [torch.ones_like(y) for y in expected])
+    for a, b, rows in zip(grads, expected_grads, is_row, strict=True):
+        assert bool(a[-TAIL:].isfinite().all())
+        if rows:
+            torch.testing.assert_close(a[-TAIL:], b)
+
+
+def _large(num_columns: int) -> Tensor:
+    x = torch.empty(LARGE // num_columns + 1, num_columns, dtype=torch.bfloat16, device=DEVICE)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    return x.normal_(generator=generator).requires_grad_()
+
+
+@pytest.fixture
+def memory() -> Iterator[None]:
+    torch.cuda.empty_cache()
+    if torch.cuda.mem_get_info()[0] < 70e9:
+        pytest.skip("needs 70 GB of free GPU memory")
+    yield
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.usefixtures("memory")
+def test_past_32_bits_norm() -> None:
+    weight = torch.ones(4096, dtype=torch.bfloat16, device=DEVICE, requires_grad=True)
+    _tail_matches(lambda x, w: (ops.rms_norm(x, w),), [_large(4096), weight], [], [True, False])
+
+
+@pytest.mark.usefixtures("memory")
+def test_past_32_bits_swiglu() -> None:
+    _tail_matches(lambda x: (ops.swiglu_packed(x),), [_large(8192)], [], [True])
+
+
+@pytest.mark.usefixtures("memory")
+def test_past_32_bits_rope() -> None:
+    tables = ops.rope_cache(1, 128, device=DEVICE)
+
+    def rope(x: Tensor) -> tuple[Tensor, ...]:
+        x_BTHC = x.view(-1, 1, 32, 128)
+        return ops.rope(x_BTHC, x_BTHC[:, :, :1], *tables)
+
+    _tail_matches(rope, [_large(4096)], [], [True])
+
+
+@pytest.mark.usefixtures("memory")
+def test_past_32_bits_logprob() -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Hidden states past 2^31 elements with few classes, then logits past 2^31 with few features.
+    for hidden, num_classes in ((_large(4096), 128), (_large(64)[: LARGE // 32768].detach(), 32768)):
+        num_rows, dim = hidden.shape
+        weight = torch.randn(num_classes, dim, generator=generator).div_(dim**0.5).to(DEVICE, torch.bfloat16)
+        targets = torch.full((num_rows,), num_classes - 1, device=DEVICE)
+        _tail_matches(
+            lambda h, w, t: tuple(ops.linear_logprob(h, w, t)),
+            [hidden.detach().requires_grad_(), weight.requires_grad_()],
+            [targets],
+            [True, False],
+        )
