@@ -1,0 +1,33 @@
+// Runs the tests of the C++ core named on the command line, all without names. Meant for builds with sanitizers.
+#include <exception>
+#include <iostream>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "check.hpp"
+
+int main(int argc, char** argv) {
+    using namespace pylm::tests;
+    const std::vector<std::pair<std::string_view, void (*)()>> tests = {
+        {"parallel", test_parallel}, {"arrow", test_arrow},     {"tokenizer", test_tokenizer},
+        {"dedup", test_dedup},       {"signals", test_signals},
+    };
+    const std::vector<std::string_view> wanted(argv + 1, argv + argc);
+    int failed = 0;
+    int ran = 0;
+    for (const auto& [name, test] : tests) {
+        bool skip = !wanted.empty();
+        for (const std::string_view one : wanted) skip = skip && one != name;
+        if (skip) continue;
+        ++ran;
+        try {
+            test();
+            std::cout << name << ": ok" << std::endl;
+        } catch (const std::exception& error) {
+            ++failed;
+            std::cout << name << ": FAILED: " << error.what() << std::endl;
+        }
+    }
+    return failed == 0 && ran > 0 ? 0 : 1;
+}

@@ -1,0 +1,176 @@
+// The tokenizer on hostile and on huge texts: ids decode to the text, every path gives the same ids, and so does
+// every number of threads.
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "check.hpp"
+#include "parallel.hpp"
+#include "tokenizer/bpe_encode.hpp"
+#include "tokenizer/bpe_train.hpp"
+#include "tokenizer/pretokenize.hpp"
+
+namespace pylm::tests {
+namespace {
+
+const std::vector<Pattern> kPatterns = {{true, 3, true}, {false, 3, true}, {false, 3, false}, {false, 1, false}};
+
+using Words = std::vector<std::pair<std::string, std::uint64_t>>;
+
+Words count_words(const Pattern& pattern, const std::vector<std::string>& texts, unsigned threads) {
+    WordCounter counter(pattern);
+    counter.add(views_of(texts), threads);
+    counter.add({}, threads);
+    return counter.sorted();
+}
+
+struct Vocabulary {
+    std::vector<std::string> tokens;
+    std::vector<MergeRule> merges;
+};
+
+Vocabulary train(const Words& words, std::size_t num_merges) {
+    TrainOptions options;
+    options.num_merges = num_merges;
+    Vocabulary vocabulary;
+    for (std::uint32_t byte = 0; byte < 256; ++byte) {
+        options.byte_ids.push_back(byte);
+        vocabulary.tokens.push_back(std::string(1, static_cast<char>(byte)));
+    }
+    for (const auto& [left, right] : train_bpe(words, options)) {
+        const auto merged = static_cast<TokenId>(vocabulary.tokens.size());
+        vocabulary.merges.push_back({left, right, merged, merged});
+        vocabulary.tokens.push_back(vocabulary.tokens[left] + vocabulary.tokens[right]);
+    }
+    return vocabulary;
+}
+
+using Ranks = std::map<std::pair<TokenId, TokenId>, TokenId>;  // result by pair; results are in order of rank
+
+// The rule itself: the pair with the lowest rank, the leftmost of equal ones, until none is left.
+std::vector<TokenId> merge_slowly(std::string_view piece, const Ranks& ranks) {
+    std::vector<TokenId> ids;
+    for (const char byte : piece) ids.push_back(static_cast<std::uint8_t>(byte));
+    for (;;) {
+        TokenId best = std::numeric_limits<TokenId>::max();
+        std::size_t place = 0;
+        for (std::size_t i = 0; i + 1 < ids.size(); ++i) {
+            const auto found = ranks.find({ids[i], ids[i + 1]});
+            if (found == ranks.end() || found->second >= best) continue;
+            best = found->second;
+            place = i;
+        }
+        if (best == std::numeric_limits<TokenId>::max()) return ids;
+        ids[place] = best;
+        ids.erase(ids.begin() + static_cast<std::ptrdiff_t>(place) + 1);
+    }
+}
+
+std::string decode(const BpeEncoder& encoder, std::span<const TokenId> ids) {
+    std::string text;
+    for (const TokenId id : ids) text += encoder.token(id);
+    return text;
+}
+
+void check_pretokenizer(const Pattern& pattern, std::string_view text) {
+    Pretokenizer pieces(pattern, text);
+    std::size_t size = 0;
+    for (std::string_view piece = pieces.next(); !piece.empty(); piece = pieces.next()) {
+        check(piece.data() == text.data() + size, "pieces follow each other");
+        size += piece.size();
+    }
+    check(size == text.size(), "pieces make up the text");
+}
+
+// Many threads share the encoder; every text is the text of its ids.
+std::vector<std::vector<TokenId>> encode_each(const BpeEncoder& encoder, const std::vector<std::string>& texts) {
+    std::vector<std::vector<TokenId>> ids(texts.size());
+    parallel_for(texts.size(), 4, [&](std::size_t i) {
+        encoder.encode(texts[i], ids[i]);
+        check(decode(encoder, ids[i]) == texts[i], "ids decode to the text");
+    });
+    return ids;
+}
+
+void check_batch(const BpeEncoder& encoder, const std::vector<std::string>& texts) {
+    const TokenBatch one = encoder.encode_batch(views_of(texts), 1);
+    const TokenBatch four = encoder.encode_batch(views_of(texts), 4);
+    check(one.ids == four.ids && one.offsets == four.offsets, "ids do not depend on the threads");
+    const auto ids = encode_each(encoder, texts);
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+        const auto begin = static_cast<std::size_t>(one.offsets[i]);
+        const auto row = std::span(one.ids).subspan(begin, static_cast<std::size_t>(one.offsets[i + 1]) - begin);
+        check(std::ranges::equal(row, ids[i]), "batches give the ids of single texts");
+    }
+}
+
+void check_errors(const Vocabulary& vocabulary) {
+    const auto build = [&](std::vector<std::string> tokens, std::vector<MergeRule> merges) {
+        return throws<std::invalid_argument>([&] { BpeEncoder(std::move(tokens), merges, kPatterns[0], false); });
+    };
+    check(build({}, {}), "a vocabulary without bytes is refused");
+    check(build(vocabulary.tokens, {{0, 1, 999'999, 0}}), "a merge out of range is refused");
+    check(build(vocabulary.tokens, {{0, 1, 2, 0}}), "a merge that does not concatenate is refused");
+    const BpeEncoder encoder(vocabulary.tokens, vocabulary.merges, kPatterns[0], false);
+    check(throws<std::out_of_range>([&] { (void)encoder.token(999'999); }), "an unknown id is refused");
+    const std::string data = "abc";
+    for (const std::vector<std::int64_t>& offsets : {std::vector<std::int64_t>{0, 4}, {-1, 2}, {2, 1}}) {
+        check(throws<std::invalid_argument>([&] { (void)encoder.encode_batch(data, offsets, 1); }),
+              "offsets outside the data are refused");
+    }
+    const TokenBatch none = encoder.encode_batch(std::span<const char>{}, std::span<const std::int64_t>{}, 4);
+    check(none.ids.empty() && none.offsets.size() == 1, "no texts give no ids");
+    TrainOptions options;
+    options.byte_ids.assign(256, 0);
+    options.num_merges = std::numeric_limits<std::size_t>::max();
+    check(throws<std::invalid_argument>([&] { (void)train_bpe({}, options); }), "ids past 32 bits are refused");
+    options.num_merges = 10;
+    options.check = [] { throw std::runtime_error("stop"); };
+    const Words words = {{"abab", 3}};
+    check(throws<std::runtime_error>([&] { (void)train_bpe(words, options); }), "training can be stopped");
+}
+
+}  // namespace
+
+void test_tokenizer() {
+    const std::vector<std::string> hostile = hostile_texts();
+    std::vector<std::string> corpus = hostile;
+    Random random(3);
+    for (std::size_t i = 0; i < 20; ++i) corpus.push_back(random_words(random, 10'000));  // several chunks
+    for (const Pattern& pattern : kPatterns) {
+        for (const std::string& text : hostile) check_pretokenizer(pattern, text);
+        for (const std::string& text : huge_texts(1 << 20)) check_pretokenizer(pattern, text);
+    }
+    const Words words = count_words(kPatterns[1], corpus, 1);
+    check(words == count_words(kPatterns[1], corpus, 4), "counts do not depend on the threads");
+    const Vocabulary vocabulary = train(words, 600);
+    check(vocabulary.merges.size() == 600, "as many merges as asked for");
+    const BpeEncoder encoder(vocabulary.tokens, vocabulary.merges, kPatterns[1], false);
+    const BpeEncoder whole(vocabulary.tokens, vocabulary.merges, kPatterns[0], true);
+    check_batch(encoder, corpus);
+    check_batch(whole, hostile);
+    Ranks ranks;
+    for (const MergeRule& rule : vocabulary.merges) ranks.emplace(std::pair(rule.left, rule.right), rule.merged);
+    for (const std::string& text : hostile) {
+        std::vector<TokenId> expected;
+        Pretokenizer pieces(kPatterns[1], text);
+        for (std::string_view piece = pieces.next(); !piece.empty(); piece = pieces.next()) {
+            for (const TokenId id : merge_slowly(piece, ranks)) expected.push_back(id);
+        }
+        std::vector<TokenId> ids;
+        encoder.encode(text, ids);
+        check(ids == expected, "merges in the order of their ranks");
+    }
+    // Merges of the long pieces themselves, so that all of them take the heap many times over.
+    const std::vector<std::string> huge = huge_texts(1 << 20);
+    const Vocabulary repeats = train(count_words(kPatterns[1], huge_texts(1 << 17), 4), 30);
+    encode_each(BpeEncoder(repeats.tokens, repeats.merges, kPatterns[1], false), huge);
+    check_errors(vocabulary);
+}
+
+}  // namespace pylm::tests
