@@ -76,9 +76,10 @@ def test_a_caller_that_stops(tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import functools, sys
+import functools, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background without
 from data_executors_work import work, run_local
 
 if __name__ == "__main__":
@@ -112,9 +113,12 @@ def test_workers_end_with_their_parent(tmp_path: Path, kill: signal.Signals) -> 
             os.killpg(parent.pid, kill)  # as the terminal does
         else:
             parent.send_signal(kill)
+        ended = [bool(select.select([descriptor], [], [], 20)[0]) for descriptor in descriptors]
+        if not all(ended):
+            os.killpg(parent.pid, signal.SIGKILL)
         _, errors = parent.communicate(timeout=60)
+        assert ended == [True, True], "a worker outlives its parent"
         for descriptor in descriptors:
-            assert select.select([descriptor], [], [], 60)[0], "a worker outlives its parent"
             os.close(descriptor)
         if kill == signal.SIGINT:
             assert errors.count("Traceback") == errors.count("KeyboardInterrupt\n") == 1, errors
