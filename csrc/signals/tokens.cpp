@@ -191,7 +191,6 @@ void Tokenizer::cut_core(std::string_view part, std::size_t low, std::size_t hig
         std::size_t from = 0;
         for (english::Rules::Infix infix = rules_.next_infix(core, 0); infix.size > 0;
              infix = rules_.next_infix(core, infix.begin + infix.size)) {
-            if (infix.begin == 0) continue;  // a mark at the front stays with what follows
             if (infix.begin > from) cuts_.push_back(begins_[low + infix.begin]);
             from = infix.begin + infix.size;
             cuts_.push_back(begins_[low + from]);
