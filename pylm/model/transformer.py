@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from pylm.errors import InputError
-from pylm.model.attention import Attention, Context, KVCache, LayerCache, cache_mask, document_mask
+from pylm.model.attention import (
+    Attention,
+    Context,
+    KVCache,
+    LayerCache,
+    cache_mask,
+    dense_bias,
+    document_mask,
+)
 from pylm.model.config import ModelConfig
 from pylm.ops import rms_norm, rope_cache, swiglu
 from pylm.ops.modules import RMSNorm
@@ -147,7 +155,8 @@ class Transformer(nn.Module):
             cache.length = start + length
         elif documents_BT is not None:
             mask = document_mask(documents_BT)
-        context = Context(self.cos, self.sin, positions_BT, mask)
+        bias = dense_bias(mask, length, self.embedding.weight)
+        context = Context(self.cos, self.sin, positions_BT, mask, bias)
         x_BTD = self.embedding(ids_BT)
         if self.config.embedding_norm:
             x_BTD = rms_norm(x_BTD, eps=self.config.norm_eps)

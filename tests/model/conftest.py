@@ -31,3 +31,11 @@ def make_model() -> MakeModel:
         return model
 
     return make
+
+
+@pytest.fixture(params=["dense", "fused"])
+def attention_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test with plain matrix products, and again with torch's fused attention."""
+    if request.param == "fused":
+        monkeypatch.setattr("pylm.model.attention.DENSE_KEYS", 0)
+    return str(request.param)

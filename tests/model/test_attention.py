@@ -5,6 +5,8 @@ import torch
 
 from pylm.model.attention import Context, KVCache, cache_mask, document_mask
 
+pytestmark = pytest.mark.usefixtures("attention_kind")
+
 
 def test_document_mask_is_causal_within_documents() -> None:
     documents_BT = torch.tensor([[0, 0, 1, 1, 1, 2], [0, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 5]])

@@ -23,6 +23,8 @@ ARCHITECTURES = {
     "one-head": {"num_heads": 1, "num_layers": 1},
 }
 
+pytestmark = pytest.mark.usefixtures("attention_kind")
+
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("length", [1, len(IDS)])
@@ -79,9 +81,11 @@ def test_inputs_of_any_strides(make_model) -> None:
 
 
 def test_float32_stays_within_its_precision(make_model) -> None:
-    model = make_model(num_kv_heads=2)
+    model = make_model(num_kv_heads=2, rope_theta=50.0).float()
     exact = oracle.hidden_states(oracle.weights_of(model), model.config, IDS)
-    got = model.float()(torch.tensor([IDS]))[0].detach().numpy()
+    model.reset_tables()
+    assert model.cos.dtype == torch.float32
+    got = model(torch.tensor([IDS]))[0].detach().numpy()
     assert np.abs(got - exact).max() < 64 * np.finfo(np.float32).eps * np.abs(exact).max()
 
 
@@ -133,3 +137,13 @@ def test_bad_arguments(make_model) -> None:
         Transformer(ModelConfig(dim=16, num_layers=1, num_heads=2))
     with pytest.raises(InputError, match="got 65 tokens, but the model's max_seq_len is 64"):
         make_model()(torch.zeros(1, 65, dtype=torch.int64))
+
+
+def test_bfloat16_products_stay_within_their_precision(make_model) -> None:
+    model = make_model(num_kv_heads=2, num_layers=1)
+    ids_BT = torch.tensor([IDS, IDS[::-1]])
+    exact = model(ids_BT)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = model.float()(ids_BT)
+    error = (rounded.double() - exact).norm() / exact.norm()
+    assert error < 8 * 2**-8  # one layer: seven products and the scores, each rounded to 8 bits
