@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (the punctuation of a published rule)
 """Duplicates the slow way: sets of shingles, signatures value by value, all pairs."""
 
 import re
@@ -45,7 +46,7 @@ def text_dedup_words(text: str) -> list[str]:
 
 
 _DATATROVE_PUNCTUATION = (
-    '!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„\';’{|∶´[=-`*．（–？！：$～«〉,><》)?）。…@_."}►»'
+    "!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„';’{|∶´[=-`*．（–？！：$～«〉,><》)?）。…@_.\"}►»"
     + "".join(chr(c) for a, b in ((0, 9), (11, 13), (13, 32), (127, 160)) for c in range(a, b))
 )
 
@@ -148,7 +149,9 @@ def signature(
         pairs = [(1 + a % (PRIME - 1), b % PRIME) for a, b in zip(drawn[::2], drawn[1::2], strict=True)]
         return [min((a * (x % PRIME) + b) % PRIME >> 29 for x in hashes) for a, b in pairs]
     mask = _32 if scheme == "text-dedup" else _64
-    return [min(((a * x + b) & _64) % PRIME & mask for x in hashes) for a, b in zip(*permutations, strict=True)]
+    return [
+        min(((a * x + b) & _64) % PRIME & mask for x in hashes) for a, b in zip(*permutations, strict=True)
+    ]
 
 
 def exact(texts: Sequence[str | None]) -> list[int]:
