@@ -310,6 +310,7 @@ def _permutations(seed: int, num_perm: int) -> tuple[list[int], list[int]]:
     return multipliers.tolist(), increments.tolist()
 
 
+# That tool's \w is the one of `regex`, which takes marks for parts of words, not that of `re`.
 _NON_WORD = regex.compile(r"\W+")
 
 
@@ -371,7 +372,9 @@ def _check_threads(num_threads: int) -> int:
     return num_threads
 
 
-def _check_threshold(threshold: float) -> None:
+def _check_threshold(threshold: object) -> None:
+    if not isinstance(threshold, int | float | np.integer | np.floating) or isinstance(threshold, bool):
+        raise TypeError(f"threshold must be a float, got {type(threshold).__name__}")
     if not 0 < threshold <= 1:
         raise InputError(f"threshold must lie in (0, 1], got {threshold}")
 
