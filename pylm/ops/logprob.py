@@ -345,6 +345,17 @@ def check_linear(op: str, hidden: Tensor, weight: Tensor, targets: Tensor, bias:
         raise InputError(f"{op}: bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
 
 
+def _autocast(hidden: Tensor) -> Tensor:
+    """Convert to the dtype that `torch.autocast` wants products in, as `F.linear` does.
+
+    Not on the CPU, where the product is in float32 in any case and would only lose digits.
+    """
+    device = hidden.device.type
+    if device == "cpu" or not torch.is_autocast_enabled(device) or hidden.dtype == torch.float64:
+        return hidden
+    return hidden.to(torch.get_autocast_dtype(device))
+
+
 def target_logprob(
     hidden: Tensor,
     weight: Tensor,
@@ -362,12 +373,12 @@ def target_logprob(
     Returns:
         logprob, lse, entropy and mean logit, each of the shape of `targets`; zeros where not asked for.
     """
-    rows = as_rows(hidden)
-    weight = weight.to(hidden.dtype)
+    rows = as_rows(_autocast(hidden))
+    weight = weight.to(rows.dtype)
     needs_grad = torch.is_grad_enabled() and (
         hidden.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
-    size_bytes = rows.shape[0] * weight.shape[0] * compute_dtype(hidden).itemsize
+    size_bytes = rows.shape[0] * weight.shape[0] * compute_dtype(rows).itemsize
     keep = needs_grad and hidden.device.type == "cpu" and softcap is None and size_bytes <= _KEEP_BYTES
     outputs = _FORWARD(
         rows,
@@ -402,7 +413,7 @@ def linear_logprob(
     upstream gradient, so every loss over tokens is a few lines on top.
 
     Args:
-        hidden: (..., D) final hidden states.
+        hidden: (..., D) final hidden states; under `torch.autocast` on a GPU converted to its dtype.
         weight: (V, D) output matrix; converted to the dtype of `hidden`.
         targets: (...) integers in [0, V), or `ignore_index`. Anything else is an error on the CPU and
             gives NaN on a GPU, which cannot be asked without waiting for it.

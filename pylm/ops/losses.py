@@ -31,7 +31,7 @@ def linear_cross_entropy(
         lse(z) - (1 - s) z_target - s mean(z) + z_loss * lse(z)^2.
 
     Args:
-        hidden: (..., D) final hidden states.
+        hidden: (..., D) final hidden states; under `torch.autocast` on a GPU converted to its dtype.
         weight: (V, D) output matrix; converted to the dtype of `hidden`.
         targets: (...) integers in [0, V), or `ignore_index`.
         ignore_index: rows with this target give 0 and no gradient.

@@ -151,6 +151,22 @@ def test_gradcheck_in_float64(name: str) -> None:
     assert torch.autograd.gradcheck(lambda *args: op(*args, *rest), few, fast_mode=True)
 
 
+def test_autocast_decides_the_dtype_of_products() -> None:
+    hidden, weight = _cases("linear_logprob", True, torch.float32)[2]
+    targets = _cases("linear_logprob", True, torch.float32)[3][0]
+
+    def loss(hidden: Tensor, weight: Tensor) -> Tensor:
+        with torch.autocast(DEVICE, dtype=torch.bfloat16):
+            return ops.linear_cross_entropy(hidden, weight, targets)
+
+    expected = ops.linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), targets)
+    for call in (loss, torch.compile(loss, fullgraph=True)):
+        actual = call(hidden, weight)
+        assert torch.equal(actual, expected)
+        grads = torch.autograd.grad(actual, (hidden, weight))
+        assert [g.dtype for g in grads] == [torch.float32] * 2
+
+
 @pytest.fixture
 def no_waiting() -> Iterator[None]:
     yield

@@ -6,6 +6,7 @@ import pytest
 import torch
 from oracles import ops as oracle
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pylm import ops
 from pylm.errors import InputError
@@ -189,6 +190,18 @@ def test_low_precision_computes_in_float32() -> None:
     result.logprob.sum().backward()
     assert hidden.grad.dtype == torch.bfloat16
     assert weight.grad.dtype == torch.float32
+
+
+def test_autocast_decides_the_dtype_of_products_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
+    hidden, weight, _, targets = _inputs(4, 3, 6)
+    with FakeTensorMode():  # stands for tensors of a GPU that need not be there
+        assert module._autocast(torch.empty(4, 3, device="cuda")).dtype == torch.bfloat16
+        assert module._autocast(torch.empty(4, 3, device="cuda").double()).dtype == torch.float64
+    with_autocast = ops.linear_logprob(hidden, weight, targets)
+    monkeypatch.undo()
+    assert torch.equal(with_autocast.lse, ops.linear_logprob(hidden, weight, targets).lse)
 
 
 def test_errors_name_what_is_wrong() -> None:
