@@ -350,10 +350,9 @@ def _autocast(hidden: Tensor) -> Tensor:
 
     Not on the CPU, where the product is in float32 in any case and would only lose digits.
     """
-    device = hidden.device.type
-    if device == "cpu" or not torch.is_autocast_enabled(device) or hidden.dtype == torch.float64:
+    if hidden.device.type != "cuda" or hidden.dtype == torch.float64 or not torch.is_autocast_enabled("cuda"):
         return hidden
-    return hidden.to(torch.get_autocast_dtype(device))
+    return hidden.to(torch.get_autocast_dtype("cuda"))
 
 
 def target_logprob(
