@@ -38,9 +38,10 @@ struct NearDuplicates {
 // estimates from the signatures.
 //
 // Texts without shingles, and nulls, duplicate nothing and are kept. `shingled` holds what the shingles are made
-// of, one a text: `texts` itself, or its normalised form. Similarities are exact up to collisions of 64-bit
-// hashes. Deterministic for any number of threads. Memory beside the texts: 8 bytes a band and text, and the
-// shingles of kept texts of the components at work. Throws std::invalid_argument for options that do not fit.
+// of, one a text: `texts` itself, or its normalised form. Similarities are exact up to collisions of the shingles'
+// hashes (64 bits, 32 for kJoined32). Deterministic for any number of threads. Memory beside the texts: at most 28
+// bytes a band and text, and the shingles of kept texts of the components at work. Throws std::invalid_argument
+// for options that do not fit.
 NearDuplicates near_duplicates(std::span<const std::string_view> texts, std::span<const std::string_view> shingled,
                                const MinHasher& hasher, const NearOptions& options);
 
