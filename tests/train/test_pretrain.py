@@ -215,8 +215,22 @@ def test_an_interrupt_ends_cleanly_and_the_run_goes_on(
         assert gc.isenabled()
     assert pretrain(CONFIG, out=tmp_path / "broken", **arguments(corpus)) == whole
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
-    # Asked once more, it repeats the steps after the last checkpoint.
-    assert pretrain(CONFIG, out=tmp_path / "broken", **arguments(corpus)) == whole
+
+
+def test_what_is_counted_over_the_run_survives_the_checkpoint(tmp_path: Path, corpus) -> None:
+    config = PretrainConfig.model_validate(
+        CONFIG.model_dump()
+        | {"num_steps": 200, "seq_len": 6, "batch_size": 1, "checkpoint_every": 199}
+        | {"spikes": {"min_history": 8, "sigma": 2.5}}
+    )
+    whole = pretrain(config, out=tmp_path, **arguments(corpus))
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert whole.num_spikes == sum(r["spike"] for r in records) > 0
+    assert whole.spike_score == whole.num_spikes / 200
+    assert whole.final_loss == pytest.approx((records[-1]["loss"] + records[-2]["loss"]) / 2)  # of 2 steps
+    before = losses(tmp_path)
+    assert pretrain(config, out=tmp_path, **arguments(corpus)) == whole  # from the checkpoint of step 199
+    assert losses(tmp_path) == before
 
 
 def test_the_clock_goes_on_where_the_checkpoint_was(
