@@ -1,0 +1,114 @@
+"""The GPU benchmarks go through all their steps on the CPU, at tiny sizes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCH = ROOT / "bench"
+
+
+def run(*arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHON": python, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = ["bash", str(BENCH / "gpu.sh"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_dry_run_of_the_ops(tmp_path: Path) -> None:
+    done = run("--phase", "ops", "--dry-run", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "ops.json").read_text())
+    cases = {row["case"].split()[0] for row in result["rows"]}
+    assert cases == {
+        "rms_norm", "add_rms_norm", "swiglu", "swiglu_packed", "geglu", "rope", "linear_cross_entropy",
+    }  # fmt: skip
+    for row in result["rows"]:
+        assert "note" not in row
+        assert row["both_ms"] > 0
+        # The share of the ceiling that was measured in the same run, from the bytes or FLOPs of the case.
+        by_flops = row["case"].startswith("linear")
+        ceiling = result["ceilings"]["matmul_flops_per_s" if by_flops else "copy_bytes_per_s"]
+        rows, columns = (int(n) for n in (row["case"].split(" ")[1], row["case"].split(" ")[3]))
+        if row["case"].startswith("rms_norm"):
+            moved = (2 + 3) * rows * columns * 2  # x and y; gradient, x and its gradient; bfloat16
+            assert row["both_share"] == pytest.approx(1e3 * moved / row["both_ms"] / ceiling)
+        if by_flops:
+            product = 2 * rows * columns * int(row["case"].split(" ")[5])
+            assert row["both_share"] == pytest.approx(1e3 * 3 * product / row["both_ms"] / ceiling)
+    assert "| rms_norm 24 x 64 | pylm |" in (tmp_path / "ops.md").read_text()
+
+
+def test_dry_run_of_a_training_step(tmp_path: Path) -> None:
+    done = run("--phase", "train", "--dry-run", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "train.json").read_text())
+    plain, ours = result["rows"]
+    assert [plain["variant"], ours["variant"]] == ["torch", "pylm"]
+    assert ours["losses"] == pytest.approx(plain["losses"], rel=5e-3)
+    assert ours["losses"][-1] < ours["losses"][0]
+    assert result["model"]["tokens_a_step"] == 3 * 16
+    assert ours["tokens_per_s"] == pytest.approx(1e3 * 3 * 16 / ours["step_ms"])
+    assert "| pylm |" in (tmp_path / "train.md").read_text()
+
+
+def test_the_plain_variant_runs_no_op_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import gpu_train
+
+    class Names(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: set[str] = set()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.seen.add(func.namespace)
+            return func(*args, **(kwargs or {}))
+
+    config = gpu_train.model_config(dry_run=True)
+    batch = torch.zeros(1, config.max_seq_len + 1, dtype=torch.int64)
+    with gpu_train.plain_torch(), Names() as names:
+        gpu_train.build_step(config, gpu_train.torch_loss, batch, compiled=False)[0]()
+    assert "aten" in names.seen
+    assert "pylm" not in names.seen
+    with Names() as names:
+        gpu_train.build_step(config, gpu_train.pylm_loss, batch, compiled=False)[0]()
+    assert "pylm" in names.seen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "python", "line"),
+    [
+        (("--phase", "ops"), sys.executable, "torch sees no CUDA GPU here"),
+        (("--phase", "fly"), sys.executable, "--phase must be build, test, ops, train or all, got 'fly'"),
+        (("--fast",), sys.executable, "unknown argument --fast"),
+        (("--dry-run",), "no-such-python", "no no-such-python here"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(arguments: tuple[str, ...], python: str, line: str) -> None:
+    done = run(*arguments, python=python)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert line in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", ["gpu_ops.py", "gpu_train.py"])
+def test_the_scripts_need_a_gpu(script: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCH / script), "--out", str(tmp_path / "out")],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "this benchmark needs a CUDA GPU, and torch sees none; --dry-run tries it on the CPU\n"
+    )
+    assert not (tmp_path / "out").exists()
