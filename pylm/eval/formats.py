@@ -1,8 +1,9 @@
 """Strict checks that a reply has the asked format, by the kind of its row.
 
 A kind is `TASK/FORMAT` (`docstring/json`). A reply is well-formed only if it is the format and nothing
-else, on one line, around an answer of the sort that the task asks for (a number, a name, yes or no). A
-well-formed reply may still be wrong: being right is a comparison of the answers.
+else, on one line, around an answer of the sort that the task asks for (a number, a name, yes or no). Where no
+format was named (`free`) the last line is that, and work may stand before it. A well-formed reply may still
+be wrong: being right is a comparison of the answers.
 """
 
 import json
@@ -56,6 +57,7 @@ def _unwrap_json(reply: str, task: str) -> str | None:
 _FORMATS: Mapping[str, Callable[[str, str], str | None]] = MappingProxyType(
     {
         "answer": _unwrap("Answer: "),
+        "free": _unwrap("Answer: "),
         "bracket": _unwrap("[", "]"),
         "bullet": _unwrap("- "),
         "json": _unwrap_json,
@@ -89,6 +91,8 @@ def read_answer(kind: str, reply: str) -> str | None:
         True
     """
     task, _, form = kind.partition("/")
+    if form == "free" and reply == reply.strip():
+        reply = reply.split("\n")[-1]
     if reply != reply.strip() or len(reply.splitlines()) != 1:
         return None
     answer = _FORMATS[form](reply, task)

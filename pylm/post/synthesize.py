@@ -28,6 +28,7 @@ from pylm.post.synthesis.arithmetic import (
     Question,
     sample_questions,
     split_problems,
+    work_out,
 )
 from pylm.post.synthesis.faults import FAULTS, spoil
 from pylm.post.synthesis.questions import (
@@ -62,6 +63,10 @@ class SynthesizeConfig(Config):
     arithmetic_share: float = Field(default=0.12, ge=0, le=1)
     """Share of arithmetic among the SFT rows: enough to learn the form, so that reinforcement has
     something left to teach."""
+    worked_share: float = Field(default=0.0, ge=0, le=1)
+    """Of the arithmetic SFT rows whose prompt names no format, the share that works the problem out before it
+    answers, as far as no held-out problem is solved on the way. Above 0, verifiable prompts name no format
+    and are judged by their last answer, so that reinforcement can find out that work pays."""
     preference_arithmetic_share: float = Field(default=0.1, ge=0, le=1)
     """Share of arithmetic among the preference pairs (faults of form only)."""
     arithmetic: ArithmeticConfig = ArithmeticConfig()
@@ -81,6 +86,7 @@ class _Split:
     candidates: dict[str, list[Candidate]]
     codes: frozenset[str]
     problems: dict[Operation, list[Problem]]
+    hidden: frozenset[Problem]
     num_documents: int
     num_parsed: int
     num_functions: int
@@ -109,9 +115,21 @@ def synthesize(
         InputError: a file cannot be read, or holds too little Python source for the counts asked for.
     """
     train_problems, heldout_problems = split_problems(config.arithmetic, random.Random(f"{seed}/problems"))
-    train = _read_split(config, documents, train_problems, random.Random(f"{seed}/train"), known=frozenset())
+    train = _read_split(
+        config,
+        documents,
+        train_problems,
+        random.Random(f"{seed}/train"),
+        known=frozenset(),
+        hidden=frozenset(problem for pool in heldout_problems.values() for problem in pool),
+    )
     heldout = _read_split(
-        config, heldout_documents, heldout_problems, random.Random(f"{seed}/heldout"), known=train.codes
+        config,
+        heldout_documents,
+        heldout_problems,
+        random.Random(f"{seed}/heldout"),
+        known=train.codes,
+        hidden=frozenset(),
     )
     counts: Counter[str] = Counter()
     plans = (
@@ -150,8 +168,12 @@ def _read_split(
     rng: random.Random,
     *,
     known: frozenset[str],
+    hidden: frozenset[Problem],
 ) -> _Split:
-    """Collect the questions that a file's documents allow, each once, none about code that is `known`."""
+    """Collect the questions that a file's documents allow, each once, none about code that is `known`.
+
+    No row may show the result of a `hidden` problem, not even on the way.
+    """
     candidates: dict[str, list[Candidate]] = {task: [] for task in TASKS}
     seen: set[tuple[str, str]] = set()
     num_by_name: Counter[str] = Counter()
@@ -184,7 +206,7 @@ def _read_split(
     for pool in candidates.values():
         rng.shuffle(pool)
     codes = frozenset(code for _, code in seen)
-    return _Split(candidates, codes, problems, num_documents, num_parsed, num_functions)
+    return _Split(candidates, codes, problems, hidden, num_documents, num_parsed, num_functions)
 
 
 @contextmanager
@@ -229,7 +251,7 @@ def _sft_rows(
     config: SynthesizeConfig, split: _Split, num_rows: int, rng: random.Random, *, source: Path
 ) -> list[Row]:
     num_arithmetic = round(config.arithmetic_share * num_rows)
-    prompts = _arithmetic_prompts(config, split, num_arithmetic, rng)
+    prompts = _arithmetic_prompts(config, split, num_arithmetic, rng, worked_share=config.worked_share)
     weights = {task.name: task.weight for task in TASKS.values()}
     prompts += _code_prompts(split, num_rows - num_arithmetic, weights, rng, source=source, field="sft")
     rng.shuffle(prompts)
@@ -274,14 +296,17 @@ def _preference_rows(
 
 
 def _verifiable_rows(config: SynthesizeConfig, split: _Split, num_rows: int, rng: random.Random) -> list[Row]:
-    questions = _questions(config, split, num_rows, rng, field="verifiable")
+    is_free = config.worked_share > 0
+    verifier = "arithmetic-free" if is_free else "arithmetic"
     return [
         {
-            "messages": [{"role": "user", "content": _word_question(question, rng)}],
+            "messages": [
+                {"role": "user", "content": question.text if is_free else _word_question(question, rng)[0]}
+            ],
             "ground_truth": str(question.problem.answer),
-            "dataset": f"arithmetic/{question.problem.operation}",
+            "dataset": f"{verifier}/{question.problem.operation}",
         }
-        for question in questions
+        for question in _questions(config, split, num_rows, rng, field="verifiable")
     ]
 
 
@@ -298,23 +323,39 @@ def _questions(
 
 
 def _arithmetic_prompts(
-    config: SynthesizeConfig, split: _Split, num_prompts: int, rng: random.Random
+    config: SynthesizeConfig,
+    split: _Split,
+    num_prompts: int,
+    rng: random.Random,
+    *,
+    worked_share: float = 0.0,
 ) -> list[Prompt]:
-    return [
-        Prompt(
-            text=_word_question(question, rng),
-            answer=str(question.problem.answer),
-            format="answer",
-            task=question.problem.operation,
-            code="",
+    prompts = []
+    for question in _questions(config, split, num_prompts, rng, field="arithmetic_share"):
+        text, form = _word_question(question, rng)
+        work = None
+        if form == "free" and rng.random() < worked_share:
+            work = work_out(question)
+            if work is not None and split.hidden.intersection(work.steps):
+                work = None
+        prompts.append(
+            Prompt(
+                text=text,
+                answer=str(question.problem.answer),
+                format=form,
+                task=question.problem.operation,
+                code="",
+                work=work.text if work is not None else "",
+            )
         )
-        for question in _questions(config, split, num_prompts, rng, field="arithmetic_share")
-    ]
+    return prompts
 
 
-def _word_question(question: Question, rng: random.Random) -> str:
-    """Half of the questions name the format; `Answer: X` is also the form where none is named."""
-    return f"{question.text} {instruct('answer', rng)}" if rng.random() < 0.5 else question.text
+def _word_question(question: Question, rng: random.Random) -> tuple[str, str]:
+    """Name the format in half of the questions; where none is named, the last line is to be `Answer: X`."""
+    if rng.random() < 0.5:
+        return f"{question.text} {instruct('answer', rng)}", "answer"
+    return question.text, "free"
 
 
 def _code_prompts(

@@ -25,9 +25,17 @@ ACCEPTED = [
     ("return_line/line", "return a + b", "return a + b"),
     ("add/answer", "Answer: 35", "35"),
     ("subtract/answer", "Answer: -3", "-3"),
+    ("add/free", "Answer: 35", "35"),
+    ("add/free", "12 + 23 = 12 + 20 + 3 = 32 + 3 = 35\nAnswer: 35", "35"),
+    ("add/free", "Answer: 34\nAnswer: 35", "35"),
 ]
 
 REFUSED = [
+    ("add/free", "12 + 23 = 35"),
+    ("add/free", "Answer: 35\nor so"),
+    ("add/free", "12 + 23 = 35 Answer: 35"),
+    ("add/free", "\nAnswer: 35"),
+    ("add/answer", "12 + 23 = 35\nAnswer: 35"),
     ("function_name/answer", "run"),
     ("function_name/answer", "answer: run"),
     ("function_name/answer", "Answer:run"),

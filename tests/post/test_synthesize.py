@@ -129,6 +129,7 @@ def test_answers_are_those_of_an_independent_reading(rows: dict[str, list[dict]]
         code = code_of(row)
         answer = {
             "answer": lambda reply=reply: reply.removeprefix("Answer: "),
+            "free": lambda reply=reply: reply.removeprefix("Answer: "),
             "bracket": lambda reply=reply: reply[1:-1],
             "bullet": lambda reply=reply: reply.removeprefix("- "),
             "json": lambda reply=reply: str(json.loads(reply)["answer"]),
@@ -191,6 +192,47 @@ def test_verifiable_problems_are_asked_once(rows: dict[str, list[dict]]) -> None
             assert row["ground_truth"] == str(result)
             names = {"+": "arithmetic/add", "-": "arithmetic/subtract", "*": "arithmetic/multiply"}
             assert row["dataset"] == names[sign]
+
+
+def value_of(sum_text: str) -> int:
+    """Compute `a`, `a op b` or `a op b op c` with one kind of sign, from the left."""
+    first, *rest = sum_text.split()
+    total = int(first)
+    for sign, number in zip(rest[::2], rest[1::2], strict=True):
+        total = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}[sign](total, int(number))
+    return total
+
+
+def test_work_is_right_and_shows_no_heldout_problem(documents: tuple[Path, Path], tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"worked_share": 1.0, "arithmetic_share": 0.9})
+    synthesize(config, documents=documents[0], heldout_documents=documents[1], out=tmp_path, seed=3)
+    read = {
+        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in FILES
+    }
+    hidden = {problem_of(row) for name in FILES if "heldout" in name for row in read[name]} - {None}
+    worked: Counter[str] = Counter()
+    for row in read["sft.train"]:
+        work, _, answer = row["messages"][1]["content"].rpartition("\n")
+        if not work:
+            continue
+        task, form = row["kind"].split("/")
+        assert form == "free"
+        assert not any(words in user_text(row) for words in ("Answer", "Reply"))
+        sides = work.split(" = ")
+        assert len(sides) >= 3
+        assert sides[0] == PROBLEM.search(user_text(row))[0]
+        assert {value_of(side) for side in sides} == {int(answer.removeprefix("Answer: "))}
+        shown = [PROBLEM.fullmatch(side) for side in sides] + [PROBLEM.match(side) for side in sides]
+        problems = {(m[2], frozenset({int(m[1]), int(m[3])})) for m in shown if m}
+        assert not problems & hidden
+        worked[task] += 1
+    assert min(worked["add"], worked["subtract"]) > 50
+    assert worked["multiply"] >= 3
+    for row in read["verifiable.train"]:
+        assert PROBLEM.search(user_text(row))
+        assert "Reply" not in user_text(row)
+        assert row["dataset"].startswith("arithmetic-free/")
 
 
 def test_prompts_are_short_and_different(rows: dict[str, list[dict]]) -> None:

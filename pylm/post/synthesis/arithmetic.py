@@ -55,10 +55,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Question:
-    """One wording of one problem."""
+    """One wording of one problem, with its operands in the order in which they are asked."""
 
     problem: Problem
     text: str
+    left: int
+    right: int
 
 
 def list_problems(config: ArithmeticConfig, operation: Operation) -> list[Problem]:
@@ -131,18 +133,20 @@ def sample_questions(
 
 def _word(problems: list[Problem], rng: random.Random) -> Iterator[Question]:
     """Yield every wording of every problem: in each round each problem once, in a new order."""
-    wordings: dict[Problem, list[str]] = {}
+    wordings: dict[Problem, list[Question]] = {}
     left = list(problems)
     while left:
         rng.shuffle(left)
         for problem in left:
             if problem not in wordings:
                 sign = _SIGN[problem.operation]
-                terms = [f"{a} {sign} {b}" for a, b in _orders(problem)]
-                texts = [phrase.format(term) for term in terms for phrase in _PHRASES]
-                rng.shuffle(texts)
-                wordings[problem] = texts
-            yield Question(problem, wordings[problem].pop())
+                wordings[problem] = [
+                    Question(problem, phrase.format(f"{a} {sign} {b}"), a, b)
+                    for a, b in _orders(problem)
+                    for phrase in _PHRASES
+                ]
+                rng.shuffle(wordings[problem])
+            yield wordings[problem].pop()
         left = [problem for problem in left if wordings[problem]]
 
 
@@ -152,6 +156,51 @@ def _orders(problem: Problem) -> list[tuple[int, int]]:
     if problem.operation != "subtract" and problem.left != problem.right:
         orders.append((problem.right, problem.left))
     return orders
+
+
+@dataclass(frozen=True)
+class Work:
+    """A problem worked out in steps.
+
+    Attributes:
+        text: the steps in one line.
+        steps: the problems that the text solves on the way, besides the one that is asked.
+    """
+
+    text: str
+    steps: tuple[Problem, ...]
+
+
+def work_out(question: Question) -> Work | None:
+    """Solve a problem by tens and ones: `47 + 38 = 47 + 30 + 8 = 77 + 8 = 85`.
+
+    Returns:
+        The work; None where there is nothing to split.
+    """
+    operation, answer = question.problem.operation, question.problem.answer
+    left, right = question.left, question.right
+    if operation == "multiply":
+        if max(left, right) <= 10:
+            return None
+        big, small = max(left, right), min(left, right)
+        tens, ones = 10 * small, (big - 10) * small
+        text = f"{left} * {right} = {tens} + {ones} = {answer}"
+        parts = (_problem("multiply", 10, small), _problem("multiply", big - 10, small))
+        return Work(text, (*parts, _problem("add", tens, ones)))
+    tens, ones = right - right % 10, right % 10
+    if not tens or not ones:
+        return None
+    sign = _SIGN[operation]
+    middle = left + tens if operation == "add" else left - tens
+    text = f"{left} {sign} {right} = {left} {sign} {tens} {sign} {ones} = {middle} {sign} {ones} = {answer}"
+    return Work(text, (_problem(operation, left, tens), _problem(operation, middle, ones)))
+
+
+def _problem(operation: Operation, left: int, right: int) -> Problem:
+    """Put operands that may change places in order."""
+    if operation != "subtract" and left < right:
+        left, right = right, left
+    return Problem(operation, left, right)
 
 
 def _share_out(

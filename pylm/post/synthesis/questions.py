@@ -106,6 +106,7 @@ class Prompt:
         format: the asked format.
         task: name of the task (or of the arithmetic operation).
         code: the code that `text` shows; empty for arithmetic.
+        work: steps that the reply shows before the answer; none by default.
     """
 
     text: str
@@ -113,6 +114,7 @@ class Prompt:
     format: str
     task: str
     code: str
+    work: str = ""
 
     @property
     def kind(self) -> str:
@@ -121,21 +123,22 @@ class Prompt:
 
     @property
     def reply(self) -> str:
-        """The right answer in the asked format."""
-        return render(self.format, self.answer)
+        """The right answer in the asked format, after the work."""
+        answer = render(self.format, self.answer)
+        return f"{self.work}\n{answer}" if self.work else answer
 
 
 def render(form: str, answer: str) -> str:
     """Put a bare answer into a format.
 
     Args:
-        form: a key of the formats: answer, bracket, json, bullet, upper, lower or line.
+        form: a key of the formats: answer, free, bracket, json, bullet, upper, lower or line.
         answer: the bare answer, one line.
 
     Returns:
         The reply, one line.
     """
-    if form == "answer":
+    if form in ("answer", "free"):  # free: anything may come before
         return f"Answer: {answer}"
     if form == "bracket":
         return f"[{answer}]"
