@@ -63,6 +63,8 @@ class SynthesizeConfig(Config):
     arithmetic_share: float = Field(default=0.12, ge=0, le=1)
     """Share of arithmetic among the SFT rows: enough to learn the form, so that reinforcement has
     something left to teach."""
+    named_format_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the arithmetic prompts that name the format of the answer."""
     worked_share: float = Field(default=0.0, ge=0, le=1)
     """Of the arithmetic SFT rows whose prompt names no format, the share that works the problem out before it
     answers, as far as no held-out problem is solved on the way. Above 0, verifiable prompts name no format
@@ -301,7 +303,10 @@ def _verifiable_rows(config: SynthesizeConfig, split: _Split, num_rows: int, rng
     return [
         {
             "messages": [
-                {"role": "user", "content": question.text if is_free else _word_question(question, rng)[0]}
+                {
+                    "role": "user",
+                    "content": question.text if is_free else _word_question(config, question, rng)[0],
+                }
             ],
             "ground_truth": str(question.problem.answer),
             "dataset": f"{verifier}/{question.problem.operation}",
@@ -332,12 +337,9 @@ def _arithmetic_prompts(
 ) -> list[Prompt]:
     prompts = []
     for question in _questions(config, split, num_prompts, rng, field="arithmetic_share"):
-        text, form = _word_question(question, rng)
-        work = None
-        if form == "free" and rng.random() < worked_share:
-            work = work_out(question)
-            if work is not None and split.hidden.intersection(work.steps):
-                work = None
+        text, form = _word_question(config, question, rng)
+        work = work_out(question)
+        is_worked = form == "free" and rng.random() < worked_share and split.hidden.isdisjoint(work.steps)
         prompts.append(
             Prompt(
                 text=text,
@@ -345,15 +347,15 @@ def _arithmetic_prompts(
                 format=form,
                 task=question.problem.operation,
                 code="",
-                work=work.text if work is not None else "",
+                work=work.text if is_worked else "",
             )
         )
     return prompts
 
 
-def _word_question(question: Question, rng: random.Random) -> tuple[str, str]:
-    """Name the format in half of the questions; where none is named, the last line is to be `Answer: X`."""
-    if rng.random() < 0.5:
+def _word_question(config: SynthesizeConfig, question: Question, rng: random.Random) -> tuple[str, str]:
+    """Name the format in some of the questions; where none is named, the last line is to be `Answer: X`."""
+    if rng.random() < config.named_format_share:
         return f"{question.text} {instruct('answer', rng)}", "answer"
     return question.text, "free"
 

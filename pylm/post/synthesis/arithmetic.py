@@ -171,28 +171,24 @@ class Work:
     steps: tuple[Problem, ...]
 
 
-def work_out(question: Question) -> Work | None:
-    """Solve a problem by tens and ones: `47 + 38 = 47 + 30 + 8 = 77 + 8 = 85`.
-
-    Returns:
-        The work; None where there is nothing to split.
-    """
+def work_out(question: Question) -> Work:
+    """Solve a problem by tens and ones, `47 + 38 = 47 + 30 + 8 = 77 + 8 = 85`; a small one in one step."""
     operation, answer = question.problem.operation, question.problem.answer
     left, right = question.left, question.right
+    asked = f"{left} {_SIGN[operation]} {right}"
     if operation == "multiply":
-        if max(left, right) <= 10:
-            return None
         big, small = max(left, right), min(left, right)
+        if big <= 10:
+            return Work(f"{asked} = {answer}", ())
         tens, ones = 10 * small, (big - 10) * small
-        text = f"{left} * {right} = {tens} + {ones} = {answer}"
         parts = (_problem("multiply", 10, small), _problem("multiply", big - 10, small))
-        return Work(text, (*parts, _problem("add", tens, ones)))
+        return Work(f"{asked} = {tens} + {ones} = {answer}", (*parts, _problem("add", tens, ones)))
     tens, ones = right - right % 10, right % 10
     if not tens or not ones:
-        return None
+        return Work(f"{asked} = {answer}", ())
     sign = _SIGN[operation]
     middle = left + tens if operation == "add" else left - tens
-    text = f"{left} {sign} {right} = {left} {sign} {tens} {sign} {ones} = {middle} {sign} {ones} = {answer}"
+    text = f"{asked} = {left} {sign} {tens} {sign} {ones} = {middle} {sign} {ones} = {answer}"
     return Work(text, (_problem(operation, left, tens), _problem(operation, middle, ones)))
 
 
