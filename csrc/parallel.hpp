@@ -18,10 +18,10 @@ inline unsigned resolve_threads(unsigned num_threads) noexcept {
 }
 
 // Call task(index) once for every index in [0, count), on up to `num_threads` threads (0: all cores).
-// Indices are handed out one by one in rising order, so tasks may differ in cost; they must write to places of
-// their own. After an exception no further task starts; when all threads have stopped, the exception of the
-// lowest index is rethrown: the same one whatever the threads, since all tasks before a failed one had started.
-// Where the system refuses more threads, those at hand do the work.
+// Indices are handed out one by one in rising order, so tasks may differ in cost; they must write to places
+// of their own. After an exception no further task starts; when all threads have stopped, the exception of
+// the lowest index is rethrown: the same one whatever the threads, since all tasks before a failed one had
+// started. Where the system refuses more threads, those at hand do the work.
 template <typename Task>
 void parallel_for(std::size_t count, unsigned num_threads, Task&& task) {
     const std::size_t workers = std::min<std::size_t>(resolve_threads(num_threads), count);

@@ -1,5 +1,5 @@
-// Texts from Python, for every binding that takes them: a list of str, or an Arrow column through the PyCapsule
-// interface (`__arrow_c_array__`, `__arrow_c_stream__`). No text is copied.
+// Texts from Python, for every binding that takes them: a list of str, or an Arrow column through the
+// PyCapsule interface (`__arrow_c_array__`, `__arrow_c_stream__`). No text is copied.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -21,8 +21,8 @@ namespace pylm::bindings {
     throw pybind11::error_already_set();
 }
 
-// One view a document; nulls as arrow::null_text. Keeps what the views point into alive. Create and destroy it
-// with the interpreter lock held; the views may be read without it.
+// One view a document; nulls as arrow::null_text. Keeps what the views point into alive. Create and destroy
+// it with the interpreter lock held; the views may be read without it.
 class Texts {
 public:
     // Throws TypeError for other objects and for items that are no str, InputError for columns of other types
@@ -36,8 +36,8 @@ public:
             from_list(object, argument);
         } else {
             const std::string type = pybind11::str(pybind11::type::handle_of(object).attr("__name__"));
-            throw pybind11::type_error(argument + " must be a list of str or an Arrow string array, got " + type +
-                                       (PyUnicode_Check(object.ptr()) != 0 ? "; pass [text]" : ""));
+            throw pybind11::type_error(argument + " must be a list of str or an Arrow string array, got " +
+                                       type + (PyUnicode_Check(object.ptr()) != 0 ? "; pass [text]" : ""));
         }
     }
 
@@ -73,7 +73,8 @@ private:
         const auto check = [&](int code) {
             if (code == 0) return;
             const char* reason = stream.get().get_last_error(&stream.get());
-            throw_input_error(argument + ": the Arrow stream failed: " + (reason != nullptr ? reason : "no reason given"));
+            throw_input_error(
+                argument + ": the Arrow stream failed: " + (reason != nullptr ? reason : "no reason given"));
         };
         arrow::Schema raw_schema{};
         check(stream.get().get_schema(&stream.get(), &raw_schema));
@@ -100,15 +101,18 @@ private:
             PyObject* item = PyTuple_GET_ITEM(items_.ptr(), i);
             const auto place = [&] { return argument + "[" + std::to_string(i) + "]"; };
             if (PyUnicode_Check(item) == 0) {
-                throw pybind11::type_error(place() + " must be str, got " + Py_TYPE(item)->tp_name +
-                                           (item == Py_None ? "; a pyarrow string array may hold nulls" : ""));
+                throw pybind11::type_error(
+                    place() + " must be str, got " + Py_TYPE(item)->tp_name +
+                    (item == Py_None ? "; a pyarrow string array may hold nulls" : ""));
             }
             Py_ssize_t bytes = 0;
             const char* data = PyUnicode_AsUTF8AndSize(item, &bytes);
             if (data == nullptr) {
-                if (PyErr_ExceptionMatches(PyExc_UnicodeEncodeError) == 0) throw pybind11::error_already_set();
+                if (PyErr_ExceptionMatches(PyExc_UnicodeEncodeError) == 0)
+                    throw pybind11::error_already_set();
                 PyErr_Clear();
-                throw_input_error(place() + " holds a lone surrogate, which no UTF-8 text can; encode it with " +
+                throw_input_error(place() +
+                                  " holds a lone surrogate, which no UTF-8 text can; encode it with " +
                                   "errors='replace' first");
             }
             views_.emplace_back(data, static_cast<std::size_t>(bytes));

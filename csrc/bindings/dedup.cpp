@@ -33,8 +33,9 @@ struct Hasher {
     dedup::MinHasher minhash;
 };
 
-Hasher make_hasher(const std::string& scheme, std::size_t num_perm, std::size_t ngram, const std::string& unit,
-                   std::uint64_t seed, std::vector<std::uint64_t> multipliers, std::vector<std::uint64_t> increments) {
+Hasher make_hasher(const std::string& scheme, std::size_t num_perm, std::size_t ngram,
+                   const std::string& unit, std::uint64_t seed, std::vector<std::uint64_t> multipliers,
+                   std::vector<std::uint64_t> increments) {
     using dedup::Scheme;
     using dedup::ShingleKind;
     const bool characters = unit == "char";
@@ -57,7 +58,8 @@ Hasher make_hasher(const std::string& scheme, std::size_t num_perm, std::size_t 
 }
 
 template <typename Value>
-std::vector<Value> sign_all(const Hasher& hasher, std::span<const std::string_view> texts, unsigned num_threads) {
+std::vector<Value> sign_all(const Hasher& hasher, std::span<const std::string_view> texts,
+                            unsigned num_threads) {
     constexpr std::size_t block = 128;
     const std::size_t width = hasher.minhash.num_perm();
     std::vector<Value> values(texts.size() * width);
@@ -68,7 +70,8 @@ std::vector<Value> sign_all(const Hasher& hasher, std::span<const std::string_vi
         const std::size_t end = std::min(texts.size(), (task + 1) * block);
         for (std::size_t i = task * block; i < end; ++i) {
             hasher.minhash.sign(shingler(texts[i]), signature, scratch);
-            std::transform(signature.begin(), signature.end(), values.begin() + static_cast<std::ptrdiff_t>(i * width),
+            std::transform(signature.begin(), signature.end(),
+                           values.begin() + static_cast<std::ptrdiff_t>(i * width),
                            [](std::uint64_t value) { return static_cast<Value>(value); });
         }
     });
@@ -130,8 +133,8 @@ py::array exact(const py::object& object, unsigned num_threads) {
 void bind_dedup(py::module_& module) {
     module.def("exact_duplicates", &exact, py::arg("texts"), py::arg("num_threads"));
     py::class_<Hasher>(module, "MinHasher")
-        .def(py::init(&make_hasher), py::arg("scheme"), py::arg("num_perm"), py::arg("ngram"), py::arg("unit"),
-             py::arg("seed"), py::arg("multipliers"), py::arg("increments"))
+        .def(py::init(&make_hasher), py::arg("scheme"), py::arg("num_perm"), py::arg("ngram"),
+             py::arg("unit"), py::arg("seed"), py::arg("multipliers"), py::arg("increments"))
         .def("signatures", &signatures, py::arg("texts"), py::arg("num_threads"))
         .def("near", &near, py::arg("texts"), py::arg("normalized"), py::arg("threshold"), py::arg("bands"),
              py::arg("rows"), py::arg("verify"), py::arg("keep"), py::arg("num_threads"));

@@ -24,8 +24,8 @@ py::tuple to_tuple(TokenBatch&& batch) {
     return py::make_tuple(to_array(std::move(batch.ids)), to_array(std::move(batch.offsets)));
 }
 
-// Views of the UTF-8 that CPython keeps inside each str, or of bytes. Holds the items: a sequence may make them
-// afresh at every access, or change while the interpreter lock is released.
+// Views of the UTF-8 that CPython keeps inside each str, or of bytes. Holds the items: a sequence may make
+// them afresh at every access, or change while the interpreter lock is released.
 class Items {
   public:
     explicit Items(const py::sequence& texts)
@@ -45,7 +45,8 @@ class Items {
             views_.emplace_back(PyBytes_AS_STRING(item), static_cast<std::size_t>(PyBytes_GET_SIZE(item)));
             return;
         }
-        if (!PyUnicode_Check(item)) throw py::type_error(place() + " must be str or bytes, got " + Py_TYPE(item)->tp_name);
+        if (!PyUnicode_Check(item))
+            throw py::type_error(place() + " must be str or bytes, got " + Py_TYPE(item)->tp_name);
         py::ssize_t size = 0;
         const char* data = PyUnicode_AsUTF8AndSize(item, &size);
         if (data == nullptr) {
@@ -91,11 +92,13 @@ void bind_tokenizer(py::module_& module) {
         py::arg("text"), py::arg("pattern"));
 
     py::class_<BpeEncoder>(module, "BpeEncoder")
-        .def(py::init([](const std::vector<py::bytes>& tokens, const py::array_t<std::uint32_t, py::array::c_style>& merges,
-                         const Pattern& pattern, bool ignore_merges) {
+        .def(py::init([](const std::vector<py::bytes>& tokens,
+                         const py::array_t<std::uint32_t, py::array::c_style>& merges, const Pattern& pattern,
+                         bool ignore_merges) {
                  std::vector<std::string> bytes(tokens.begin(), tokens.end());
                  const auto rows = merges.unchecked<2>();
-                 if (rows.shape(1) != 4) throw py::value_error("merges must have the columns left, right, merged, rank");
+                 if (rows.shape(1) != 4)
+                     throw py::value_error("merges must have the columns left, right, merged, rank");
                  std::vector<MergeRule> rules;
                  rules.reserve(static_cast<std::size_t>(rows.shape(0)));
                  for (py::ssize_t i = 0; i < rows.shape(0); ++i) {
@@ -104,7 +107,8 @@ void bind_tokenizer(py::module_& module) {
                  const py::gil_scoped_release release;
                  return std::make_unique<BpeEncoder>(std::move(bytes), rules, pattern, ignore_merges);
              }),
-             py::arg("tokens"), py::arg("merges"), py::arg("pattern"), py::kw_only(), py::arg("ignore_merges"))
+             py::arg("tokens"), py::arg("merges"), py::arg("pattern"), py::kw_only(),
+             py::arg("ignore_merges"))
         .def(
             "encode",
             [](const BpeEncoder& encoder, const py::bytes& text) {
@@ -135,7 +139,8 @@ void bind_tokenizer(py::module_& module) {
                const py::array_t<std::int64_t, py::array::c_style>& offsets, unsigned num_threads) {
                 const py::buffer_info info = data.request();
                 const std::span<const char> bytes = bytes_of(info);
-                const std::span<const std::int64_t> borders(offsets.data(), static_cast<std::size_t>(offsets.size()));
+                const std::span<const std::int64_t> borders(offsets.data(),
+                                                            static_cast<std::size_t>(offsets.size()));
                 TokenBatch batch;
                 {
                     const py::gil_scoped_release release;
@@ -155,11 +160,12 @@ void bind_tokenizer(py::module_& module) {
                 counter.add(items.views(), num_threads);
             },
             py::arg("texts"), py::kw_only(), py::arg("num_threads"))
-        .def("sorted", [](const WordCounter& counter) {
-            std::vector<std::pair<py::bytes, std::uint64_t>> words;
-            for (auto& [word, count] : counter.sorted()) words.emplace_back(py::bytes(word), count);
-            return words;
-        })
+        .def("sorted",
+             [](const WordCounter& counter) {
+                 std::vector<std::pair<py::bytes, std::uint64_t>> words;
+                 for (auto& [word, count] : counter.sorted()) words.emplace_back(py::bytes(word), count);
+                 return words;
+             })
         .def(
             "train",
             [](const WordCounter& counter, std::size_t num_merges, std::uint64_t min_frequency,
@@ -172,7 +178,8 @@ void bind_tokenizer(py::module_& module) {
                 const py::gil_scoped_release release;
                 return train_bpe(counter.sorted(), options);
             },
-            py::kw_only(), py::arg("num_merges"), py::arg("min_frequency"), py::arg("byte_ids"), py::arg("first_id"));
+            py::kw_only(), py::arg("num_merges"), py::arg("min_frequency"), py::arg("byte_ids"),
+            py::arg("first_id"));
 }
 
 }  // namespace pylm::bindings

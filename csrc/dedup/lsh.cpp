@@ -27,7 +27,8 @@ void UnionFind::unite(std::size_t a, std::size_t b) noexcept {
     parent_[std::max(a, b)] = static_cast<std::uint32_t>(std::min(a, b));
 }
 
-void band_keys(std::span<const std::uint64_t> signature, std::size_t rows, std::span<std::uint64_t> keys) noexcept {
+void band_keys(std::span<const std::uint64_t> signature, std::size_t rows,
+               std::span<std::uint64_t> keys) noexcept {
     for (std::size_t band = 0; band < keys.size(); ++band) {
         std::uint64_t key = words::kMultiplier2 * (band + 1);
         for (std::size_t row = band * rows; row < (band + 1) * rows; ++row) {
@@ -40,12 +41,14 @@ void band_keys(std::span<const std::uint64_t> signature, std::size_t rows, std::
 Buckets make_buckets(std::span<const std::uint64_t> keys, std::size_t num_bands, UnionFind& components,
                      unsigned num_threads) {
     const std::size_t num_documents = keys.size() / num_bands;
-    if (num_documents >= Buckets::none) throw std::invalid_argument("more than 2^32 - 2 documents in one call");
+    if (num_documents >= Buckets::none)
+        throw std::invalid_argument("more than 2^32 - 2 documents in one call");
     Buckets buckets;
     buckets.num_bands = num_bands;
     buckets.bucket_of.assign(keys.size(), Buckets::none);
 
-    // Every band sorts its own (key, document) pairs; a bucket is named by its first document until all are counted.
+    // Every band sorts its own (key, document) pairs; a bucket is named by its first document until all are
+    // counted.
     std::vector<std::vector<std::pair<std::uint64_t, std::uint32_t>>> groups(num_bands);
     parallel_for(num_bands, num_threads, [&](std::size_t band) {
         auto& pairs = groups[band];
@@ -74,8 +77,10 @@ Buckets make_buckets(std::span<const std::uint64_t> keys, std::size_t num_bands,
             } else {
                 components.unite(pairs[i - 1].second, pairs[i].second);
             }
-            if (buckets.num_buckets > Buckets::none) throw std::invalid_argument("more than 2^32 - 1 buckets in one call");
-            buckets.bucket_of[pairs[i].second * num_bands + band] = static_cast<std::uint32_t>(buckets.num_buckets - 1);
+            if (buckets.num_buckets > Buckets::none)
+                throw std::invalid_argument("more than 2^32 - 1 buckets in one call");
+            buckets.bucket_of[pairs[i].second * num_bands + band] =
+                static_cast<std::uint32_t>(buckets.num_buckets - 1);
         }
         groups[band].clear();
         groups[band].shrink_to_fit();

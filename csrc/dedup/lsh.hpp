@@ -9,7 +9,8 @@
 
 namespace pylm::dedup {
 
-// Disjoint sets of 0..size-1 whose representative is always the smallest member, whatever the order of unions.
+// Disjoint sets of 0..size-1 whose representative is always the smallest member, whatever the order of
+// unions.
 class UnionFind {
 public:
     explicit UnionFind(std::size_t size);
@@ -21,7 +22,8 @@ private:
 };
 
 // Hashes of the bands of one signature: values [band * rows, (band + 1) * rows) of it to keys[band].
-void band_keys(std::span<const std::uint64_t> signature, std::size_t rows, std::span<std::uint64_t> keys) noexcept;
+void band_keys(std::span<const std::uint64_t> signature, std::size_t rows,
+               std::span<std::uint64_t> keys) noexcept;
 
 // Buckets of two documents or more, over all bands.
 struct Buckets {
@@ -36,8 +38,8 @@ struct Buckets {
     }
 };
 
-// Group documents by their keys (keys[document * num_bands + band]), band by band. Also unites the documents of
-// every bucket in `components`. O(n log n) a band; the same for any number of threads. Throws
+// Group documents by their keys (keys[document * num_bands + band]), band by band. Also unites the documents
+// of every bucket in `components`. O(n log n) a band; the same for any number of threads. Throws
 // std::invalid_argument for 2^32 - 1 documents or buckets and more.
 Buckets make_buckets(std::span<const std::uint64_t> keys, std::size_t num_bands, UnionFind& components,
                      unsigned num_threads);

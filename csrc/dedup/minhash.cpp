@@ -12,8 +12,8 @@ namespace {
 constexpr std::uint64_t kMersenne61 = (std::uint64_t{1} << 61) - 1;
 constexpr std::uint64_t kLow32 = 0xFFFFFFFF;
 
-// So many shingles a bin leave none empty, unless most of them are repeats (e^-16 a bin); a text that repeats one
-// line a million times should not pay for it in every round.
+// So many shingles a bin leave none empty, unless most of them are repeats (e^-16 a bin); a text that repeats
+// one line a million times should not pay for it in every round.
 constexpr std::size_t kFewRepeats = 16;
 
 // SplitMix64 (Steele, Lea, Flood 2014): the stream of constants that a seed stands for.
@@ -41,14 +41,16 @@ std::uint64_t mod_mersenne61(std::uint64_t x) noexcept {
 std::uint64_t carter_wegman(std::uint64_t a, std::uint64_t x, std::uint64_t b) noexcept {
     __extension__ using Wide = unsigned __int128;
     const Wide product = static_cast<Wide>(a) * x + b;
-    return mod_mersenne61(static_cast<std::uint64_t>(product & kMersenne61) + static_cast<std::uint64_t>(product >> 61));
+    return mod_mersenne61(static_cast<std::uint64_t>(product & kMersenne61) +
+                          static_cast<std::uint64_t>(product >> 61));
 }
 
 }  // namespace
 
 MinHasher::MinHasher(Scheme scheme, std::size_t num_perm, std::uint64_t seed, Permutations given)
     : scheme_(scheme), num_perm_(num_perm), permutations_(std::move(given)) {
-    if (num_perm == 0 || num_perm > kLow32) throw std::invalid_argument("num_perm must be at least 1 and below 2^32");
+    if (num_perm == 0 || num_perm > kLow32)
+        throw std::invalid_argument("num_perm must be at least 1 and below 2^32");
     Random random(seed);
     if (scheme == Scheme::kFast) {
         round_keys_.resize(2 * num_perm);
@@ -61,7 +63,8 @@ MinHasher::MinHasher(Scheme scheme, std::size_t num_perm, std::uint64_t seed, Pe
     }
     if (scheme != Scheme::kFast &&
         (permutations_.multipliers.size() != num_perm || permutations_.increments.size() != num_perm)) {
-        throw std::invalid_argument("one multiplier and one increment are needed for each of num_perm values");
+        throw std::invalid_argument(
+            "one multiplier and one increment are needed for each of num_perm values");
     }
 }
 
@@ -88,9 +91,12 @@ void MinHasher::sign(std::span<const std::uint64_t> shingles, std::span<std::uin
             return carter_wegman(m, mod_mersenne61(x), c) >> 29;
         });
     } else if (scheme_ == Scheme::kTextDedup) {
-        keep_least([](std::uint64_t x, std::uint64_t m, std::uint64_t c) { return mod_mersenne61(x * m + c) & kLow32; });
+        keep_least([](std::uint64_t x, std::uint64_t m, std::uint64_t c) {
+            return mod_mersenne61(x * m + c) & kLow32;
+        });
     } else {
-        keep_least([](std::uint64_t x, std::uint64_t m, std::uint64_t c) { return mod_mersenne61(x * m + c); });
+        keep_least(
+            [](std::uint64_t x, std::uint64_t m, std::uint64_t c) { return mod_mersenne61(x * m + c); });
     }
 }
 
@@ -117,7 +123,8 @@ void MinHasher::sign_fast(std::span<const std::uint64_t> shingles, std::span<std
     if (num_filled < bins && shingles.size() / kFewRepeats > bins) {
         scratch.distinct.assign(shingles.begin(), shingles.end());
         std::sort(scratch.distinct.begin(), scratch.distinct.end());
-        scratch.distinct.erase(std::unique(scratch.distinct.begin(), scratch.distinct.end()), scratch.distinct.end());
+        scratch.distinct.erase(std::unique(scratch.distinct.begin(), scratch.distinct.end()),
+                               scratch.distinct.end());
         shingles = scratch.distinct;
     }
     for (std::size_t round = 1; round < bins && num_filled < bins; ++round) {
@@ -134,7 +141,8 @@ void MinHasher::sign_fast(std::span<const std::uint64_t> shingles, std::span<std
     }
     for (std::size_t bin = 0; bin < bins; ++bin) {
         if (signature[bin] != empty) continue;
-        for (const std::uint64_t x : shingles) signature[bin] = std::min(signature[bin], value_of(hash(x, bins + bin)));
+        for (const std::uint64_t x : shingles)
+            signature[bin] = std::min(signature[bin], value_of(hash(x, bins + bin)));
     }
 }
 

@@ -22,7 +22,8 @@ struct Ranked {
 };
 
 Ranked rank_and_sign(std::span<const std::string_view> texts, std::span<const std::string_view> shingled,
-                     const std::vector<std::int64_t>& first, const MinHasher& hasher, const NearOptions& options) {
+                     const std::vector<std::int64_t>& first, const MinHasher& hasher,
+                     const NearOptions& options) {
     std::vector<std::size_t> order;
     for (std::size_t i = 0; i < texts.size(); ++i) {
         if (first[i] == static_cast<std::int64_t>(i) && !arrow::is_null(texts[i])) order.push_back(i);
@@ -103,8 +104,8 @@ struct Assignment {
     std::vector<double> similarity;
 };
 
-// Compares the members of components with the kept ones among them. State shared between components is indexed
-// by rank or bucket, and a rank or a bucket belongs to one component only.
+// Compares the members of components with the kept ones among them. State shared between components is
+// indexed by rank or bucket, and a rank or a bucket belongs to one component only.
 class Verifier {
 public:
     Verifier(std::span<const std::string_view> shingled, const Ranked& ranked, const Buckets& buckets,
@@ -165,7 +166,8 @@ private:
     std::vector<std::uint32_t> place_;  // of a kept rank's shingles in its component's list
 };
 
-void estimate(std::span<const std::uint32_t> members, const Ranked& ranked, std::size_t width, Assignment& assignment) {
+void estimate(std::span<const std::uint32_t> members, const Ranked& ranked, std::size_t width,
+              Assignment& assignment) {
     const std::uint32_t* owner = ranked.signatures.data() + members[0] * width;
     for (const std::uint32_t rank : members.subspan(1)) {
         const std::uint32_t* own = ranked.signatures.data() + rank * width;
@@ -198,8 +200,9 @@ Assignment assign(std::span<const std::string_view> shingled, const Ranked& rank
     parallel_for(tasks.size() - 1, options.num_threads, [&](std::size_t task) {
         Shingler shingler(options.rule);
         for (std::size_t i = tasks[task]; i < tasks[task + 1]; ++i) {
-            const auto members = std::span(components.members)
-                                     .subspan(components.offsets[i], components.offsets[i + 1] - components.offsets[i]);
+            const auto members =
+                std::span(components.members)
+                    .subspan(components.offsets[i], components.offsets[i + 1] - components.offsets[i]);
             if (options.verify) {
                 verifier(members, shingler);
             } else {
@@ -212,7 +215,8 @@ Assignment assign(std::span<const std::string_view> shingled, const Ranked& rank
 
 }  // namespace
 
-double jaccard(std::span<const std::uint64_t> a, std::span<const std::uint64_t> b, double threshold) noexcept {
+double jaccard(std::span<const std::uint64_t> a, std::span<const std::uint64_t> b,
+               double threshold) noexcept {
     const auto smaller = static_cast<double>(std::min(a.size(), b.size()));
     const auto larger = static_cast<double>(std::max(a.size(), b.size()));
     if (larger == 0 || smaller / larger < threshold) return 0;
@@ -235,12 +239,14 @@ double jaccard(std::span<const std::uint64_t> a, std::span<const std::uint64_t> 
     return static_cast<double>(common) / static_cast<double>(a.size() + b.size() - common);
 }
 
-NearDuplicates near_duplicates(std::span<const std::string_view> texts, std::span<const std::string_view> shingled,
-                               const MinHasher& hasher, const NearOptions& options) {
+NearDuplicates near_duplicates(std::span<const std::string_view> texts,
+                               std::span<const std::string_view> shingled, const MinHasher& hasher,
+                               const NearOptions& options) {
     if (options.bands == 0 || options.rows == 0 || options.bands * options.rows > hasher.num_perm()) {
         throw std::invalid_argument("bands and rows must be at least 1 and bands * rows at most num_perm");
     }
-    if (shingled.size() != texts.size()) throw std::invalid_argument("one normalised form is needed for every text");
+    if (shingled.size() != texts.size())
+        throw std::invalid_argument("one normalised form is needed for every text");
     const std::vector<std::int64_t> first = exact_duplicates(texts, options.num_threads);
     const Ranked ranked = rank_and_sign(texts, shingled, first, hasher, options);
     const Assignment assignment = assign(shingled, ranked, hasher, options);

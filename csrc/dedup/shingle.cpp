@@ -99,7 +99,8 @@ const char* Shingler::hash_wide_word(const char* begin, const char* end) {
         if (unspaced) break;
     }
     if (lowered_.empty()) return begin + decode_utf8(text, 0).size;  // no word here
-    items_.push_back(words::hash_word<false>(lowered_.data(), lowered_.size(), lowered_.data() + lowered_.size()));
+    items_.push_back(
+        words::hash_word<false>(lowered_.data(), lowered_.size(), lowered_.data() + lowered_.size()));
     return begin + i;
 }
 
@@ -115,7 +116,8 @@ void Shingler::hash_characters(std::string_view text) {
         }
         if (space) items_.push_back(words::fold_multiply(words::kMultiplier1 ^ U' ', words::kMultiplier2));
         space = false;
-        items_.push_back(words::fold_multiply(words::kMultiplier1 ^ words::lower(decoded.point), words::kMultiplier2));
+        items_.push_back(
+            words::fold_multiply(words::kMultiplier1 ^ words::lower(decoded.point), words::kMultiplier2));
     }
 }
 

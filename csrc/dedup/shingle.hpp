@@ -26,8 +26,8 @@ struct ShingleRule {
 
 // Hashes the shingles of one text after another. Holds scratch memory: one object a thread.
 //
-// A text of fewer than n words (characters), but at least one, is a single shingle, except where the rule above
-// says otherwise. A text without words has none.
+// A text of fewer than n words (characters), but at least one, is a single shingle, except where the rule
+// above says otherwise. A text without words has none.
 class Shingler {
 public:
     // Throws std::invalid_argument when rule.ngram is 0.

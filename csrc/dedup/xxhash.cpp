@@ -46,8 +46,12 @@ std::uint64_t read(const void* base, std::size_t offset) noexcept {
     std::memcpy(&value, static_cast<const char*>(base) + offset, sizeof value);
     return value;
 }
-std::uint64_t read32(const void* base, std::size_t offset) noexcept { return read<std::uint32_t>(base, offset); }
-std::uint64_t read64(const void* base, std::size_t offset) noexcept { return read<std::uint64_t>(base, offset); }
+std::uint64_t read32(const void* base, std::size_t offset) noexcept {
+    return read<std::uint32_t>(base, offset);
+}
+std::uint64_t read64(const void* base, std::size_t offset) noexcept {
+    return read<std::uint64_t>(base, offset);
+}
 
 std::uint64_t swap32(std::uint64_t x) noexcept {
     return ((x & 0xFF) << 24) | ((x & 0xFF00) << 8) | ((x >> 8) & 0xFF00) | ((x >> 24) & 0xFF);
@@ -78,7 +82,8 @@ std::uint64_t up_to_16(const char* data, std::size_t size, std::uint64_t seed) n
     const std::uint8_t* secret = kSecret.data();
     if (size > 8) {
         const std::uint64_t low = ((read64(secret, 24) ^ read64(secret, 32)) + seed) ^ read64(data, 0);
-        const std::uint64_t high = ((read64(secret, 40) ^ read64(secret, 48)) - seed) ^ read64(data, size - 8);
+        const std::uint64_t high =
+            ((read64(secret, 40) ^ read64(secret, 48)) - seed) ^ read64(data, size - 8);
         return avalanche3(size + swap64(low) + high + fold_multiply(low, high));
     }
     if (size >= 4) {
@@ -127,16 +132,20 @@ void accumulate(Lanes& lanes, const char* stripe, const Secret& secret, std::siz
 std::uint64_t over_240(const char* data, std::size_t size, std::uint64_t seed) noexcept {
     Secret secret;
     for (std::size_t i = 0; i < kSecretSize; i += 16) {
-        const std::uint64_t pair[2] = {read64(kSecret.data(), i) + seed, read64(kSecret.data(), i + 8) - seed};
+        const std::uint64_t pair[2] = {read64(kSecret.data(), i) + seed,
+                                       read64(kSecret.data(), i + 8) - seed};
         std::memcpy(secret.data() + i, pair, 16);
     }
     constexpr std::size_t stripes = (kSecretSize - 64) / 8;  // a block
-    Lanes lanes = {kPrime32_3, kPrime64_1, kPrime64_2, kPrime64_3, kPrime64_4, kPrime32_2, kPrime64_5, kPrime32_1};
+    Lanes lanes = {kPrime32_3, kPrime64_1, kPrime64_2, kPrime64_3,
+                   kPrime64_4, kPrime32_2, kPrime64_5, kPrime32_1};
     const std::size_t blocks = (size - 1) / (64 * stripes);
     for (std::size_t block = 0; block < blocks; ++block) {
-        for (std::size_t i = 0; i < stripes; ++i) accumulate(lanes, data + 64 * (block * stripes + i), secret, 8 * i);
+        for (std::size_t i = 0; i < stripes; ++i)
+            accumulate(lanes, data + 64 * (block * stripes + i), secret, 8 * i);
         for (std::size_t i = 0; i < 8; ++i) {
-            lanes[i] = (lanes[i] ^ (lanes[i] >> 47) ^ read64(secret.data(), kSecretSize - 64 + 8 * i)) * kPrime32_1;
+            lanes[i] =
+                (lanes[i] ^ (lanes[i] >> 47) ^ read64(secret.data(), kSecretSize - 64 + 8 * i)) * kPrime32_1;
         }
     }
     const char* last = data + 64 * stripes * blocks;
@@ -158,11 +167,13 @@ std::uint64_t xxh64(std::string_view bytes, std::uint64_t seed) noexcept {
     std::size_t left = bytes.size();
     std::uint64_t state = seed + kPrime64_5;
     if (left >= 32) {
-        std::array<std::uint64_t, 4> lanes = {seed + kPrime64_1 + kPrime64_2, seed + kPrime64_2, seed, seed - kPrime64_1};
+        std::array<std::uint64_t, 4> lanes = {seed + kPrime64_1 + kPrime64_2, seed + kPrime64_2, seed,
+                                              seed - kPrime64_1};
         for (; left >= 32; data += 32, left -= 32) {
             for (std::size_t i = 0; i < 4; ++i) lanes[i] = round64(lanes[i], read64(data, 8 * i));
         }
-        state = std::rotl(lanes[0], 1) + std::rotl(lanes[1], 7) + std::rotl(lanes[2], 12) + std::rotl(lanes[3], 18);
+        state = std::rotl(lanes[0], 1) + std::rotl(lanes[1], 7) + std::rotl(lanes[2], 12) +
+                std::rotl(lanes[3], 18);
         for (const std::uint64_t lane : lanes) state = (state ^ round64(0, lane)) * kPrime64_1 + kPrime64_4;
     }
     state += bytes.size();

@@ -1,5 +1,5 @@
-// The Arrow C data and stream interfaces (the published ABI, https://arrow.apache.org/docs/format/CDataInterface.html)
-// and a zero-copy view of a column of text.
+// The Arrow C data and stream interfaces (the published ABI,
+// https://arrow.apache.org/docs/format/CDataInterface.html) and a zero-copy view of a column of text.
 #pragma once
 
 #include <bit>
@@ -48,7 +48,8 @@ struct Stream {
     void* private_data;
 };
 
-// Owns one of the structs above: takes it from its producer (which then holds a released one) and releases it.
+// Owns one of the structs above: takes it from its producer (which then holds a released one) and releases
+// it.
 template <typename T>
 class Owned {
 public:
@@ -81,7 +82,8 @@ namespace detail {
 template <typename T>
 T load(const void* array, std::int64_t index) noexcept {
     T value;
-    std::memcpy(&value, static_cast<const char*>(array) + index * static_cast<std::int64_t>(sizeof value), sizeof value);
+    std::memcpy(&value, static_cast<const char*>(array) + index * static_cast<std::int64_t>(sizeof value),
+                sizeof value);
     return value;
 }
 
@@ -94,12 +96,14 @@ void append_offsets(const Array& array, std::vector<std::string_view>& texts) {
         const auto begin = static_cast<std::size_t>(load<Offset>(offsets, i));
         const auto end = static_cast<std::size_t>(load<Offset>(offsets, i + 1));
         const bool null = valid != nullptr && ((valid[i >> 3] >> (i & 7)) & 1) == 0;
-        texts.push_back(null ? null_text : begin == end ? std::string_view("") : std::string_view(bytes + begin, end - begin));
+        texts.push_back(null           ? null_text
+                        : begin == end ? std::string_view("")
+                                       : std::string_view(bytes + begin, end - begin));
     }
 }
 
-// The view layout: 16 bytes a value, the length first; up to 12 bytes stand in the view itself, longer ones in
-// data buffer number [8, 12) at offset [12, 16).
+// The view layout: 16 bytes a value, the length first; up to 12 bytes stand in the view itself, longer ones
+// in data buffer number [8, 12) at offset [12, 16).
 inline void append_views(const Array& array, std::vector<std::string_view>& texts) {
     const auto* valid = static_cast<const std::uint8_t*>(array.buffers[0]);
     const auto* views = static_cast<const char*>(array.buffers[1]);
@@ -121,19 +125,22 @@ inline void append_views(const Array& array, std::vector<std::string_view>& text
 
 }  // namespace detail
 
-// Append one view a value of a string or binary array (plain, large or view layout; nulls and slices) to `texts`.
-// The views live as long as `array` is not released. Throws std::invalid_argument for any other type.
+// Append one view a value of a string or binary array (plain, large or view layout; nulls and slices) to
+// `texts`. The views live as long as `array` is not released. Throws std::invalid_argument for any other
+// type.
 inline void append_texts(const Schema& schema, const Array& array, std::vector<std::string_view>& texts) {
     static_assert(std::endian::native == std::endian::little, "Arrow buffers are read as little-endian");
     const std::string_view format = schema.format;
     if (schema.dictionary != nullptr) {
-        throw std::invalid_argument("expected an Arrow string or binary array, got dictionary-encoded values; cast to string");
+        throw std::invalid_argument(
+            "expected an Arrow string or binary array, got dictionary-encoded values; cast to string");
     }
     const bool plain = format == "u" || format == "z";
     const bool large = format == "U" || format == "Z";
     const bool view = format == "vu" || format == "vz";
     if (!plain && !large && !view) {
-        throw std::invalid_argument("expected an Arrow string or binary array, got Arrow format '" + std::string(format) +
+        throw std::invalid_argument("expected an Arrow string or binary array, got Arrow format '" +
+                                    std::string(format) +
                                     (format == "+s" ? "' (a table or struct); pass its text column" : "'"));
     }
     if (array.length == 0) return;  // buffers of empty arrays may be missing

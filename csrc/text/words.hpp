@@ -1,8 +1,8 @@
 // What a word is, and a hash of words that is the same on every machine and in every version.
 //
 // A word is a longest run of letters, marks, numbers and joiners; in scripts that put no spaces between words
-// (Han, kana, Thai...) every character is one. Everything else, and every invalid byte, only separates. Case is
-// folded to simple lower case.
+// (Han, kana, Thai...) every character is one. Everything else, and every invalid byte, only separates. Case
+// is folded to simple lower case.
 #pragma once
 
 #include <cstddef>
@@ -36,7 +36,8 @@ inline std::uint8_t flags(char32_t point) noexcept {
 // Simple lower case of a code point. O(1).
 inline char32_t lower(char32_t point) noexcept {
     if (point > 0x10FFFF) return point;
-    const std::uint8_t kind = words_table::lower[words_table::lower_block[point >> 8] * std::size_t{256} + (point & 0xFF)];
+    const std::uint8_t kind =
+        words_table::lower[words_table::lower_block[point >> 8] * std::size_t{256} + (point & 0xFF)];
     return static_cast<char32_t>(static_cast<std::int32_t>(point) + words_table::lower_delta[kind]);
 }
 
@@ -69,8 +70,11 @@ inline std::uint64_t load_tail(const char* p, std::size_t size, const char* limi
     return value;
 }
 
-// ASCII letters to lower case, eight at a time; valid for letters and digits only (bit 0x40 tells them apart).
-inline std::uint64_t fold_case(std::uint64_t bytes) noexcept { return bytes | ((bytes & 0x4040404040404040ULL) >> 1); }
+// ASCII letters to lower case, eight at a time; valid for letters and digits only (bit 0x40 tells them
+// apart).
+inline std::uint64_t fold_case(std::uint64_t bytes) noexcept {
+    return bytes | ((bytes & 0x4040404040404040ULL) >> 1);
+}
 
 }  // namespace detail
 

@@ -67,8 +67,9 @@ class BpeEncoder::PieceCache {
                 break;
             }
         }
-        slots_[place] = {hash, static_cast<std::uint32_t>(bytes_.size()), static_cast<std::uint32_t>(piece.size()),
-                         static_cast<std::uint32_t>(ids_.size()), static_cast<std::uint32_t>(ids.size())};
+        slots_[place] = {hash, static_cast<std::uint32_t>(bytes_.size()),
+                         static_cast<std::uint32_t>(piece.size()), static_cast<std::uint32_t>(ids_.size()),
+                         static_cast<std::uint32_t>(ids.size())};
         bytes_.append(piece);
         ids_.insert(ids_.end(), ids.begin(), ids.end());
     }
@@ -110,14 +111,17 @@ BpeEncoder::BpeEncoder(std::vector<std::string> tokens, const std::vector<MergeR
     pairs_.resize(table_size(merges.size()));
     for (const MergeRule& rule : merges) {
         if (std::max({rule.left, rule.right, rule.merged}) >= tokens_.size()) {
-            throw std::invalid_argument("merge " + std::to_string(rule.rank) + " names an id that is not in the vocabulary");
+            throw std::invalid_argument("merge " + std::to_string(rule.rank) +
+                                        " names an id that is not in the vocabulary");
         }
         if (tokens_[rule.left] + tokens_[rule.right] != tokens_[rule.merged]) {
-            throw std::invalid_argument("merge " + std::to_string(rule.rank) + " does not concatenate to its result");
+            throw std::invalid_argument("merge " + std::to_string(rule.rank) +
+                                        " does not concatenate to its result");
         }
         const std::uint64_t key = pair_key(rule.left, rule.right);
         std::size_t slot = pair_slot(key, pairs_.size() - 1);
-        while (pairs_[slot].key != kNoPair && pairs_[slot].key != key) slot = (slot + 1) & (pairs_.size() - 1);
+        while (pairs_[slot].key != kNoPair && pairs_[slot].key != key)
+            slot = (slot + 1) & (pairs_.size() - 1);
         if (pairs_[slot].key == kNoPair) pairs_[slot] = {key, pair_key(rule.rank, rule.merged)};
     }
 }
@@ -137,7 +141,8 @@ TokenId BpeEncoder::find_token(std::string_view bytes) const noexcept {
     for (std::size_t slot = hash & mask;; slot = (slot + 1) & mask) {
         const PieceSlot& entry = pieces_[slot];
         if (entry.id == kNone) return kNone;
-        if (entry.hash == static_cast<std::uint32_t>(hash >> 32) && tokens_[entry.id] == bytes) return entry.id;
+        if (entry.hash == static_cast<std::uint32_t>(hash >> 32) && tokens_[entry.id] == bytes)
+            return entry.id;
     }
 }
 
@@ -253,7 +258,8 @@ void BpeEncoder::encode_cached(std::string_view text, PieceCache& cache, std::ve
 
 void BpeEncoder::encode(std::string_view text, std::vector<TokenId>& out) const {
     Pretokenizer pieces(pattern_, text);
-    for (std::string_view piece = pieces.next(); !piece.empty(); piece = pieces.next()) encode_piece(piece, out);
+    for (std::string_view piece = pieces.next(); !piece.empty(); piece = pieces.next())
+        encode_piece(piece, out);
 }
 
 TokenBatch BpeEncoder::encode_batch(std::span<const char> data, std::span<const std::int64_t> offsets,
@@ -264,7 +270,8 @@ TokenBatch BpeEncoder::encode_batch(std::span<const char> data, std::span<const 
         const std::int64_t begin = offsets[i];
         const std::int64_t end = offsets[i + 1];
         if (begin < 0 || end < begin || static_cast<std::size_t>(end) > data.size()) {
-            throw std::invalid_argument("offsets must rise and stay within the data, at text " + std::to_string(i));
+            throw std::invalid_argument("offsets must rise and stay within the data, at text " +
+                                        std::to_string(i));
         }
         texts.emplace_back(data.data() + begin, static_cast<std::size_t>(end - begin));
     }
@@ -287,7 +294,8 @@ TokenBatch BpeEncoder::encode_batch(std::span<const std::string_view> texts, uns
     std::vector<std::vector<TokenId>> parts(num_chunks);
     TokenBatch batch;
     batch.offsets.assign(texts.size() + 1, 0);
-    const std::size_t num_workers = std::min<std::size_t>(resolve_threads(num_threads), std::max<std::size_t>(1, num_chunks));
+    const std::size_t num_workers =
+        std::min<std::size_t>(resolve_threads(num_threads), std::max<std::size_t>(1, num_chunks));
     // One cache a worker, each over a contiguous share of the chunks.
     parallel_for(num_workers, num_threads, [&](std::size_t worker) {
         PieceCache cache;

@@ -90,16 +90,19 @@ std::vector<std::pair<std::string, std::uint64_t>> WordCounter::sorted() const {
 std::vector<std::pair<std::uint32_t, std::uint32_t>> train_bpe(
     std::span<const std::pair<std::string, std::uint64_t>> words, const TrainOptions& options) {
     constexpr std::uint64_t most = std::numeric_limits<std::uint32_t>::max();
-    if (words.size() > most) throw std::invalid_argument("more than 2^32 - 1 different pieces; train on a sample");
+    if (words.size() > most)
+        throw std::invalid_argument("more than 2^32 - 1 different pieces; train on a sample");
     if (options.num_merges > most - options.first_id) throw std::invalid_argument("ids would pass 2^32 - 1");
     std::vector<std::vector<std::uint32_t>> symbols(words.size());
     std::unordered_map<Pair, PairState, PairHash> pairs;
     for (std::size_t w = 0; w < words.size(); ++w) {
-        for (const char byte : words[w].first) symbols[w].push_back(options.byte_ids[static_cast<std::uint8_t>(byte)]);
+        for (const char byte : words[w].first)
+            symbols[w].push_back(options.byte_ids[static_cast<std::uint8_t>(byte)]);
         for (std::size_t i = 0; i + 1 < symbols[w].size(); ++i) {
             PairState& state = pairs[make_pair_key(symbols[w][i], symbols[w][i + 1])];
             state.count += static_cast<std::int64_t>(words[w].second);
-            if (state.words.empty() || state.words.back() != w) state.words.push_back(static_cast<std::uint32_t>(w));
+            if (state.words.empty() || state.words.back() != w)
+                state.words.push_back(static_cast<std::uint32_t>(w));
         }
     }
     std::priority_queue<Candidate> queue;

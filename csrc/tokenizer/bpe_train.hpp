@@ -46,8 +46,8 @@ struct TrainOptions {
 };
 
 // Learn merges: the pair with the largest count first, among equals the one with the smallest ids (left,
-// then right), as Hugging Face's trainer does. Returns (left, right) in order; merge i makes first_id + i. Throws
-// std::invalid_argument for 2^32 ids or different words and more, and what options.check throws.
+// then right), as Hugging Face's trainer does. Returns (left, right) in order; merge i makes first_id + i.
+// Throws std::invalid_argument for 2^32 ids or different words and more, and what options.check throws.
 std::vector<std::pair<std::uint32_t, std::uint32_t>> train_bpe(
     std::span<const std::pair<std::string, std::uint64_t>> words, const TrainOptions& options);
 

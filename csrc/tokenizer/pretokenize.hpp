@@ -53,7 +53,8 @@ class Pretokenizer {
         return position;
     }
 
-    // End of a contraction ('s 't 'm 'd 'll 've 're) whose apostrophe is at `start`, or `start` if there is none.
+    // End of a contraction ('s 't 'm 'd 'll 've 're) whose apostrophe is at `start`, or `start` if there is
+    // none.
     std::size_t end_contraction(std::size_t start, bool any_case) const noexcept;
     std::size_t end_space(std::size_t start, bool stop_at_newline) const noexcept;
     std::size_t end_gpt2(std::size_t start) const noexcept;

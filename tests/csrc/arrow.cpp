@@ -40,11 +40,13 @@ void check_offsets(const char* format) {
     std::vector<char> shifted(1 + sizeof offsets);
     std::memcpy(shifted.data() + 1, offsets.data(), sizeof offsets);
     const auto texts = read(format, {&valid, shifted.data() + 1, bytes.data()}, 0, 5);
-    check(texts.size() == 5 && texts[0] == "one" && texts[3] == "three" && texts[4] == "\xff", "values of a column");
+    check(texts.size() == 5 && texts[0] == "one" && texts[3] == "three" && texts[4] == "\xff",
+          "values of a column");
     check(texts[1].empty() && !arrow::is_null(texts[1]), "an empty text is no null");
     check(arrow::is_null(texts[2]), "a null is a null");
     const auto slice = read(format, {&valid, shifted.data() + 1, bytes.data()}, 2, 2);
-    check(slice.size() == 2 && arrow::is_null(slice[0]) && slice[1] == "three", "a slice starts at its offset");
+    check(slice.size() == 2 && arrow::is_null(slice[0]) && slice[1] == "three",
+          "a slice starts at its offset");
     const std::array<Offset, 2> nothing = {0, 0};
     const auto empty = read(format, {nullptr, nothing.data(), nullptr}, 0, 1);
     check(empty.size() == 1 && !arrow::is_null(empty[0]), "an empty text needs no data buffer");
@@ -74,7 +76,8 @@ void test_arrow() {
     check_offsets<std::int64_t>("U");
     check_offsets<std::int64_t>("Z");
     check_views();
-    check(throws<std::invalid_argument>([] { read("l", {nullptr, nullptr}, 0, 0); }), "a column of numbers is refused");
+    check(throws<std::invalid_argument>([] { read("l", {nullptr, nullptr}, 0, 0); }),
+          "a column of numbers is refused");
     arrow::Schema dictionary = schema_of("i");
     arrow::Schema values = schema_of("u");
     dictionary.dictionary = &values;

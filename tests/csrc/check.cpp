@@ -30,11 +30,41 @@ std::string random_words(Random& random, std::size_t num_words) {
 std::vector<std::string> hostile_texts() {
     using namespace std::string_literals;
     std::vector<std::string> texts = {
-        "", "a", " ", "\n", "\r\n", "\0"s, "'", "''s 'S 'll 'LL 'v 've'", "\xff", "\x80", "\xc3", "\xc3(", "\xe2\x82",
-        "\xe2\x28\xa1", "\xf0\x9f\x98", "\xf0\x9f", "\xc0\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xf4\x8f\xbf\xbf",
-        "\xf0\x9f\x98\x80", "a\xcc\x81", "\xe2\x80\x8d", "  \n \t x", " \n\n  ", "1234567 12345 1", "\xef\xbb\xbf" "bom",
-        "\xe6\xbc\xa2\xe5\xad\x97 kana \xe3\x81\x8b\xe3\x81\xaa", "\xc4\xb0\xc5\xbf\xe1\xba\x9e", "a-b_c.d/e\\f",
-        "\xe0\xb8\xa0\xe0\xb8\xb2", "x\xc2\xa0y\xe2\x80\xa8z", "...", "\xe2\x80\xa6 \xe2\x80\xa2 - *",
+        "",
+        "a",
+        " ",
+        "\n",
+        "\r\n",
+        "\0"s,
+        "'",
+        "''s 'S 'll 'LL 'v 've'",
+        "\xff",
+        "\x80",
+        "\xc3",
+        "\xc3(",
+        "\xe2\x82",
+        "\xe2\x28\xa1",
+        "\xf0\x9f\x98",
+        "\xf0\x9f",
+        "\xc0\x80",
+        "\xed\xa0\x80",
+        "\xf4\x90\x80\x80",
+        "\xf4\x8f\xbf\xbf",
+        "\xf0\x9f\x98\x80",
+        "a\xcc\x81",
+        "\xe2\x80\x8d",
+        "  \n \t x",
+        " \n\n  ",
+        "1234567 12345 1",
+        "\xef\xbb\xbf"
+        "bom",
+        "\xe6\xbc\xa2\xe5\xad\x97 kana \xe3\x81\x8b\xe3\x81\xaa",
+        "\xc4\xb0\xc5\xbf\xe1\xba\x9e",
+        "a-b_c.d/e\\f",
+        "\xe0\xb8\xa0\xe0\xb8\xb2",
+        "x\xc2\xa0y\xe2\x80\xa8z",
+        "...",
+        "\xe2\x80\xa6 \xe2\x80\xa2 - *",
     };
     for (std::size_t size = 1; size <= 70; ++size) {  // across 8-byte loads and the border of short pieces
         texts.push_back(std::string(size, 'Q'));
@@ -69,6 +99,8 @@ std::vector<std::string> huge_texts(std::size_t size) {
             repeat("\xff"), repeat("\xf0\x9f\x98\x80"), repeat("word "), bytes};
 }
 
-std::vector<std::string_view> views_of(const std::vector<std::string>& texts) { return {texts.begin(), texts.end()}; }
+std::vector<std::string_view> views_of(const std::vector<std::string>& texts) {
+    return {texts.begin(), texts.end()};
+}
 
 }  // namespace pylm::tests

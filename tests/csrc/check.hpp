@@ -37,12 +37,12 @@ private:
 // `num_words` words of one to nine letters, single spaces between them.
 std::string random_words(Random& random, std::size_t num_words);
 
-// Texts that have broken such code before: empty, one byte, truncated and overlong UTF-8, surrogates, the last
-// code points, words around the border between short and long, separators of every kind, random bytes.
+// Texts that have broken such code before: empty, one byte, truncated and overlong UTF-8, surrogates, the
+// last code points, words around the border between short and long, separators of every kind, random bytes.
 std::vector<std::string> hostile_texts();
 
-// One text of `size` bytes each: one letter, spaces, newlines, digits, marks, emoji, invalid bytes, random bytes,
-// one word again and again.
+// One text of `size` bytes each: one letter, spaces, newlines, digits, marks, emoji, invalid bytes, random
+// bytes, one word again and again.
 std::vector<std::string> huge_texts(std::size_t size);
 
 std::vector<std::string_view> views_of(const std::vector<std::string>& texts);

@@ -86,10 +86,32 @@ void check_signatures(const Setting& setting, const std::vector<std::string_view
     }
 }
 
+// Values at the edges of the field, which no text is likely to reach.
+void check_arithmetic() {
+    constexpr std::uint64_t prime = (std::uint64_t{1} << 61) - 1;
+    MinHasher::Scratch scratch;
+    for (const std::uint64_t a : {std::uint64_t{1}, std::uint64_t{2}, prime - 1}) {
+        for (const std::uint64_t b : {std::uint64_t{0}, std::uint64_t{1}, prime - 1}) {
+            for (const std::uint64_t x : {std::uint64_t{0}, prime - 1, prime, prime + 1, ~std::uint64_t{0}}) {
+                std::vector<std::uint64_t> value(1);
+                MinHasher(Scheme::kDatatrove, 1, 0, {{a}, {b}}).sign(std::span(&x, 1), value, scratch);
+                check(value[0] == (a * x + b) % prime, "datatrove: remainder of the wrapped sum");
+                MinHasher(Scheme::kTextDedup, 1, 0, {{a}, {b}}).sign(std::span(&x, 1), value, scratch);
+                check(value[0] == ((a * x + b) % prime & 0xFFFFFFFF), "text-dedup: its low 32 bits");
+            }
+        }
+    }
+}
+
 void check_near(const Setting& setting, const std::vector<std::string_view>& texts, bool verify, Keep keep) {
     const MinHasher hasher = make_hasher(setting.scheme, 48);
-    NearOptions options{.rule = {setting.kind, 3, 42}, .bands = 16, .rows = 3, .threshold = 0.5, .verify = verify,
-                        .keep = keep, .num_threads = 1};
+    NearOptions options{.rule = {setting.kind, 3, 42},
+                        .bands = 16,
+                        .rows = 3,
+                        .threshold = 0.5,
+                        .verify = verify,
+                        .keep = keep,
+                        .num_threads = 1};
     const NearDuplicates one = near_duplicates(texts, texts, hasher, options);
     options.num_threads = 4;
     const NearDuplicates four = near_duplicates(texts, texts, hasher, options);
@@ -105,30 +127,37 @@ void check_near(const Setting& setting, const std::vector<std::string_view>& tex
         check(one.representative[kept] == one.representative[i], "a kept text stands for itself");
         if (kept == i) continue;
         check(!arrow::is_null(texts[i]), "a null duplicates nothing");
-        check(keep == Keep::kFirst ? kept < i : texts[kept].size() >= texts[i].size(), "the preferred text is kept");
+        check(keep == Keep::kFirst ? kept < i : texts[kept].size() >= texts[i].size(),
+              "the preferred text is kept");
         if (!verify) continue;
         const auto a = set_of(i);
         const auto b = set_of(kept);
         std::vector<std::uint64_t> both;
         std::set_intersection(a.begin(), a.end(), b.begin(), b.end(), std::back_inserter(both));
-        const double expected = static_cast<double>(both.size()) / static_cast<double>(a.size() + b.size() - both.size());
-        check(one.similarity[i] == expected && expected >= options.threshold, "removed texts match the kept one");
-        check(jaccard(a, b, 0.5) == expected && jaccard(b, a, 0.1) == expected, "the threshold does not change a match");
+        const double expected =
+            static_cast<double>(both.size()) / static_cast<double>(a.size() + b.size() - both.size());
+        check(one.similarity[i] == expected && expected >= options.threshold,
+              "removed texts match the kept one");
+        check(jaccard(a, b, 0.5) == expected && jaccard(b, a, 0.1) == expected,
+              "the threshold does not change a match");
     }
 }
 
 void check_errors() {
     const MinHasher hasher = make_hasher(Scheme::kFast, 8);
     const std::vector<std::string_view> texts = {"a b", "c d"};
-    const auto refuses = [&](std::size_t bands, std::size_t rows, std::span<const std::string_view> shingled) {
+    const auto refuses = [&](std::size_t bands, std::size_t rows,
+                             std::span<const std::string_view> shingled) {
         const NearOptions options{.rule = {}, .bands = bands, .rows = rows, .threshold = 0.5};
-        return throws<std::invalid_argument>([&] { (void)near_duplicates(texts, shingled, hasher, options); });
+        return throws<std::invalid_argument>(
+            [&] { (void)near_duplicates(texts, shingled, hasher, options); });
     };
     check(refuses(0, 1, texts) && refuses(1, 0, texts) && refuses(3, 3, texts), "bands and rows must fit");
     check(refuses(2, 2, std::span(texts).first(1)), "one normalised form a text");
     check(throws<std::invalid_argument>([] { Shingler({ShingleKind::kWord, 0, 0}); }), "ngram 0 is refused");
     check(throws<std::invalid_argument>([] { MinHasher(Scheme::kFast, 0, 1); }), "num_perm 0 is refused");
-    check(throws<std::invalid_argument>([] { MinHasher(Scheme::kDatatrove, 4, 1); }), "missing permutations are refused");
+    check(throws<std::invalid_argument>([] { MinHasher(Scheme::kDatatrove, 4, 1); }),
+          "missing permutations are refused");
 }
 
 }  // namespace
@@ -142,7 +171,8 @@ void test_dedup() {
     for (std::size_t i = 0; i < 20; ++i) templates.push_back(random_words(random, 40));
     for (std::size_t i = 0; i < 1000; ++i) {
         std::string text = templates[random.below(templates.size())];
-        for (std::size_t changes = random.below(8); changes > 0; --changes) text[random.below(text.size())] = 'x';
+        for (std::size_t changes = random.below(8); changes > 0; --changes)
+            text[random.below(text.size())] = 'x';
         many.push_back(std::move(text));
     }
     check_exact(corpus_of(hostile));
@@ -160,6 +190,7 @@ void test_dedup() {
     check_signatures(kSettings[0], corpus_of(huge));
     check_near(kSettings[0], corpus_of(huge), true, Keep::kFirst);
     check_near(kSettings[1], corpus_of(huge), true, Keep::kFirst);
+    check_arithmetic();
     check_errors();
 }
 

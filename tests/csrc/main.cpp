@@ -1,4 +1,5 @@
-// Runs the tests of the C++ core named on the command line, all without names. Meant for builds with sanitizers.
+// Runs the tests of the C++ core named on the command line, all without names. Meant for builds with
+// sanitizers.
 #include <exception>
 #include <iostream>
 #include <string_view>

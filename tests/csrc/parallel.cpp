@@ -29,7 +29,8 @@ void test_parallel() {
             }
             check(message == "37", "parallel_for rethrows the exception of the lowest index, got " + message);
             for (std::size_t i = 0; i < calls.size(); ++i) {
-                check(calls[i] == 1 || (i > 37 && calls[i] == 0), "no task is left out before a failure, or runs twice");
+                check(calls[i] == 1 || (i > 37 && calls[i] == 0),
+                      "no task is left out before a failure, or runs twice");
             }
         }
     }

@@ -1,5 +1,5 @@
-// The tokenizer on hostile and on huge texts: ids decode to the text, every path gives the same ids, and so does
-// every number of threads.
+// The tokenizer on hostile and on huge texts: ids decode to the text, every path gives the same ids, and so
+// does every number of threads.
 #include <algorithm>
 #include <cstddef>
 #include <limits>
@@ -18,7 +18,8 @@
 namespace pylm::tests {
 namespace {
 
-const std::vector<Pattern> kPatterns = {{true, 3, true}, {false, 3, true}, {false, 3, false}, {false, 1, false}};
+const std::vector<Pattern> kPatterns = {
+    {true, 3, true}, {false, 3, true}, {false, 3, false}, {false, 1, false}};
 
 using Words = std::vector<std::pair<std::string, std::uint64_t>>;
 
@@ -88,7 +89,8 @@ void check_pretokenizer(const Pattern& pattern, std::string_view text) {
 }
 
 // Many threads share the encoder; every text is the text of its ids.
-std::vector<std::vector<TokenId>> encode_each(const BpeEncoder& encoder, const std::vector<std::string>& texts) {
+std::vector<std::vector<TokenId>> encode_each(const BpeEncoder& encoder,
+                                              const std::vector<std::string>& texts) {
     std::vector<std::vector<TokenId>> ids(texts.size());
     parallel_for(texts.size(), 4, [&](std::size_t i) {
         encoder.encode(texts[i], ids[i]);
@@ -104,14 +106,16 @@ void check_batch(const BpeEncoder& encoder, const std::vector<std::string>& text
     const auto ids = encode_each(encoder, texts);
     for (std::size_t i = 0; i < texts.size(); ++i) {
         const auto begin = static_cast<std::size_t>(one.offsets[i]);
-        const auto row = std::span(one.ids).subspan(begin, static_cast<std::size_t>(one.offsets[i + 1]) - begin);
+        const auto row =
+            std::span(one.ids).subspan(begin, static_cast<std::size_t>(one.offsets[i + 1]) - begin);
         check(std::ranges::equal(row, ids[i]), "batches give the ids of single texts");
     }
 }
 
 void check_errors(const Vocabulary& vocabulary) {
     const auto build = [&](std::vector<std::string> tokens, std::vector<MergeRule> merges) {
-        return throws<std::invalid_argument>([&] { BpeEncoder(std::move(tokens), merges, kPatterns[0], false); });
+        return throws<std::invalid_argument>(
+            [&] { BpeEncoder(std::move(tokens), merges, kPatterns[0], false); });
     };
     check(build({}, {}), "a vocabulary without bytes is refused");
     check(build(vocabulary.tokens, {{0, 1, 999'999, 0}}), "a merge out of range is refused");
@@ -128,7 +132,8 @@ void check_errors(const Vocabulary& vocabulary) {
     TrainOptions options;
     options.byte_ids.assign(256, 0);
     options.num_merges = std::numeric_limits<std::size_t>::max();
-    check(throws<std::invalid_argument>([&] { (void)train_bpe({}, options); }), "ids past 32 bits are refused");
+    check(throws<std::invalid_argument>([&] { (void)train_bpe({}, options); }),
+          "ids past 32 bits are refused");
     options.num_merges = 10;
     options.check = [] { throw std::runtime_error("stop"); };
     const Words words = {{"abab", 3}};
@@ -155,7 +160,8 @@ void test_tokenizer() {
     check_batch(encoder, corpus);
     check_batch(whole, hostile);
     Ranks ranks;
-    for (const MergeRule& rule : vocabulary.merges) ranks.emplace(std::pair(rule.left, rule.right), rule.merged);
+    for (const MergeRule& rule : vocabulary.merges)
+        ranks.emplace(std::pair(rule.left, rule.right), rule.merged);
     for (const std::string& text : hostile) {
         std::vector<TokenId> expected;
         Pretokenizer pieces(kPatterns[1], text);

@@ -79,7 +79,7 @@ def test_exact_compares_bytes() -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     texts=SMALL_TEXTS,
     threshold=st.sampled_from([0.3, 0.4, 0.5, 2 / 3, 0.75, 0.8, 1.0]),
