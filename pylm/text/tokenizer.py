@@ -128,7 +128,8 @@ class Tokenizer:
         if path.suffix == ".tiktoken":
             if pattern is None:
                 raise InputError(
-                    f"{path}: a rank file does not name its pattern; give one of {', '.join(PATTERNS)}"
+                    f"{path}: a rank file does not name its pattern; give pattern=, one of "
+                    f"{', '.join(PATTERNS)}"
                 )
             tokens = _read_ranks(path)
             return cls(
@@ -308,7 +309,7 @@ class Tokenizer:
         if self._normalizer is not None:
             texts = [self._normalize(t) if isinstance(t, str) else t for t in texts]
         try:
-            return TokenArray(*self._core.encode_texts(texts, num_threads=num_threads))
+            return TokenArray(*self._core.encode_texts(texts, num_threads=num_threads))  # type: ignore[arg-type]
         except ValueError as error:
             raise InputError(str(error)) from error
 
