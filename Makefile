@@ -1,6 +1,7 @@
 # make quickstart   raw text to an evaluated chat model and a report, in .venv, on this machine
 # make test         the whole test suite       make lint     formatting, lint, types, stubs
-# make bench        benchmarks                 make clean    remove everything that was made
+# make bench        benchmarks                 make sanitize the C++ core under ASan, UBSan and TSan
+# make clean        remove everything that was made
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,7 +14,7 @@ BUILT := $(VENV)/.pylm
 DEV   := $(VENV)/.pylm-dev
 NATIVE := CMakeLists.txt pyproject.toml pylm/__init__.py $(shell find csrc -type f)
 
-.PHONY: quickstart test lint bench clean install
+.PHONY: quickstart test lint bench sanitize clean install
 .DELETE_ON_ERROR:
 
 quickstart: $(BUILT)
@@ -31,6 +32,9 @@ lint: $(DEV)
 bench: $(DEV)
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m pytest bench --benchmark-only -m ''
+
+sanitize: $(DEV)
+	$(BIN)/python -m pytest tests/csrc -m slow
 
 install: $(BUILT)
 
