@@ -345,7 +345,7 @@ def test_figures_are_those_of_the_files(run: Path, page: str) -> None:
         assert f"{value['bits_per_byte']['value']:.3f}" in text
     outcomes = [
         [character == "1" for character in values[stage]["arithmetic"]["outcomes"]]
-        for stage in ("dpo", "rlvr")
+        for stage in ("sft", "rlvr")
     ]
     change = paired_difference(*outcomes)
     assert f"{100 * change.value:+.1f} points" in text
@@ -582,9 +582,9 @@ def test_terminal_shows_the_figures_of_the_files(run: Path, capsys: pytest.Captu
         for key in ("bits_per_byte", "format", "arithmetic"):
             found = values[stage][key]
             assert f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" in printed
-    dpo, rlvr = ([c == "1" for c in values[stage]["arithmetic"]["outcomes"]] for stage in ("dpo", "rlvr"))
-    change = paired_difference(dpo, rlvr)
-    assert f"RLVR: held-out arithmetic {100 * change.value:+.1f} points over DPO" in printed
+    sft, rlvr = ([c == "1" for c in values[stage]["arithmetic"]["outcomes"]] for stage in ("sft", "rlvr"))
+    change = paired_difference(sft, rlvr)
+    assert f"RLVR: held-out arithmetic {100 * change.value:+.1f} points over SFT" in printed
     assert f"[{100 * change.low:+.1f}, {100 * change.high:+.1f}]" in printed
     assert printed.endswith(f"report: {run / 'report.html'}\n")
 

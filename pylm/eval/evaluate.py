@@ -124,7 +124,7 @@ def evaluate(
     with clock.part("preference"):
         preferred = _ask_preferences(config, model, tokenizer, template, rows)
     with clock.part("texts"):
-        texts = _continue_texts(config, model, tokenizer, seed=seed)
+        texts = _continue_texts(config, model, tokenizer, template, seed=seed)
     shown = first_of_each(problems, max_items=2, by_format=True)
     shown += first_of_each(instructions, max_items=max(0, config.num_samples - len(shown)))
     result: dict[str, object] = {
@@ -300,7 +300,7 @@ def _estimate(accuracy: Accuracy) -> dict[str, float | int]:
 
 
 def _continue_texts(
-    config: EvalConfig, model: Transformer, tokenizer: "Tokenizer", *, seed: int
+    config: EvalConfig, model: Transformer, tokenizer: "Tokenizer", template: ChatTemplate, *, seed: int
 ) -> list[dict[str, object]]:
     if not config.texts:
         return []
@@ -310,7 +310,7 @@ def _continue_texts(
         [[end, *tokenizer.encode_ordinary(text)] for text in config.texts],
         max_new_tokens=config.text_tokens,
         temperature=config.text_temperature,
-        stop_ids=[end],
+        stop_ids=template.stop_ids(tokenizer),
         seed=seed,
     )
     return [

@@ -104,6 +104,13 @@ def stage_before(run: RunFolder, stage: str) -> str | None:
     return earlier[-1] if earlier else None
 
 
+def arithmetic_baseline(run: RunFolder, stage: str) -> str | None:
+    """Return the stage that a gain in arithmetic counts from: SFT if evaluated, else the one before."""
+    earlier = evaluated_stages(run)
+    earlier = earlier[: earlier.index(stage)] if stage in earlier else []
+    return "sft" if "sft" in earlier else stage_before(run, stage)
+
+
 def last_value(run: RunFolder, stage: str, names: tuple[str, ...]) -> float | None:
     """Return the last recorded value of the first of `names` that a stage's metrics have."""
     for name in names:

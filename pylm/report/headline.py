@@ -5,12 +5,12 @@ from pylm.report.figures import (
     ARITHMETIC,
     BITS,
     FORMAT,
+    arithmetic_baseline,
     change_of,
     count_of,
     estimate_of,
     evaluated_stages,
     last_value,
-    stage_before,
 )
 from pylm.report.html import (
     Child,
@@ -110,10 +110,10 @@ def _arithmetic(run: RunFolder) -> Html | None:
     share = estimate_of(run, last[-1], ARITHMETIC) if last else None
     if share is None:
         return None
-    before = stage_before(run, last[-1])
+    before = arithmetic_baseline(run, last[-1])
     change = change_of(run, before, last[-1], ARITHMETIC) if before else None
     note = (
-        f"{change_text(change)} points {interval_text(change)} through {TITLES[last[-1]]}"
+        f"{change_text(change)} points {interval_text(change)} over {TITLES[before or '']}"
         if change
         else f"after {TITLES[last[-1]]}"
     )

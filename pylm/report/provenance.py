@@ -32,6 +32,7 @@ def data_section(run: RunFolder) -> Html | None:
         reasons = ", ".join(
             f"{reason} {count:,}"
             for reason, count in sorted(step.reasons.items(), key=lambda item: -item[1])[:4]
+            if reason != step.name
         )
         share = (
             f" (\u2212{format_percent((step.num_in - step.num_out) / step.num_in)})"

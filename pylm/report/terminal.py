@@ -7,7 +7,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pylm.eval.compare import Estimate
-from pylm.report.figures import METRICS, change_of, estimate_of, evaluated_stages, stage_before
+from pylm.report.figures import (
+    ARITHMETIC,
+    METRICS,
+    arithmetic_baseline,
+    change_of,
+    estimate_of,
+    evaluated_stages,
+)
 from pylm.report.funnel import read_funnel
 from pylm.report.html import format_duration
 from pylm.report.run_folder import TITLES, RunFolder, child, column, number, read_run
@@ -68,9 +75,8 @@ def summary_lines(run: RunFolder) -> Iterator[str]:
     _, accuracies = column(run.metrics.get("dpo", ()), "heldout/rewards/accuracies")
     if accuracies:
         yield f"DPO: reward accuracy on held-out pairs {accuracies[0]:.3f} -> {accuracies[-1]:.3f}"
-    before = stage_before(run, "rlvr")
-    arithmetic = next(metric for metric in METRICS if metric.key == "arithmetic")
-    change = change_of(run, before, "rlvr", arithmetic) if before else None
+    before = arithmetic_baseline(run, "rlvr")
+    change = change_of(run, before, "rlvr", ARITHMETIC) if before else None
     if change:
         low, high = 100 * change.low, 100 * change.high
         yield (

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 
 from pylm.report.charts import Axis, Mark, Series, join_charts, line_chart, running_mean
-from pylm.report.figures import ARITHMETIC, change_of, last_value, stage_before
+from pylm.report.figures import ARITHMETIC, arithmetic_baseline, change_of, last_value
 from pylm.report.headline import HELDOUT_PREFERENCE, change_text, interval_text
 from pylm.report.html import Html, element, format_count, format_number, format_percent, join
-from pylm.report.run_folder import Record, RunFolder, column, number
+from pylm.report.run_folder import TITLES, Record, RunFolder, column, number
 
 _STEP = Axis("step", format=format_count)
 
@@ -228,13 +228,14 @@ def rlvr_section(run: RunFolder) -> Html | None:
             )
     if not charts:
         return None
-    before = stage_before(run, "rlvr")
+    before = arithmetic_baseline(run, "rlvr")
     change = change_of(run, before, "rlvr", ARITHMETIC) if before else None
     finding = (
         [
             "Held-out accuracy changed by ",
             element("b", f"{change_text(change)} points"),
-            f", 95\u202f% interval {interval_text(change)}, paired over the same problems.",
+            f" over {TITLES[before or '']}, 95\u202f% interval {interval_text(change)}, "
+            "paired over the same problems.",
         ]
         if change
         else ["Reward comes from a program that checks the answer."]
