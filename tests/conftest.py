@@ -1,8 +1,12 @@
 """Fixtures shared by all tests."""
 
+import signal
 from pathlib import Path
 
 import pytest
+
+# A shell makes what it starts in the background ignore Ctrl-C; tests and their children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

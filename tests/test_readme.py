@@ -17,10 +17,10 @@ NAMES = [page.name for page in PAGES]
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """Give the fenced blocks of a page that are marked with a language ("" for none)."""
+    """Give the fenced blocks of a page that are marked with a language ("" for none), but for doctests."""
     parts = re.split(r"^```(.*)\n", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     fenced = zip(parts[1::4], parts[2::4], strict=True)  # text, opening mark, content, closing mark, text ...
-    return [content for mark, content in fenced if mark == language]
+    return [content for mark, content in fenced if mark == language and not content.startswith(">>>")]
 
 
 def shell_lines() -> list[tuple[str, str]]:

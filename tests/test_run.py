@@ -130,7 +130,10 @@ def test_ctrl_c_ends_with_one_line_and_can_be_resumed(unbroken: tuple[Path, floa
     expected, _ = unbroken
     folder = tmp_path / "interrupted"
     process = subprocess.Popen(
-        command("run", folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command("run", folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stderr is not None
     for line in process.stderr:
