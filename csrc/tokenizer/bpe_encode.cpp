@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <bit>
-#include <queue>
 #include <stdexcept>
-#include <tuple>
 
 #include "parallel.hpp"
 #include "text/hash.hpp"
@@ -14,16 +12,8 @@ namespace pylm {
 namespace {
 
 constexpr TokenId kNone = std::numeric_limits<TokenId>::max();
-constexpr std::size_t kShortPiece = 48;   // longer pieces take the heap
+constexpr std::size_t kLongestCached = 48;  // longer pieces seldom come again
 constexpr std::size_t kChunkBytes = 1 << 18;
-
-std::uint64_t pair_key(TokenId left, TokenId right) noexcept {
-    return (static_cast<std::uint64_t>(left) << 32) | right;
-}
-
-std::size_t pair_slot(std::uint64_t key, std::size_t mask) noexcept {
-    return static_cast<std::size_t>(mix64(key)) & mask;
-}
 
 std::size_t table_size(std::size_t count) { return std::bit_ceil(std::max<std::size_t>(16, count * 2)); }
 
@@ -91,7 +81,7 @@ class BpeEncoder::PieceCache {
 
 BpeEncoder::BpeEncoder(std::vector<std::string> tokens, const std::vector<MergeRule>& merges,
                        const Pattern& pattern, bool ignore_merges)
-    : tokens_(std::move(tokens)), pattern_(pattern), ignore_merges_(ignore_merges) {
+    : tokens_(std::move(tokens)), pattern_(pattern), ignore_merges_(ignore_merges), merges_(tokens_, merges) {
     std::fill(std::begin(byte_ids_), std::end(byte_ids_), kNone);
     pieces_.resize(table_size(tokens_.size()));
     for (std::size_t id = 0; id < tokens_.size(); ++id) {
@@ -107,31 +97,6 @@ BpeEncoder::BpeEncoder(std::vector<std::string> tokens, const std::vector<MergeR
         if (byte_ids_[byte] == kNone) {
             throw std::invalid_argument("the vocabulary has no token for byte " + std::to_string(byte));
         }
-    }
-    pairs_.resize(table_size(merges.size()));
-    for (const MergeRule& rule : merges) {
-        if (std::max({rule.left, rule.right, rule.merged}) >= tokens_.size()) {
-            throw std::invalid_argument("merge " + std::to_string(rule.rank) +
-                                        " names an id that is not in the vocabulary");
-        }
-        if (tokens_[rule.left] + tokens_[rule.right] != tokens_[rule.merged]) {
-            throw std::invalid_argument("merge " + std::to_string(rule.rank) +
-                                        " does not concatenate to its result");
-        }
-        const std::uint64_t key = pair_key(rule.left, rule.right);
-        std::size_t slot = pair_slot(key, pairs_.size() - 1);
-        while (pairs_[slot].key != kNoPair && pairs_[slot].key != key)
-            slot = (slot + 1) & (pairs_.size() - 1);
-        if (pairs_[slot].key == kNoPair) pairs_[slot] = {key, pair_key(rule.rank, rule.merged)};
-    }
-}
-
-std::uint64_t BpeEncoder::find_pair(TokenId left, TokenId right) const noexcept {
-    const std::uint64_t key = pair_key(left, right);
-    const std::size_t mask = pairs_.size() - 1;
-    for (std::size_t slot = pair_slot(key, mask);; slot = (slot + 1) & mask) {
-        if (pairs_[slot].key == key) return pairs_[slot].value;
-        if (pairs_[slot].key == kNoPair) return kNoPair;
     }
 }
 
@@ -151,72 +116,6 @@ std::string_view BpeEncoder::token(TokenId id) const {
     return tokens_[id];
 }
 
-// Repeated minimum over a small array: fastest while the piece fits into a few cache lines.
-void BpeEncoder::merge_short(std::string_view piece, std::vector<TokenId>& out) const {
-    TokenId ids[kShortPiece];
-    std::uint64_t values[kShortPiece];  // rank and result of merging ids[i] with ids[i + 1]
-    std::size_t size = piece.size();
-    for (std::size_t i = 0; i < size; ++i) ids[i] = byte_ids_[static_cast<std::uint8_t>(piece[i])];
-    for (std::size_t i = 0; i + 1 < size; ++i) values[i] = find_pair(ids[i], ids[i + 1]);
-    while (size > 1) {
-        const auto best = static_cast<std::size_t>(std::min_element(values, values + size - 1) - values);
-        if (values[best] == kNoPair) break;
-        ids[best] = static_cast<TokenId>(values[best]);
-        std::move(ids + best + 2, ids + size, ids + best + 1);
-        if (best + 2 < size) std::move(values + best + 2, values + size - 1, values + best + 1);
-        --size;
-        if (best > 0) values[best - 1] = find_pair(ids[best - 1], ids[best]);
-        if (best + 1 < size) values[best] = find_pair(ids[best], ids[best + 1]);
-    }
-    out.insert(out.end(), ids, ids + size);
-}
-
-// A heap of candidate merges over a linked list: O(n log n) however long the piece.
-void BpeEncoder::merge_long(std::string_view piece, std::vector<TokenId>& out) const {
-    struct Node {
-        TokenId id;
-        std::int64_t previous, next;
-    };
-    struct Candidate {
-        std::uint64_t value;
-        std::int64_t place;
-        TokenId left, right;
-        bool operator>(const Candidate& other) const noexcept {
-            return std::tie(value, place) > std::tie(other.value, other.place);
-        }
-    };
-    const auto size = static_cast<std::int64_t>(piece.size());
-    std::vector<Node> nodes(piece.size());
-    for (std::int64_t i = 0; i < size; ++i) {
-        const auto at = static_cast<std::size_t>(i);
-        nodes[at] = {byte_ids_[static_cast<std::uint8_t>(piece[at])], i - 1, i + 1 < size ? i + 1 : -1};
-    }
-    std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> queue;
-    const auto node = [&](std::int64_t place) -> Node& { return nodes[static_cast<std::size_t>(place)]; };
-    const auto propose = [&](std::int64_t place) {
-        if (place < 0 || node(place).next < 0) return;
-        const TokenId left = node(place).id;
-        const TokenId right = node(node(place).next).id;
-        const std::uint64_t value = find_pair(left, right);
-        if (value != kNoPair) queue.push({value, place, left, right});
-    };
-    for (std::int64_t i = 0; i + 1 < size; ++i) propose(i);
-    while (!queue.empty()) {
-        const Candidate top = queue.top();
-        queue.pop();
-        Node& left = node(top.place);
-        if (left.id != top.left || left.next < 0 || node(left.next).id != top.right) continue;  // outdated
-        const std::int64_t removed = left.next;
-        left.id = static_cast<TokenId>(top.value);
-        left.next = node(removed).next;
-        if (left.next >= 0) node(left.next).previous = top.place;
-        node(removed).id = kNone;
-        propose(left.previous);
-        propose(top.place);
-    }
-    for (std::int64_t i = 0; i >= 0; i = node(i).next) out.push_back(node(i).id);
-}
-
 void BpeEncoder::encode_piece(std::string_view piece, std::vector<TokenId>& out) const {
     if (piece.size() == 1) {
         out.push_back(byte_ids_[static_cast<std::uint8_t>(piece[0])]);
@@ -229,17 +128,15 @@ void BpeEncoder::encode_piece(std::string_view piece, std::vector<TokenId>& out)
             return;
         }
     }
-    if (piece.size() <= kShortPiece) {
-        merge_short(piece, out);
-    } else {
-        merge_long(piece, out);
-    }
+    const std::size_t before = out.size();
+    for (const char byte : piece) out.push_back(byte_ids_[static_cast<std::uint8_t>(byte)]);
+    out.resize(before + merges_.apply(std::span(out).subspan(before)));
 }
 
 void BpeEncoder::encode_cached(std::string_view text, PieceCache& cache, std::vector<TokenId>& out) const {
     Pretokenizer pieces(pattern_, text);
     for (std::string_view piece = pieces.next(); !piece.empty(); piece = pieces.next()) {
-        if (piece.size() == 1 || piece.size() > kShortPiece) {
+        if (piece.size() == 1 || piece.size() > kLongestCached) {
             encode_piece(piece, out);
             continue;
         }

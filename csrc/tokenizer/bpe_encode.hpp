@@ -9,19 +9,10 @@
 #include <string_view>
 #include <vector>
 
+#include "tokenizer/merges.hpp"
 #include "tokenizer/pretokenize.hpp"
 
 namespace pylm {
-
-using TokenId = std::uint32_t;
-
-// One merge: the ids `left`, `right` become `merged`; a lower place in the list is applied first.
-struct MergeRule {
-    TokenId left;
-    TokenId right;
-    TokenId merged;
-    std::uint32_t rank;
-};
 
 struct TokenBatch {
     std::vector<TokenId> ids;
@@ -53,11 +44,6 @@ class BpeEncoder {
   private:
     class PieceCache;
 
-    static constexpr std::uint64_t kNoPair = std::numeric_limits<std::uint64_t>::max();
-    struct PairSlot {
-        std::uint64_t key = kNoPair;  // left << 32 | right
-        std::uint64_t value = 0;      // rank << 32 | merged
-    };
     struct PieceSlot {
         std::uint32_t hash = 0;
         TokenId id = std::numeric_limits<TokenId>::max();
@@ -65,16 +51,13 @@ class BpeEncoder {
 
     void encode_cached(std::string_view text, PieceCache& cache, std::vector<TokenId>& out) const;
     void encode_piece(std::string_view piece, std::vector<TokenId>& out) const;
-    void merge_short(std::string_view piece, std::vector<TokenId>& out) const;
-    void merge_long(std::string_view piece, std::vector<TokenId>& out) const;
-    std::uint64_t find_pair(TokenId left, TokenId right) const noexcept;  // value, or kNoPair
-    TokenId find_token(std::string_view bytes) const noexcept;            // id, or the largest TokenId
+    TokenId find_token(std::string_view bytes) const noexcept;  // id, or the largest TokenId
 
     std::vector<std::string> tokens_;
     Pattern pattern_;
     bool ignore_merges_;
     TokenId byte_ids_[256];
-    std::vector<PairSlot> pairs_;
+    MergeTable merges_;
     std::vector<PieceSlot> pieces_;
 };
 

@@ -1,7 +1,10 @@
 """What every function over a collection of texts accepts."""
 
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class ArrowArray(Protocol):
@@ -23,3 +26,10 @@ class ArrowStream(Protocol):
 Texts: TypeAlias = Sequence[str] | ArrowArray | ArrowStream
 """A list (or tuple) of str, or an Arrow column of strings or binary: plain, large or view layout, with nulls,
 sliced or in chunks. Arrow columns are read in place, without a copy."""
+
+
+def arrow_chunks(values: object) -> "list[pa.Array] | None":
+    """Give the arrays of an Arrow (chunked) array, or None for anything else; loads no pyarrow itself."""
+    if not hasattr(values, "null_count"):
+        return None
+    return list(values.chunks) if hasattr(values, "chunks") else [values]

@@ -1,7 +1,5 @@
 """Byte-level BPE: text to token ids and back, with the ids of tiktoken and Hugging Face tokenizers."""
 
-import base64
-import binascii
 import json
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,13 +15,13 @@ from numpy.typing import NDArray
 from pylm import _core
 from pylm.errors import InputError
 from pylm.files import atomic_path
-from pylm.text import _hf_format
+from pylm.text import _hf_format, _rank_format
+from pylm.text._training import learn_merges
 from pylm.text.patterns import PATTERNS, find_pattern
+from pylm.text.texts import arrow_chunks
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-BATCH_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -131,10 +129,10 @@ class Tokenizer:
                     f"{path}: a rank file does not name its pattern; give pattern=, one of "
                     f"{', '.join(PATTERNS)}"
                 )
-            tokens = _read_ranks(path)
+            tokens = _rank_format.read(path)
             return cls(
                 tokens,
-                _merges_of_ranks(tokens),
+                _rank_format.merges_of(tokens),
                 pattern=pattern,
                 special_tokens=special_tokens or {},
                 ignore_merges=True,
@@ -174,40 +172,14 @@ class Tokenizer:
             InputError: a vocabulary too small for bytes and special tokens, an unknown pattern, a corpus
                 without text.
         """
-        num_special = len(special_tokens)
-        if vocab_size < 256 + num_special:
-            raise InputError(
-                f"vocab_size must be at least {256 + num_special} (256 bytes and {num_special} special "
-                f"tokens), got {vocab_size}"
-            )
-        if len(set(special_tokens)) != num_special or not all(special_tokens):
-            raise InputError(f"special_tokens must be different and not empty, got {list(special_tokens)}")
-        if min_frequency < 1:
-            raise InputError(f"min_frequency must be at least 1, got {min_frequency}")
-        counter = _core.WordCounter(find_pattern(pattern).machine())
-        num_texts = 0
-        for batch in _text_batches(corpus):
-            num_texts += len(batch)
-            counter.add(batch, num_threads=num_threads)
-        if num_texts == 0:
-            raise InputError("the corpus to train a tokenizer on holds no text")
-        tokens = [b""] * num_special
-        byte_ids = [0] * 256
-        for byte in sorted(range(256), key=lambda b: _hf_format.BYTE_TO_CHAR[b]):
-            byte_ids[byte] = len(tokens)
-            tokens.append(bytes([byte]))
-        first_id = len(tokens)
-        pairs = counter.train(
-            num_merges=vocab_size - first_id,
+        tokens, merges = learn_merges(
+            corpus,
+            vocab_size=vocab_size,
+            pattern=pattern,
+            special_tokens=special_tokens,
             min_frequency=min_frequency,
-            byte_ids=byte_ids,
-            first_id=first_id,
+            num_threads=num_threads,
         )
-        for left, right in pairs:
-            tokens.append(tokens[left] + tokens[right])
-        merges = np.array(
-            [(a, b, first_id + i, i) for i, (a, b) in enumerate(pairs)], dtype=np.uint32
-        ).reshape(-1, 4)
         special = {text: i for i, text in enumerate(special_tokens)}
         return cls(tokens, merges, pattern=pattern, special_tokens=special)
 
@@ -300,7 +272,7 @@ class Tokenizer:
             InputError: a text holds lone surrogates; names its index.
             TypeError: an element is neither str nor bytes.
         """
-        if (chunks := _arrow_chunks(texts)) is not None:
+        if (chunks := arrow_chunks(texts)) is not None:
             if self._normalizer is None:
                 return _join([self._encode_arrow(chunk, num_threads) for chunk in chunks])
             texts = [t if t is not None else "" for chunk in chunks for t in chunk.to_pylist()]
@@ -410,63 +382,3 @@ def _join(arrays: list[TokenArray]) -> TokenArray:
         total += len(array.ids)
     ids = [array.ids for array in arrays]
     return TokenArray(np.concatenate(ids) if ids else np.zeros(0, np.uint32), np.concatenate(offsets))
-
-
-def _arrow_chunks(values: object) -> "list[pa.Array] | None":
-    """Give the arrays of an Arrow (chunked) array, or None for anything else; loads no pyarrow itself."""
-    if not hasattr(values, "null_count"):
-        return None
-    return list(values.chunks) if hasattr(values, "chunks") else [values]
-
-
-def _text_batches(
-    corpus: "Iterable[str] | Iterable[Path] | pa.Array | pa.ChunkedArray",
-) -> Iterator[list[str] | list[bytes]]:
-    """Give texts in batches of bounded size, so that a corpus need not fit into memory."""
-    if isinstance(corpus, str | bytes):
-        raise TypeError("corpus must be an iterable of texts or paths, got a single text")
-    if (chunks := _arrow_chunks(corpus)) is not None:
-        for chunk in chunks:
-            for start in range(0, len(chunk), 4096):
-                yield [t for t in chunk.slice(start, 4096).to_pylist() if t is not None]
-        return
-    batch: list[str | bytes] = []
-    size = 0
-    for item in corpus:
-        text = item.read_bytes() if isinstance(item, Path) else item
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH_BYTES:
-            yield batch  # type: ignore[misc]
-            batch, size = [], 0
-    if batch:
-        yield batch  # type: ignore[misc]
-
-
-def _read_ranks(path: Path) -> list[bytes]:
-    """Read a rank file: a line a token, base64 of its bytes, a space, its rank."""
-    ranks: dict[int, bytes] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line:
-            continue
-        token, _, rank = line.partition(b" ")
-        try:
-            ranks[int(rank)] = base64.b64decode(token, validate=True)
-        except (ValueError, binascii.Error) as error:
-            raise InputError(f"{path}:{number}: expected base64 and a rank, got {line[:40]!r}") from error
-    if not ranks:
-        raise InputError(f"{path}: the rank file is empty")
-    return [ranks.get(rank, b"") for rank in range(max(ranks) + 1)]
-
-
-def _merges_of_ranks(tokens: Sequence[bytes]) -> NDArray[np.uint32]:
-    """Give every pair of tokens whose bytes concatenate to a token; the result's id is the rank."""
-    ids = {token: i for i, token in enumerate(tokens) if token}
-    rows = [
-        (left, right, merged, merged)
-        for token, merged in ids.items()
-        if len(token) > 1
-        for cut in range(1, len(token))
-        if (left := ids.get(token[:cut])) is not None and (right := ids.get(token[cut:])) is not None
-    ]
-    return np.array(sorted(rows, key=lambda row: row[3]), dtype=np.uint32).reshape(-1, 4)
