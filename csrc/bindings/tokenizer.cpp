@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -103,16 +104,17 @@ void bind_tokenizer(py::module_& module) {
             py::arg("text"))
         .def(
             "encode_texts",
-            [](const BpeEncoder& encoder, const py::object& texts, unsigned num_threads) {
+            [](const BpeEncoder& encoder, const py::object& texts, std::optional<TokenId> end_id,
+               unsigned num_threads) {
                 const Texts read(texts, "texts", Texts::Items::kStrOrBytes);
                 TokenBatch batch;
                 {
                     const py::gil_scoped_release release;
-                    batch = encoder.encode_batch(read.views(), num_threads);
+                    batch = encoder.encode_batch(read.views(), num_threads, end_id);
                 }
                 return to_tuple(std::move(batch));
             },
-            py::arg("texts"), py::kw_only(), py::arg("num_threads"))
+            py::arg("texts"), py::kw_only(), py::arg("end_id"), py::arg("num_threads"))
         .def(
             "encode_file",
             [](const BpeEncoder& encoder, const std::string& path, const std::string& separator,

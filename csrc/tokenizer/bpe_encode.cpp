@@ -224,7 +224,8 @@ TokenBuffer BpeEncoder::encode(std::string_view text) const {
     return ids;
 }
 
-TokenBatch BpeEncoder::encode_batch(std::span<const std::string_view> texts, unsigned num_threads) const {
+TokenBatch BpeEncoder::encode_batch(std::span<const std::string_view> texts, unsigned num_threads,
+                                    std::optional<TokenId> end) const {
     const std::vector<Chunk> chunks = cut_chunks(texts);
     std::size_t num_bytes = 0;
     for (const std::string_view text : texts) num_bytes += text.size();
@@ -245,8 +246,9 @@ TokenBatch BpeEncoder::encode_batch(std::span<const std::string_view> texts, uns
                 const bool is_single = chunk.last - chunk.first == 1;
                 encode_cached(is_single ? texts[i].substr(chunk.begin, chunk.end - chunk.begin) : texts[i], *cache,
                               buffer);
-                if (!is_single || chunk.end == texts[i].size())
-                    batch.offsets[i + 1] = static_cast<std::int64_t>(buffer.size());
+                if (is_single && chunk.end != texts[i].size()) continue;
+                if (end) buffer.push_back(*end);
+                batch.offsets[i + 1] = static_cast<std::int64_t>(buffer.size());
             }
             output.commit(index, std::move(buffer), [&](std::size_t placed, std::size_t offset) {
                 const Chunk& done = chunks[placed];

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -38,8 +39,9 @@ class BpeEncoder {
     TokenBuffer encode(std::string_view text) const;
 
     // Encode many texts; a large one is cut where no piece can lie across. Neither the result nor the cuts
-    // depend on the threads.
-    TokenBatch encode_batch(std::span<const std::string_view> texts, unsigned num_threads) const;
+    // depend on the threads. `end` comes after each text and belongs to it.
+    TokenBatch encode_batch(std::span<const std::string_view> texts, unsigned num_threads,
+                            std::optional<TokenId> end = std::nullopt) const;
 
     // Bytes of a token. Throws std::out_of_range.
     std::string_view token(TokenId id) const;

@@ -42,6 +42,10 @@ class TokenBuffer {
         data_ = std::move(grown);
         capacity_ = capacity;
     }
+    void push_back(TokenId id) {
+        if (size_ == capacity_) reserve(std::max<std::size_t>(16, 2 * capacity_));
+        data_[size_++] = id;
+    }
     // The first `size` <= capacity() ids count; new ones have no certain value.
     void resize(std::size_t size) noexcept { size_ = size; }
 

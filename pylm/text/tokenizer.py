@@ -259,6 +259,7 @@ class Tokenizer:
         self,
         texts: Texts | Sequence[bytes] | NDArray[np.str_ | np.object_],
         *,
+        end_id: int | None = None,
         num_threads: int = 0,
     ) -> TokenArray:
         """Turn many texts into ids, special tokens in them being ordinary text.
@@ -266,6 +267,7 @@ class Tokenizer:
         Args:
             texts: list or NumPy array of str or bytes, or an Arrow column of strings or binary of any library
                 and layout, in chunks or not, which is read where it lies; null gives no tokens.
+            end_id: id to put after each text, as token shards have it; any number below 2^32.
             num_threads: 0 takes all cores; the result does not depend on it.
 
         Returns:
@@ -282,7 +284,7 @@ class Tokenizer:
             columns = [self._normalize(t) if isinstance(t, str) else t for t in _to_list(texts)]
         elif not hasattr(texts, "__arrow_c_array__") and not hasattr(texts, "__arrow_c_stream__"):
             columns = _to_list(texts)
-        return TokenArray(*self._core.encode_texts(columns, num_threads=num_threads))
+        return TokenArray(*self._core.encode_texts(columns, end_id=end_id, num_threads=num_threads))
 
     def encode_files(
         self, paths: Sequence[str | Path], *, separator: str | bytes | None = None, num_threads: int = 0
@@ -306,7 +308,7 @@ class Tokenizer:
             content = Path(path).read_bytes()
             texts = content.split(mark) if mark else [content]
             texts = [self._normalize(t.decode("utf-8", "replace")).encode() for t in texts]
-            arrays.append(TokenArray(*self._core.encode_texts(texts, num_threads=num_threads)))
+            arrays.append(TokenArray(*self._core.encode_texts(texts, end_id=None, num_threads=num_threads)))
         return _join(arrays)
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -293,6 +293,15 @@ def test_a_large_text_is_cut_between_pieces_only(
         assert tokenizer.encode_ordinary(text) == expected
 
 
+def test_an_end_after_each_text(small: Tokenizer) -> None:
+    line = "a line of a text beyond the size that threads share\n"
+    texts = ["one", "", line * 20_000, "four"]
+    end = small.special_tokens["<|endoftext|>"]
+    expected = [[*small.encode_ordinary(t), end] for t in texts]
+    for container in (texts, pa.array(texts)):
+        assert [x.tolist() for x in small.encode_batch(container, end_id=end)] == expected
+
+
 def test_files(small: Tokenizer, tmp_path: Path) -> None:
     empty, pipe = tmp_path / "empty", tmp_path / "pipe"
     empty.touch()
