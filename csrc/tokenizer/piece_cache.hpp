@@ -56,8 +56,8 @@ struct PieceKey {
     }();
 };
 
-// Two places a cache line, the one that hits move to the front: what comes often stays. Grows with the
-// number of different pieces up to a bound, then forgets; that changes speed only. Not for several threads.
+// Two places a cache line; what hits moves to the first, what is new replaces the second: what comes often
+// stays. Grows with the number of different pieces up to a bound. Not for several threads at once.
 class PieceCache {
   public:
     struct alignas(32) Entry {
@@ -87,7 +87,7 @@ class PieceCache {
 
     // Remember a piece that `find` does not know.
     void add(const PieceKey& key, std::uint64_t hash, std::span<const TokenId> ids) {
-        if (++num_added_ * 2 > entries_.size()) grow();
+        if (++num_added_ * 2 > entries_.size() && entries_.size() < kMaxEntries) grow();
         Entry entry{key, {}, static_cast<std::uint32_t>(ids.size())};
         if (ids.size() <= kMaxInline) {
             std::copy(ids.begin(), ids.end(), entry.ids.begin());
@@ -151,10 +151,6 @@ class PieceCache {
     }
 
     void grow() {
-        if (entries_.size() >= kMaxEntries) {
-            forget();
-            return;
-        }
         std::vector<Entry, HugePageAllocator<Entry>> old(entries_.size() * 4);
         old.swap(entries_);
         num_added_ = 0;
