@@ -1,0 +1,343 @@
+// Vocabularies from files, added tokens, decoding. The doors with the checks are in pylm/text.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "bindings/arrow.hpp"
+#include "bindings/buffers.hpp"
+#include "bindings/module.hpp"
+#include "parallel.hpp"
+#include "text/properties.hpp"
+#include "tokenizer/added_tokens.hpp"
+#include "tokenizer/bpe_encode.hpp"
+#include "tokenizer/decode.hpp"
+#include "tokenizer/hf_model.hpp"
+#include "tokenizer/rank_file.hpp"
+#include "tokenizer/vocabulary.hpp"
+
+namespace py = pybind11;
+
+namespace pylm::bindings {
+
+namespace {
+
+using Ids = py::array_t<std::uint32_t, py::array::c_style>;
+
+std::span<const TokenId> ids_of(const Ids& ids) {
+    if (ids.ndim() != 1) throw py::value_error("ids must have one dimension");
+    return {ids.data(), static_cast<std::size_t>(ids.size())};
+}
+
+Ids to_rows(const std::vector<MergeRule>& rules) {
+    std::vector<std::uint32_t> rows;
+    rows.reserve(rules.size() * 4);
+    for (const MergeRule& rule : rules) rows.insert(rows.end(), {rule.left, rule.right, rule.merged, rule.rank});
+    return to_array(std::move(rows), {static_cast<py::ssize_t>(rules.size()), 4});
+}
+
+std::vector<MergeRule> from_rows(const Ids& merges) {
+    if (merges.ndim() != 2 || merges.shape(1) != 4)
+        throw py::value_error("merges must have the columns left, right, merged, rank");
+    const auto rows = merges.unchecked<2>();
+    std::vector<MergeRule> rules;
+    rules.reserve(static_cast<std::size_t>(rows.shape(0)));
+    for (py::ssize_t i = 0; i < rows.shape(0); ++i)
+        rules.push_back({rows(i, 0), rows(i, 1), rows(i, 2), rows(i, 3)});
+    return rules;
+}
+
+// Texts as a list of str and bytes, or as an Arrow column; keeps them alive.
+class AnyTexts {
+  public:
+    explicit AnyTexts(const py::object& texts) {
+        if (!PyList_Check(texts.ptr()) && !PyTuple_Check(texts.ptr())) {
+            const Texts& arrow = arrow_.emplace(texts);
+            views_.assign(arrow.views().begin(), arrow.views().end());
+            return;
+        }
+        items_ = py::tuple(texts);
+        for (std::size_t i = 0; i < items_.size(); ++i) {
+            const py::handle item = PyTuple_GET_ITEM(items_.ptr(), static_cast<py::ssize_t>(i));
+            const auto place = [&] { return "texts[" + std::to_string(i) + "]"; };
+            py::ssize_t size = 0;
+            const char* data = nullptr;
+            if (PyBytes_Check(item.ptr())) {
+                data = PyBytes_AS_STRING(item.ptr());
+                size = PyBytes_GET_SIZE(item.ptr());
+            } else if (PyUnicode_Check(item.ptr())) {
+                data = PyUnicode_AsUTF8AndSize(item.ptr(), &size);
+                if (data == nullptr) {
+                    PyErr_Clear();
+                    throw_input_error(place() + " holds lone surrogates, which no UTF-8 can express");
+                }
+            } else {
+                throw py::type_error(place() + " must be str or bytes, got " + Py_TYPE(item.ptr())->tp_name);
+            }
+            views_.emplace_back(data, static_cast<std::size_t>(size));
+        }
+    }
+
+    std::span<const std::string_view> views() const noexcept { return views_; }
+
+  private:
+    std::optional<Texts> arrow_;
+    py::tuple items_;
+    std::vector<std::string_view> views_;
+};
+
+std::span<const std::uint8_t> mask_of(const AddedTokens& tokens, std::string_view mask) {
+    if (mask.size() != tokens.size()) throw py::value_error("expected a byte for each added token");
+    return {reinterpret_cast<const std::uint8_t*>(mask.data()), mask.size()};
+}
+
+bool is_stable(std::string_view text, int form) {
+    if (form == 0) return all_have(text, kStableNfc);
+    if (form == 1) return all_have(text, kStableNfkc);
+    return false;
+}
+
+// Replace the texts that a normalizer may change by what it makes of them. The views point into `kept`.
+std::vector<std::string_view> normalize(std::span<const std::string_view> texts, const py::function& change,
+                                        int form, unsigned num_threads, py::list& kept) {
+    std::vector<std::uint8_t> changes(texts.size());
+    parallel_for(texts.size(), texts.size() < 64 ? 1 : num_threads,
+                 [&](std::size_t i) { changes[i] = texts[i].empty() || is_stable(texts[i], form) ? 0 : 1; });
+    std::vector<std::string_view> views(texts.begin(), texts.end());
+    const py::gil_scoped_acquire acquire;
+    for (std::size_t i = 0; i < views.size(); ++i) {
+        if (changes[i] == 0) continue;
+        const py::bytes changed = change(py::bytes(views[i].data(), views[i].size()));
+        views[i] = changed;
+        kept.append(changed);
+    }
+    return views;
+}
+
+void bind_vocabulary_files(py::module_& module) {
+    py::class_<Vocabulary, std::shared_ptr<Vocabulary>>(module, "Vocabulary")
+        .def(py::init([](const std::vector<py::bytes>& tokens, const Ids& merges) {
+                 return Vocabulary{{tokens.begin(), tokens.end()}, from_rows(merges)};
+             }),
+             py::arg("tokens"), py::arg("merges"))
+        .def_static(
+            "from_rank_file",
+            [](const py::bytes& content) {
+                const std::string_view view = content;
+                const py::gil_scoped_release release;
+                return read_rank_file(view);
+            },
+            py::arg("content"))
+        .def("__len__", [](const Vocabulary& vocabulary) { return vocabulary.tokens.size(); })
+        .def("tokens",
+             [](const Vocabulary& vocabulary) {
+                 py::list out(vocabulary.tokens.size());
+                 for (std::size_t i = 0; i < vocabulary.tokens.size(); ++i) {
+                     out[i] = py::bytes(vocabulary.tokens[i]);
+                 }
+                 return out;
+             })
+        .def("alphabet_tokens",
+             [](const Vocabulary& vocabulary) {
+                 py::list out(vocabulary.tokens.size());
+                 for (std::size_t i = 0; i < vocabulary.tokens.size(); ++i) {
+                     out[i] = py::str(to_byte_alphabet(vocabulary.tokens[i]));
+                 }
+                 return out;
+             })
+        .def("packed",
+             [](const Vocabulary& vocabulary) {
+                 std::string out;
+                 for (const std::string& token : vocabulary.tokens) {
+                     for (unsigned shift = 0; shift < 32; shift += 8)
+                         out.push_back(static_cast<char>(token.size() >> shift));
+                     out += token;
+                 }
+                 return py::bytes(out);
+             })
+        .def("merges", [](const Vocabulary& vocabulary) { return to_rows(vocabulary.merges); })
+        .def("canonical_merges",
+             [](const Vocabulary& vocabulary) { return to_rows(canonical_merges(vocabulary)); })
+        .def("rank_merges", [](const Vocabulary& vocabulary) { return to_rows(pairs_of(vocabulary.tokens)); })
+        .def("rank_file", [](const Vocabulary& vocabulary) {
+            return py::bytes(write_rank_file(vocabulary.tokens));
+        });
+
+    py::class_<HfModel>(module, "HfModel")
+        .def("__len__", &HfModel::size)
+        .def_property_readonly("largest_id", &HfModel::largest_id)
+        .def(
+            "find", [](const HfModel& model, const std::string& text) { return model.find(text); },
+            py::arg("text"))
+        .def(
+            "vocabulary",
+            [](const HfModel& model, bool byte_level, const std::vector<TokenId>& hidden) {
+                const py::gil_scoped_release release;
+                return model.to_vocabulary(byte_level, hidden);
+            },
+            py::kw_only(), py::arg("byte_level"), py::arg("hidden"));
+
+    module.def(
+        "read_hf_model",
+        [](const py::bytes& content) {
+            const std::string_view view = content;
+            std::optional<HfDocument> document;
+            {
+                const py::gil_scoped_release release;
+                document.emplace(HfModel::read(view));
+            }
+            return py::make_tuple(std::move(document->model), py::bytes(document->rest));
+        },
+        py::arg("content"));
+}
+
+void bind_decoder(py::module_& module) {
+    py::class_<TokenDecoder>(module, "TokenDecoder")
+        .def(py::init([](const Vocabulary& vocabulary,
+                         const std::vector<std::pair<TokenId, std::string>>& added,
+                         const std::vector<TokenId>& special) {
+                 return std::make_unique<TokenDecoder>(vocabulary.tokens, added, special);
+             }),
+             py::arg("vocabulary"), py::kw_only(), py::arg("added"), py::arg("special"))
+        .def("__len__", &TokenDecoder::size)
+        .def(
+            "token", [](const TokenDecoder& decoder, TokenId id) { return py::bytes(decoder.token(id)); },
+            py::arg("id"))
+        .def(
+            "decode",
+            [](const TokenDecoder& decoder, const Ids& ids, bool skip_special) {
+                const auto view = ids_of(ids);
+                std::string out;
+                {
+                    const py::gil_scoped_release release;
+                    decoder.decode(view, skip_special, out);
+                }
+                return py::bytes(out);
+            },
+            py::arg("ids"), py::kw_only(), py::arg("skip_special"))
+        .def(
+            "decode_batch",
+            [](const TokenDecoder& decoder, const Ids& ids,
+               const py::array_t<std::int64_t, py::array::c_style>& offsets, bool skip_special,
+               unsigned num_threads) {
+                const auto all = ids_of(ids);
+                const auto border = offsets.unchecked<1>();
+                const auto count = static_cast<std::size_t>(std::max<py::ssize_t>(border.shape(0) - 1, 0));
+                for (std::size_t i = 0; i < count; ++i) {
+                    const auto at = static_cast<py::ssize_t>(i);
+                    if (border(at) < 0 || border(at + 1) < border(at) ||
+                        static_cast<std::size_t>(border(at + 1)) > all.size()) {
+                        throw py::value_error("offsets must rise and stay within the ids, at text " +
+                                              std::to_string(i));
+                    }
+                }
+                std::vector<std::string> texts(count);
+                {
+                    const py::gil_scoped_release release;
+                    parallel_for(count, count < 64 ? 1 : num_threads, [&](std::size_t i) {
+                        const auto at = static_cast<py::ssize_t>(i);
+                        decoder.decode(all.subspan(static_cast<std::size_t>(border(at)),
+                                                   static_cast<std::size_t>(border(at + 1) - border(at))),
+                                       skip_special, texts[i]);
+                    });
+                }
+                py::list out(count);
+                for (std::size_t i = 0; i < count; ++i) out[i] = py::bytes(texts[i]);
+                return out;
+            },
+            py::arg("ids"), py::arg("offsets"), py::kw_only(), py::arg("skip_special"),
+            py::arg("num_threads"))
+        .def(
+            "lengths",
+            [](const TokenDecoder& decoder, const Ids& ids) { return to_array(decoder.lengths(ids_of(ids))); },
+            py::arg("ids"));
+}
+
+void bind_added_tokens(py::module_& module) {
+    py::class_<AddedTokens>(module, "AddedTokens")
+        .def(py::init(
+                 [](const std::vector<std::tuple<std::string, TokenId, bool, bool, bool>>& tokens) {
+                     std::vector<AddedToken> added;
+                     for (const auto& [content, id, single_word, lstrip, rstrip] : tokens) {
+                         added.push_back({content, id, single_word, lstrip, rstrip});
+                     }
+                     return std::make_unique<AddedTokens>(std::move(added));
+                 }),
+             py::arg("tokens"))
+        .def("__len__", &AddedTokens::size)
+        .def(
+            "find",
+            [](const AddedTokens& tokens, const py::bytes& text, const py::bytes& enabled) {
+                py::list out;
+                for (const AddedMatch& match : tokens.find(text, mask_of(tokens, enabled))) {
+                    out.append(py::make_tuple(match.begin, match.end, match.token));
+                }
+                return out;
+            },
+            py::arg("text"), py::arg("enabled"))
+        .def(
+            "find_first",
+            [](const AddedTokens& tokens, const py::object& texts,
+               const py::bytes& enabled) -> std::optional<py::tuple> {
+                const AnyTexts items(texts);
+                const auto mask = mask_of(tokens, enabled);
+                const auto views = items.views();
+                for (std::size_t i = 0; i < views.size(); ++i) {
+                    const auto matches = tokens.find(views[i], mask);
+                    if (!matches.empty()) return py::make_tuple(i, matches[0].begin, matches[0].token);
+                }
+                return std::nullopt;
+            },
+            py::arg("texts"), py::arg("enabled"));
+
+    // The whole way of a text: tokens of the raw text, normalization, tokens of the normalized text, merges.
+    module.def(
+        "encode_with_added",
+        [](const BpeEncoder& encoder, const py::object& texts, const AddedTokens& raw,
+           const py::bytes& raw_enabled, const std::optional<py::function>& normalizer, int form,
+           const AddedTokens& normalized, const py::bytes& normalized_enabled, unsigned num_threads) {
+            const AnyTexts items(texts);
+            const auto raw_mask = mask_of(raw, raw_enabled);
+            const auto normalized_mask = mask_of(normalized, normalized_enabled);
+            py::list kept;
+            const AddedTokens::Encode merge = [&](std::span<const std::string_view> stretches) {
+                return encoder.encode_batch(stretches, num_threads);
+            };
+            const AddedTokens::Encode inner = [&](std::span<const std::string_view> stretches) {
+                if (!normalizer)
+                    return normalized.encode_batch(stretches, normalized_mask, merge, num_threads);
+                const auto views = normalize(stretches, *normalizer, form, num_threads, kept);
+                return normalized.encode_batch(views, normalized_mask, merge, num_threads);
+            };
+            TokenBatch batch;
+            {
+                const py::gil_scoped_release release;
+                batch = raw.encode_batch(items.views(), raw_mask, inner, num_threads);
+            }
+            return py::make_tuple(to_array(std::move(batch.ids)), to_array(std::move(batch.offsets)));
+        },
+        py::arg("encoder"), py::arg("texts"), py::kw_only(), py::arg("raw"), py::arg("raw_enabled"),
+        py::arg("normalizer"), py::arg("form"), py::arg("normalized"), py::arg("normalized_enabled"),
+        py::arg("num_threads"));
+
+    module.def(
+        "is_stable", [](const py::bytes& text, int form) { return is_stable(text, form); }, py::arg("text"),
+        py::arg("form"));
+}
+
+}  // namespace
+
+void bind_vocabulary(py::module_& module) {
+    bind_vocabulary_files(module);
+    bind_decoder(module);
+    bind_added_tokens(module);
+}
+
+}  // namespace pylm::bindings
