@@ -3,6 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -14,7 +17,9 @@
 #include "bindings/arrow.hpp"
 #include "bindings/buffers.hpp"
 #include "bindings/module.hpp"
+#include "bindings/tokens.hpp"
 #include "parallel.hpp"
+#include "text/mapped_file.hpp"
 #include "text/properties.hpp"
 #include "tokenizer/added_tokens.hpp"
 #include "tokenizer/bpe_encode.hpp"
@@ -30,6 +35,7 @@ namespace pylm::bindings {
 namespace {
 
 using Ids = py::array_t<std::uint32_t, py::array::c_style>;
+using Views = std::span<const std::string_view>;
 
 std::span<const TokenId> ids_of(const Ids& ids) {
     if (ids.ndim() != 1) throw py::value_error("ids must have one dimension");
@@ -54,72 +60,74 @@ std::vector<MergeRule> from_rows(const Ids& merges) {
     return rules;
 }
 
-// Texts as a list of str and bytes, or as an Arrow column; keeps them alive.
-class AnyTexts {
-  public:
-    explicit AnyTexts(const py::object& texts) {
-        if (!PyList_Check(texts.ptr()) && !PyTuple_Check(texts.ptr())) {
-            const Texts& arrow = arrow_.emplace(texts);
-            views_.assign(arrow.views().begin(), arrow.views().end());
-            return;
-        }
-        items_ = py::tuple(texts);
-        for (std::size_t i = 0; i < items_.size(); ++i) {
-            const py::handle item = PyTuple_GET_ITEM(items_.ptr(), static_cast<py::ssize_t>(i));
-            const auto place = [&] { return "texts[" + std::to_string(i) + "]"; };
-            py::ssize_t size = 0;
-            const char* data = nullptr;
-            if (PyBytes_Check(item.ptr())) {
-                data = PyBytes_AS_STRING(item.ptr());
-                size = PyBytes_GET_SIZE(item.ptr());
-            } else if (PyUnicode_Check(item.ptr())) {
-                data = PyUnicode_AsUTF8AndSize(item.ptr(), &size);
-                if (data == nullptr) {
-                    PyErr_Clear();
-                    throw_input_error(place() + " holds lone surrogates, which no UTF-8 can express");
-                }
-            } else {
-                throw py::type_error(place() + " must be str or bytes, got " + Py_TYPE(item.ptr())->tp_name);
-            }
-            views_.emplace_back(data, static_cast<std::size_t>(size));
-        }
-    }
-
-    std::span<const std::string_view> views() const noexcept { return views_; }
-
-  private:
-    std::optional<Texts> arrow_;
-    py::tuple items_;
-    std::vector<std::string_view> views_;
-};
-
 std::span<const std::uint8_t> mask_of(const AddedTokens& tokens, std::string_view mask) {
     if (mask.size() != tokens.size()) throw py::value_error("expected a byte for each added token");
     return {reinterpret_cast<const std::uint8_t*>(mask.data()), mask.size()};
 }
 
+// Whether a normalizer certainly leaves a text as it is. Forms: 0 NFC, 1 NFKC, 2 one that keeps ASCII, others
+// may change any text.
 bool is_stable(std::string_view text, int form) {
     if (form == 0) return all_have(text, kStableNfc);
     if (form == 1) return all_have(text, kStableNfkc);
+    if (form == 2) return std::ranges::all_of(text, [](char c) { return static_cast<std::uint8_t>(c) < 0x80; });
     return false;
 }
 
-// Replace the texts that a normalizer may change by what it makes of them. The views point into `kept`.
-std::vector<std::string_view> normalize(std::span<const std::string_view> texts, const py::function& change,
-                                        int form, unsigned num_threads, py::list& kept) {
-    std::vector<std::uint8_t> changes(texts.size());
-    parallel_for(texts.size(), texts.size() < 64 ? 1 : num_threads,
-                 [&](std::size_t i) { changes[i] = texts[i].empty() || is_stable(texts[i], form) ? 0 : 1; });
-    std::vector<std::string_view> views(texts.begin(), texts.end());
-    const py::gil_scoped_acquire acquire;
-    for (std::size_t i = 0; i < views.size(); ++i) {
-        if (changes[i] == 0) continue;
-        const py::bytes changed = change(py::bytes(views[i].data(), views[i].size()));
-        views[i] = changed;
-        kept.append(changed);
+// The whole way of a text: tokens of the raw text, normalization, tokens of the normalized text, merges.
+class AddedEncoder {
+  public:
+    AddedEncoder(const AddedTokens& raw, const AddedTokens& normalized, std::optional<py::function> normalizer,
+                 int form, std::function<TokenBatch(Views, unsigned, std::optional<TokenId>)> merge)
+        : raw_(raw),
+          normalized_(normalized),
+          normalizer_(std::move(normalizer)),
+          form_(form),
+          merge_(std::move(merge)) {}
+
+    // Without the interpreter lock.
+    TokenBatch encode(Views texts, std::string_view raw_enabled, std::string_view normalized_enabled,
+                      std::optional<TokenId> end, unsigned num_threads) const {
+        const auto raw_mask = mask_of(raw_, raw_enabled);
+        const auto normalized_mask = mask_of(normalized_, normalized_enabled);
+        const AddedTokens::Encode merge = [&](Views stretches, std::optional<TokenId> last) {
+            return merge_(stretches, num_threads, last);
+        };
+        const AddedTokens::Encode inner = [&](Views stretches, std::optional<TokenId> last) {
+            if (!normalizer_) {
+                return normalized_.encode_batch(stretches, normalized_mask, merge, last, num_threads);
+            }
+            std::deque<std::string> changed;
+            const auto views = normalize(stretches, changed, num_threads);
+            return normalized_.encode_batch(views, normalized_mask, merge, last, num_threads);
+        };
+        return raw_.encode_batch(texts, raw_mask, inner, end, num_threads);
     }
-    return views;
-}
+
+  private:
+    // Views of what the normalizer makes of the texts; those that it changes are kept in `changed`.
+    std::vector<std::string_view> normalize(Views texts, std::deque<std::string>& changed,
+                                            unsigned num_threads) const {
+        std::vector<std::uint8_t> may_change(texts.size());
+        parallel_for(texts.size(), texts.size() < 64 ? 1 : num_threads, [&](std::size_t i) {
+            may_change[i] = texts[i].empty() || is_stable(texts[i], form_) ? 0 : 1;
+        });
+        std::vector<std::string_view> views(texts.begin(), texts.end());
+        const py::gil_scoped_acquire acquire;
+        for (std::size_t i = 0; i < views.size(); ++i) {
+            if (may_change[i] == 0) continue;
+            const py::bytes text = (*normalizer_)(py::bytes(views[i].data(), views[i].size()));
+            views[i] = changed.emplace_back(text);
+        }
+        return views;
+    }
+
+    const AddedTokens& raw_;
+    const AddedTokens& normalized_;
+    std::optional<py::function> normalizer_;
+    int form_;
+    std::function<TokenBatch(Views, unsigned, std::optional<TokenId>)> merge_;
+};
 
 void bind_vocabulary_files(py::module_& module) {
     py::class_<Vocabulary, std::shared_ptr<Vocabulary>>(module, "Vocabulary")
@@ -286,7 +294,7 @@ void bind_added_tokens(py::module_& module) {
             "find_first",
             [](const AddedTokens& tokens, const py::object& texts,
                const py::bytes& enabled) -> std::optional<py::tuple> {
-                const AnyTexts items(texts);
+                const Texts items(texts, "texts", Texts::Items::kStrOrBytes);
                 const auto mask = mask_of(tokens, enabled);
                 const auto views = items.views();
                 for (std::size_t i = 0; i < views.size(); ++i) {
@@ -297,35 +305,50 @@ void bind_added_tokens(py::module_& module) {
             },
             py::arg("texts"), py::arg("enabled"));
 
-    // The whole way of a text: tokens of the raw text, normalization, tokens of the normalized text, merges.
-    module.def(
-        "encode_with_added",
-        [](const BpeEncoder& encoder, const py::object& texts, const AddedTokens& raw,
-           const py::bytes& raw_enabled, const std::optional<py::function>& normalizer, int form,
-           const AddedTokens& normalized, const py::bytes& normalized_enabled, unsigned num_threads) {
-            const AnyTexts items(texts);
-            const auto raw_mask = mask_of(raw, raw_enabled);
-            const auto normalized_mask = mask_of(normalized, normalized_enabled);
-            py::list kept;
-            const AddedTokens::Encode merge = [&](std::span<const std::string_view> stretches) {
-                return encoder.encode_batch(stretches, num_threads);
-            };
-            const AddedTokens::Encode inner = [&](std::span<const std::string_view> stretches) {
-                if (!normalizer)
-                    return normalized.encode_batch(stretches, normalized_mask, merge, num_threads);
-                const auto views = normalize(stretches, *normalizer, form, num_threads, kept);
-                return normalized.encode_batch(views, normalized_mask, merge, num_threads);
-            };
-            TokenBatch batch;
-            {
-                const py::gil_scoped_release release;
-                batch = raw.encode_batch(items.views(), raw_mask, inner, num_threads);
-            }
-            return py::make_tuple(to_array(std::move(batch.ids)), to_array(std::move(batch.offsets)));
-        },
-        py::arg("encoder"), py::arg("texts"), py::kw_only(), py::arg("raw"), py::arg("raw_enabled"),
-        py::arg("normalizer"), py::arg("form"), py::arg("normalized"), py::arg("normalized_enabled"),
-        py::arg("num_threads"));
+    py::class_<AddedEncoder>(module, "AddedEncoder")
+        .def(py::init([](const BpeEncoder& encoder, const AddedTokens& raw, const AddedTokens& normalized,
+                         std::optional<py::function> normalizer, int form) {
+                 return std::make_unique<AddedEncoder>(
+                     raw, normalized, std::move(normalizer), form,
+                     [&encoder](Views texts, unsigned num_threads, std::optional<TokenId> end) {
+                         return encoder.encode_batch(texts, num_threads, end);
+                     });
+             }),
+             py::arg("encoder"), py::kw_only(), py::arg("raw"), py::arg("normalized"), py::arg("normalizer"),
+             py::arg("form"), py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 4>())
+        .def(
+            "encode_texts",
+            [](const AddedEncoder& encoder, const py::object& texts, const py::bytes& raw_enabled,
+               const py::bytes& normalized_enabled, std::optional<TokenId> end_id, unsigned num_threads) {
+                const Texts read(texts, "texts", Texts::Items::kStrOrBytes);
+                const std::string_view raw = raw_enabled;
+                const std::string_view normalized = normalized_enabled;
+                TokenBatch batch;
+                {
+                    const py::gil_scoped_release release;
+                    batch = encoder.encode(read.views(), raw, normalized, end_id, num_threads);
+                }
+                return to_tuple(std::move(batch));
+            },
+            py::arg("texts"), py::kw_only(), py::arg("raw_enabled"), py::arg("normalized_enabled"),
+            py::arg("end_id"), py::arg("num_threads"))
+        .def(
+            "encode_file",
+            [](const AddedEncoder& encoder, const std::string& path, const std::string& separator,
+               const py::bytes& raw_enabled, const py::bytes& normalized_enabled, unsigned num_threads) {
+                const std::string_view raw = raw_enabled;
+                const std::string_view normalized = normalized_enabled;
+                TokenBatch batch;
+                {
+                    const py::gil_scoped_release release;
+                    const MappedFile file(path);
+                    batch = encoder.encode(split(file.bytes(), separator), raw, normalized, std::nullopt,
+                                           num_threads);
+                }
+                return to_tuple(std::move(batch));
+            },
+            py::arg("path"), py::arg("separator"), py::kw_only(), py::arg("raw_enabled"),
+            py::arg("normalized_enabled"), py::arg("num_threads"));
 
     module.def(
         "is_stable", [](const py::bytes& text, int form) { return is_stable(text, form); }, py::arg("text"),

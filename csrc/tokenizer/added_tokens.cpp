@@ -142,11 +142,54 @@ std::vector<AddedMatch> AddedTokens::find(std::string_view text,
 
 TokenBatch AddedTokens::encode_batch(std::span<const std::string_view> texts,
                                      std::span<const std::uint8_t> enabled, const Encode& encode,
-                                     unsigned num_threads) const {
-    struct Place {
-        std::size_t text;
-        AddedMatch match;
+                                     std::optional<TokenId> end, unsigned num_threads) const {
+    if (std::ranges::all_of(enabled, [](std::uint8_t on) { return on == 0; })) return encode(texts, end);
+    const std::vector<Place> places = find_all(texts, enabled, num_threads);
+    if (places.empty()) return encode(texts, end);
+
+    std::vector<std::string_view> stretches;
+    stretches.reserve(texts.size() + places.size());
+    auto next = places.begin();
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+        std::size_t begin = 0;
+        for (; next != places.end() && next->text == i; ++next) {
+            // A token may begin in white space that the one before it took along.
+            stretches.push_back(texts[i].substr(begin, std::max(next->match.begin, begin) - begin));
+            begin = next->match.end;
+        }
+        stretches.push_back(texts[i].substr(begin));
+    }
+    const TokenBatch between = encode(stretches, std::nullopt);
+    TokenBatch batch;
+    batch.ids.reserve(between.ids.size() + places.size() + (end ? texts.size() : 0));
+    batch.offsets.assign(1, 0);
+    batch.offsets.reserve(texts.size() + 1);
+    std::size_t stretch = 0;
+    const auto take_stretch = [&] {
+        const auto first = static_cast<std::size_t>(between.offsets[stretch]);
+        const auto count = static_cast<std::size_t>(between.offsets[stretch + 1]) - first;
+        const std::size_t before = batch.ids.size();
+        batch.ids.resize(before + count);
+        std::copy_n(between.ids.data() + first, count, batch.ids.data() + before);
+        ++stretch;
     };
+    next = places.begin();
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+        for (; next != places.end() && next->text == i; ++next) {
+            take_stretch();
+            batch.ids.push_back(tokens_[next->match.token].id);
+        }
+        take_stretch();
+        if (end) batch.ids.push_back(*end);
+        batch.offsets.push_back(static_cast<std::int64_t>(batch.ids.size()));
+    }
+    return batch;
+}
+
+// Tokens of all texts, in order. Texts are shared out whole.
+std::vector<AddedTokens::Place> AddedTokens::find_all(std::span<const std::string_view> texts,
+                                                      std::span<const std::uint8_t> enabled,
+                                                      unsigned num_threads) const {
     std::vector<std::size_t> borders{0};
     std::size_t bytes = 0;
     for (std::size_t i = 0; i < texts.size(); ++i) {
@@ -164,42 +207,7 @@ TokenBatch AddedTokens::encode_batch(std::span<const std::string_view> texts,
     });
     std::vector<Place> places;
     for (const auto& part : parts) places.insert(places.end(), part.begin(), part.end());
-    if (places.empty()) return encode(texts);
-
-    std::vector<std::string_view> stretches;
-    stretches.reserve(texts.size() + places.size());
-    std::size_t next = 0;
-    for (std::size_t i = 0; i < texts.size(); ++i) {
-        std::size_t begin = 0;
-        for (; next < places.size() && places[next].text == i; ++next) {
-            const AddedMatch& match = places[next].match;
-            // A match may begin in white space that the one before it took along.
-            stretches.push_back(texts[i].substr(begin, std::max(match.begin, begin) - begin));
-            begin = match.end;
-        }
-        stretches.push_back(texts[i].substr(begin));
-    }
-    const TokenBatch between = encode(stretches);
-    TokenBatch batch;
-    batch.ids.reserve(between.ids.size() + places.size());
-    batch.offsets.reserve(texts.size() + 1);
-    batch.offsets.push_back(0);
-    next = 0;
-    std::size_t stretch = 0;
-    const auto take_stretch = [&] {
-        const auto ids = between.ids.begin();
-        batch.ids.insert(batch.ids.end(), ids + between.offsets[stretch], ids + between.offsets[stretch + 1]);
-        ++stretch;
-    };
-    for (std::size_t i = 0; i < texts.size(); ++i) {
-        for (; next < places.size() && places[next].text == i; ++next) {
-            take_stretch();
-            batch.ids.push_back(tokens_[places[next].match.token].id);
-        }
-        take_stretch();
-        batch.offsets.push_back(static_cast<std::int64_t>(batch.ids.size()));
-    }
-    return batch;
+    return places;
 }
 
 }  // namespace pylm

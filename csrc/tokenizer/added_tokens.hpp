@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -49,11 +50,11 @@ class AddedTokens {
     std::vector<AddedMatch> find(std::string_view text, std::span<const std::uint8_t> enabled) const;
 
     // Encode many texts with their added tokens. `encode` turns the stretches between tokens into ids, each as
-    // a text of its own; stretches of one text follow each other. The result does not depend on the threads,
-    // when that of `encode` does not.
-    using Encode = std::function<TokenBatch(std::span<const std::string_view>)>;
+    // a text of its own, with an end after each as in BpeEncoder; stretches of one text follow each other. The
+    // result does not depend on the threads, when that of `encode` does not.
+    using Encode = std::function<TokenBatch(std::span<const std::string_view>, std::optional<TokenId> end)>;
     TokenBatch encode_batch(std::span<const std::string_view> texts, std::span<const std::uint8_t> enabled,
-                            const Encode& encode, unsigned num_threads) const;
+                            const Encode& encode, std::optional<TokenId> end, unsigned num_threads) const;
 
   private:
     struct Node {
@@ -61,12 +62,18 @@ class AddedTokens {
         std::uint32_t num_edges = 0;
         std::uint32_t token = kNone;
     };
+    struct Place {
+        std::size_t text;
+        AddedMatch match;
+    };
     static constexpr std::uint32_t kNone = 0xFFFFFFFF;
     static constexpr std::size_t kFewFirst = 4;
 
     // The longest enabled token that begins at `begin`: its place, or kNone.
     std::uint32_t longest_at(std::string_view text, std::size_t begin,
                              std::span<const std::uint8_t> enabled) const noexcept;
+    std::vector<Place> find_all(std::span<const std::string_view> texts, std::span<const std::uint8_t> enabled,
+                                unsigned num_threads) const;
     // The next place at or after `begin` with a byte that some token begins with, or the text's size.
     std::size_t next_candidate(std::string_view text, std::size_t begin) const noexcept;
 

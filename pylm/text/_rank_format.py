@@ -1,44 +1,130 @@
-"""Rank files (`.tiktoken`): a line a token, base64 of its bytes, a space, its rank."""
+"""Rank files (`.tiktoken`): a line a token, base64 of its bytes, a space, its rank. And the well-known ones."""
 
-import base64
-import binascii
-from collections.abc import Sequence
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pylm import _core
 from pylm.errors import InputError
 
+_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n?")
 
-def read(path: Path) -> list[bytes]:
-    """Give the bytes of each rank; empty where a rank is missing.
+
+@dataclass(frozen=True)
+class KnownRanks:
+    """What a published rank file does not say about itself.
+
+    Attributes:
+        name: its name.
+        size: its bytes.
+        sha256: hash of its bytes.
+        pattern: its pre-tokenization, a key of `PATTERNS`.
+        special_tokens: text to id.
+    """
+
+    name: str
+    size: int
+    sha256: str
+    pattern: str
+    special_tokens: Mapping[str, int]
+
+
+def _llama3_special_tokens() -> dict[str, int]:
+    named = {
+        0: "begin_of_text", 1: "end_of_text", 6: "start_header_id", 7: "end_header_id", 9: "eot_id",
+    }  # fmt: skip
+    reserved = [i for i in range(256) if i not in named]
+    names = named | {i: f"reserved_special_token_{n}" for n, i in enumerate(reserved)}
+    return {f"<|{names[i]}|>": 128_000 + i for i in range(256)}
+
+
+_ENDOFTEXT = "<|endoftext|>"
+
+KNOWN = (
+    KnownRanks(
+        "r50k_base", 835_554, "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930", "gpt2",
+        {_ENDOFTEXT: 50_256},
+    ),
+    KnownRanks(
+        "p50k_base", 836_186, "94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069", "gpt2",
+        {_ENDOFTEXT: 50_256},
+    ),
+    KnownRanks(
+        "cl100k_base", 1_681_126, "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7", "cl100k",
+        {
+            _ENDOFTEXT: 100_257, "<|fim_prefix|>": 100_258, "<|fim_middle|>": 100_259,
+            "<|fim_suffix|>": 100_260, "<|endofprompt|>": 100_276,
+        },
+    ),
+    KnownRanks(
+        "o200k_base", 3_613_922, "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d", "o200k",
+        {_ENDOFTEXT: 199_999, "<|endofprompt|>": 200_018},
+    ),
+    KnownRanks(
+        "Llama 3", 2_183_982, "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55", "llama3",
+        _llama3_special_tokens(),
+    ),
+)  # fmt: skip
+"""The files that OpenAI and Meta publish, recognised by their bytes."""
+
+
+def is_rank_file(content: bytes) -> bool:
+    """Say whether a file's first line is one of a rank file."""
+    end = content.find(b"\n") + 1
+    return _LINE.fullmatch(content[: min(end or len(content), 10_000)]) is not None
+
+
+def find_known(content: bytes) -> KnownRanks | None:
+    """Recognise a published rank file by its bytes."""
+    for known in KNOWN:
+        if known.size == len(content) and hashlib.sha256(content).hexdigest() == known.sha256:
+            return known
+    return None
+
+
+def read(path: Path, content: bytes) -> _core.Vocabulary:
+    """Give the tokens and all pairs that make one; `path` is for messages.
 
     Raises:
-        InputError: a damaged line, or no line; names it.
+        InputError: a damaged line, a rank or token given twice, or no line; names it.
     """
-    ranks: dict[int, bytes] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line:
-            continue
-        token, _, rank = line.partition(b" ")
-        try:
-            ranks[int(rank)] = base64.b64decode(token, validate=True)
-        except (ValueError, binascii.Error) as error:
-            raise InputError(f"{path}:{number}: expected base64 and a rank, got {line[:40]!r}") from error
-    if not ranks:
-        raise InputError(f"{path}: the rank file is empty")
-    return [ranks.get(rank, b"") for rank in range(max(ranks) + 1)]
+    try:
+        return _core.Vocabulary.from_rank_file(content)
+    except ValueError as error:
+        message = re.sub(r"^line (\d+): ", r"\1: ", str(error))
+        raise InputError(f"{path}:{message}" if message != str(error) else f"{path}: {error}") from error
 
 
-def merges_of(tokens: Sequence[bytes]) -> NDArray[np.uint32]:
-    """Give every pair of tokens whose bytes concatenate to a token; the result's id is the rank."""
-    ids = {token: i for i, token in enumerate(tokens) if token}
-    rows = [
-        (left, right, merged, merged)
-        for token, merged in ids.items()
-        if len(token) > 1
-        for cut in range(1, len(token))
-        if (left := ids.get(token[:cut])) is not None and (right := ids.get(token[cut:])) is not None
-    ]
-    return np.array(sorted(rows, key=lambda row: row[3]), dtype=np.uint32).reshape(-1, 4)
+def write(vocabulary: _core.Vocabulary, *, ignore_merges: bool) -> bytes:
+    """Give the rank file of a vocabulary.
+
+    A rank file allows every pair that makes a token, in the order of ids, and takes a piece that is a token
+    whole. So it stands for listed merges only where their order is that of the ids, and where every token is
+    made by the pair that its own bytes come to.
+
+    Raises:
+        InputError: no rank file gives the same ids; says why.
+    """
+    merges, ranked = vocabulary.merges(), vocabulary.rank_merges()
+    if not np.array_equal(merges, ranked):
+        listed = merges[:, [0, 1, 2]]
+        if (np.diff(merges[:, 2].astype(np.int64)) <= 0).any():
+            raise InputError("a rank file needs merges in the order of their ids; save a tokenizer.json")
+        made = _core.Vocabulary(vocabulary.tokens(), ranked).canonical_merges()[:, [0, 1, 2]]
+        if not np.array_equal(listed, made):
+            raise InputError(
+                "a rank file would merge other pairs than this tokenizer's merges; save a tokenizer.json"
+            )
+    if not ignore_merges:
+        made_ids = set(vocabulary.canonical_merges()[:, 2].tolist())
+        for i, token in enumerate(vocabulary.tokens()):
+            if len(token) > 1 and i not in made_ids:
+                raise InputError(
+                    f"token {i} ({token!r}) is not made by any merge, but a rank file would use it; save a "
+                    "tokenizer.json"
+                )
+    return vocabulary.rank_file()

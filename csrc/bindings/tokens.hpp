@@ -1,0 +1,29 @@
+// Token ids for Python.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <memory>
+#include <utility>
+
+#include "bindings/buffers.hpp"
+#include "tokenizer/bpe_encode.hpp"
+
+namespace pylm::bindings {
+
+// Hand the ids to NumPy without copying.
+inline pybind11::array_t<TokenId> to_token_array(TokenBuffer&& ids) {
+    auto owner = std::make_unique<TokenBuffer>(std::move(ids));
+    const TokenId* data = owner->data();
+    const auto size = static_cast<pybind11::ssize_t>(owner->size());
+    pybind11::capsule capsule(owner.get(), [](void* p) { delete static_cast<TokenBuffer*>(p); });
+    owner.release();
+    return pybind11::array_t<TokenId>(size, data, capsule);
+}
+
+inline pybind11::tuple to_tuple(TokenBatch&& batch) {
+    return pybind11::make_tuple(to_token_array(std::move(batch.ids)), to_array(std::move(batch.offsets)));
+}
+
+}  // namespace pylm::bindings

@@ -1,0 +1,145 @@
+"""Ids back to text: whole, or id by id as a model writes them; and where each token lies in its text."""
+
+import codecs
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pylm.errors import InputError
+
+if TYPE_CHECKING:
+    from pylm import _core
+
+Errors = Literal["replace", "strict", "ignore"]
+Ids = Iterable[int] | NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class TokenOffsets:
+    """Ids of a text and where each lies in it.
+
+    Attributes:
+        ids: uint32 (N,).
+        bytes: int64 (N, 2) first byte and past the last in the UTF-8 of `text`.
+        chars: int64 (N, 2) first character and past the last. A character that several tokens share belongs
+            to each of them.
+        text: what the places are in: the text as normalized, which is the text itself without a normalizer.
+    """
+
+    ids: NDArray[np.uint32]
+    bytes: NDArray[np.int64]
+    chars: NDArray[np.int64]
+    text: str
+
+
+def to_ids(ids: Ids) -> NDArray[np.uint32]:
+    """Give ids as the core takes them.
+
+    Raises:
+        InputError: a number that is no id.
+    """
+    if not isinstance(ids, np.ndarray):
+        ids = np.array(ids if isinstance(ids, Sequence) else list(ids))
+        if ids.size == 0:
+            return np.zeros(0, np.uint32)
+    if ids.dtype == np.uint32:
+        return ids
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise InputError(f"ids must be whole numbers in one dimension, got {ids.dtype} of shape {ids.shape}")
+    outside = (ids < 0) | (ids > 0xFFFFFFFF)
+    if outside.any():
+        raise InputError(f"token id {ids[outside][0]} is not in the vocabulary")
+    return ids.astype(np.uint32)
+
+
+def to_text(content: bytes, errors: Errors) -> str:
+    """Decode UTF-8.
+
+    Raises:
+        InputError: bytes that are none, with `errors="strict"`.
+    """
+    try:
+        return content.decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"the tokens' bytes are no UTF-8 at byte {error.start} ({error.reason}); pass errors='replace', or "
+            "use decode_bytes"
+        ) from error
+
+
+class StreamDecoder:
+    """Turns ids into text one at a time: the parts make up what `Tokenizer.decode` gives for all of them.
+
+    A character whose bytes are spread over several ids comes with the last of them, never in halves.
+
+    Example:
+        >>> stream = tokenizer.stream()
+        >>> for token_id in ids:
+        ...     print(stream.push(token_id), end="", flush=True)
+        >>> print(stream.flush())
+    """
+
+    def __init__(
+        self, core: "_core.TokenDecoder", *, skip_special_tokens: bool = False, errors: Errors = "replace"
+    ) -> None:
+        """Begin a text; `Tokenizer.stream` is the usual way."""
+        self._core = core
+        self._skip_special = skip_special_tokens
+        self._errors = errors
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors)
+
+    def push(self, token_id: int) -> str:
+        """Take an id and give the text that is now certain, which may be none.
+
+        Raises:
+            InputError: an id that the vocabulary does not have; with `errors="strict"`, bytes that are no
+                UTF-8.
+        """
+        return self._decode(decode_bytes(self._core, [token_id], self._skip_special))
+
+    def flush(self) -> str:
+        """End the text: give what an unfinished character leaves. The next `push` begins a new text.
+
+        Raises:
+            InputError: with `errors="strict"`, an unfinished character.
+        """
+        text = self._decode(b"", final=True)
+        self._utf8.reset()
+        return text
+
+    def _decode(self, content: bytes, *, final: bool = False) -> str:
+        try:
+            return self._utf8.decode(content, final)
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"the tokens' bytes are no UTF-8 ({error.reason}); pass errors='replace', or use decode_bytes"
+            ) from error
+
+
+def decode_bytes(core: "_core.TokenDecoder", ids: Ids, skip_special: bool) -> bytes:
+    """Give the bytes of ids.
+
+    Raises:
+        InputError: an id that the vocabulary does not have.
+    """
+    try:
+        return core.decode(to_ids(ids), skip_special=skip_special)
+    except IndexError as error:
+        raise InputError(str(error)) from error
+
+
+def char_offsets(text: bytes, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Turn (N, 2) byte ranges into ranges of the characters that they touch.
+
+    A byte that is no UTF-8 must not occur.
+    """
+    is_start = (np.frombuffer(text, np.uint8) & 0xC0) != 0x80
+    # Characters that begin before each byte; one more entry for the end.
+    before = np.concatenate([np.zeros(1, np.int64), np.cumsum(is_start, dtype=np.int64)])
+    begin, end = offsets[:, 0], offsets[:, 1]
+    inside = np.append(~is_start, False)[begin]  # a range that begins within a character takes all of it
+    chars = np.stack([before[begin] - inside, before[end]], axis=1)
+    return np.where((begin == end)[:, None], before[begin][:, None], chars)
