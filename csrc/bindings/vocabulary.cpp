@@ -152,6 +152,10 @@ void bind_vocabulary_files(py::module_& module) {
                  }
                  return out;
              })
+        .def(
+            "token",
+            [](const Vocabulary& vocabulary, TokenId id) { return py::bytes(vocabulary.tokens.at(id)); },
+            py::arg("id"))
         .def("alphabet_tokens",
              [](const Vocabulary& vocabulary) {
                  py::list out(vocabulary.tokens.size());

@@ -233,11 +233,15 @@ Vocabulary HfModel::to_vocabulary(bool byte_level, std::span<const TokenId> hidd
         }
     }
     for (const Entry& entry : entries_) {
-        if (is_hidden[entry.id]) continue;
         std::string& token = vocabulary.tokens[entry.id];
         if (!byte_level) {
-            token = text_of(entry);
-        } else if (!from_byte_alphabet(text_of(entry), token)) {
+            if (!is_hidden[entry.id]) token = text_of(entry);
+            continue;
+        }
+        const bool is_known = from_byte_alphabet(text_of(entry), token);
+        if (is_hidden[entry.id]) {
+            if (!is_known || token.size() != 1) token.clear();
+        } else if (!is_known) {
             throw std::invalid_argument("vocabulary entry " + quoted(text_of(entry)) +
                                         " is not in the byte-level alphabet");
         }

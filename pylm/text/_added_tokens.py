@@ -74,14 +74,15 @@ class AddedVocabulary:
             for known in (by_content.get(token.content), by_id.get(token.id)):
                 if known is not None:
                     raise InputError(
-                        f"added tokens {known.content!r} ({known.id}) and {token.content!r} ({token.id}) clash"
+                        f"added tokens {known.content!r} ({known.id}) and {token.content!r} ({token.id}) "
+                        "clash"
                     )
             by_content[token.content] = by_id[token.id] = token
         self.tokens = tuple(by_content.values())
         self.special = {t.content: t.id for t in self.tokens if t.special}
         self.contents = {t.content: t.id for t in self.tokens}
         self._normalizer = normalizer
-        # Special ones first, as `tokenizers` has them: among tokens that normalize to one text the first wins.
+        # Special ones first, as in `tokenizers`: among tokens that normalize to one text the first wins.
         ordered = sorted(self.tokens, key=lambda t: not t.special)
         self._raw = [t for t in ordered if not t.normalized]
         self._normalized = [self._in_normal_form(t) for t in ordered if t.normalized]

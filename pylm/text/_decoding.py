@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylm.errors import InputError
+from pylm.text.token_array import TokenArray
 
 if TYPE_CHECKING:
     from pylm import _core
@@ -41,18 +42,18 @@ def to_ids(ids: Ids) -> NDArray[np.uint32]:
     Raises:
         InputError: a number that is no id.
     """
-    if not isinstance(ids, np.ndarray):
-        ids = np.array(ids if isinstance(ids, Sequence) else list(ids))
-        if ids.size == 0:
-            return np.zeros(0, np.uint32)
-    if ids.dtype == np.uint32:
-        return ids
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise InputError(f"ids must be whole numbers in one dimension, got {ids.dtype} of shape {ids.shape}")
-    outside = (ids < 0) | (ids > 0xFFFFFFFF)
-    if outside.any():
-        raise InputError(f"token id {ids[outside][0]} is not in the vocabulary")
-    return ids.astype(np.uint32)
+    array = np.asarray(ids if isinstance(ids, np.ndarray | Sequence) else list(ids))
+    if array.ndim == 1 and array.size == 0:
+        return np.zeros(0, np.uint32)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InputError(
+            f"ids must be whole numbers in one dimension, got {array.dtype} of shape {array.shape}"
+        )
+    if array.dtype != np.uint32:
+        outside = (array < 0) | (array > 0xFFFFFFFF)
+        if outside.any():
+            raise InputError(f"token id {array[outside][0]} is not in the vocabulary")
+    return array.astype(np.uint32, copy=False)
 
 
 def to_text(content: bytes, errors: Errors) -> str:
@@ -65,8 +66,8 @@ def to_text(content: bytes, errors: Errors) -> str:
         return content.decode("utf-8", errors)
     except UnicodeDecodeError as error:
         raise InputError(
-            f"the tokens' bytes are no UTF-8 at byte {error.start} ({error.reason}); pass errors='replace', or "
-            "use decode_bytes"
+            f"the tokens' bytes are no UTF-8 at byte {error.start} ({error.reason}); pass errors='replace', "
+            "or use decode_bytes"
         ) from error
 
 
@@ -117,6 +118,73 @@ class StreamDecoder:
             raise InputError(
                 f"the tokens' bytes are no UTF-8 ({error.reason}); pass errors='replace', or use decode_bytes"
             ) from error
+
+
+class Decoding:
+    """The half of a tokenizer that gives text."""
+
+    _decoder: "_core.TokenDecoder"
+
+    def decode(self, ids: Ids, *, skip_special_tokens: bool = False, errors: Errors = "replace") -> str:
+        """Turn ids into text.
+
+        Args:
+            ids: any iterable of numbers, or a NumPy array.
+            skip_special_tokens: leave special tokens out.
+            errors: what becomes of bytes that are no UTF-8: U+FFFD, an error, or nothing.
+
+        Raises:
+            InputError: an id that the vocabulary does not have; with "strict", bytes that are no UTF-8.
+        """
+        return to_text(decode_bytes(self._decoder, ids, skip_special_tokens), errors)
+
+    def decode_bytes(self, ids: Ids, *, skip_special_tokens: bool = False) -> bytes:
+        """Turn ids into bytes, special tokens into their text.
+
+        Raises:
+            InputError: an id that the vocabulary does not have.
+        """
+        return decode_bytes(self._decoder, ids, skip_special_tokens)
+
+    def decode_batch(
+        self,
+        batch: TokenArray | Sequence[Ids],
+        *,
+        skip_special_tokens: bool = False,
+        errors: Errors = "replace",
+        num_threads: int = 0,
+    ) -> list[str]:
+        """Turn the ids of many texts into texts; arguments and errors as in `decode`.
+
+        Args:
+            batch: what `encode_batch` gave, or the ids of each text.
+            skip_special_tokens: leave special tokens out.
+            errors: what becomes of bytes that are no UTF-8.
+            num_threads: 0 takes all cores.
+        """
+        if not isinstance(batch, TokenArray):
+            rows = [to_ids(ids) for ids in batch]
+            offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+            batch = TokenArray(np.concatenate(rows) if rows else np.zeros(0, np.uint32), offsets)
+        try:
+            texts = self._decoder.decode_batch(
+                batch.ids, batch.offsets, skip_special=skip_special_tokens, num_threads=num_threads
+            )
+        except IndexError as error:
+            raise InputError(str(error)) from error
+        return [to_text(text, errors) for text in texts]
+
+    def stream(self, *, skip_special_tokens: bool = False, errors: Errors = "replace") -> StreamDecoder:
+        """Begin to decode id by id: `push` gives the text that is certain, `flush` the rest."""
+        return StreamDecoder(self._decoder, skip_special_tokens=skip_special_tokens, errors=errors)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Give the bytes of one id.
+
+        Raises:
+            InputError: an id that the vocabulary does not have.
+        """
+        return decode_bytes(self._decoder, [token_id], False)
 
 
 def decode_bytes(core: "_core.TokenDecoder", ids: Ids, skip_special: bool) -> bytes:

@@ -86,9 +86,6 @@ def _template_text(value: object, path: Path) -> str | None:
             return None
         case str(text):
             return text
-        case [*named] if all(isinstance(one, dict) and isinstance(one.get("template"), str) for one in named):
-            for one in named:
-                if one.get("name") == "default":
-                    return str(one["template"])
-            return None
+        case list(named) if all(isinstance(x, dict) and isinstance(x.get("template"), str) for x in named):
+            return next((str(x["template"]) for x in named if x.get("name") == "default"), None)
     raise InputError(f"{path}: chat_template must be a text or a list of named ones, got {str(value)[:80]!r}")

@@ -70,8 +70,10 @@ def _to_parts(document: Mapping[str, Any], model: _core.HfModel) -> Parts:
         _unsupported("ignore_merges", ignore_merges)
     pattern = _read_pattern(document.get("pre_tokenizer"))
     added = _read_added_tokens(document.get("added_tokens"), model)
-    hidden = [t.id for t in added if t.special and model.find(t.content) == t.id]
-    hidden += [t.id for t in added if not t.special and not set(t.content) <= CHAR_TO_BYTE.keys()]
+    # Ordinary text must not become a special token, not even as a whole piece. Other words may.
+    hidden = [
+        t.id for t in added if t.special or not ignore_merges or not set(t.content) <= CHAR_TO_BYTE.keys()
+    ]
     return Parts(
         vocabulary=model.vocabulary(byte_level=True, hidden=hidden),
         pattern=pattern,
@@ -137,8 +139,16 @@ def write(parts: Parts) -> dict[str, object]:
     """Give the document for a tokenizer.json."""
     chars = parts.vocabulary.alphabet_tokens()
     vocabulary = {text: i for i, text in enumerate(chars) if text}
-    # In the vocabulary as well, so that every reader gives them their ids, gaps or not.
-    vocabulary |= {token.content: token.id for token in parts.added_tokens}
+    added = sorted(parts.added_tokens, key=lambda t: t.id)
+    for token in added:
+        if vocabulary.get(token.content, token.id) != token.id:
+            raise InputError(
+                f"added token {token.content!r} has the id {token.id}, but {vocabulary[token.content]} in "
+                "the vocabulary; a tokenizer.json cannot say so"
+            )
+    # Ids that do not count on from the vocabulary must be in it: readers do not take them from elsewhere.
+    if [t.id for t in added] != list(range(len(vocabulary), len(vocabulary) + len(added))):
+        vocabulary |= {token.content: token.id for token in added}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     split = {
         "type": "Split",
@@ -154,8 +164,7 @@ def write(parts: Parts) -> dict[str, object]:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": t.id, "content": t.content, **{flag: getattr(t, flag) for flag in _FLAGS}}
-            for t in sorted(parts.added_tokens, key=lambda t: t.id)
+            {"id": t.id, "content": t.content, **{flag: getattr(t, flag) for flag in _FLAGS}} for t in added
         ],
         "normalizer": parts.normalizer.spec if parts.normalizer else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},

@@ -1,4 +1,4 @@
-"""Normalizers: what is done to a text before it is cut into tokens, as Hugging Face's `tokenizers` does it."""
+"""Normalizers: what is done to a text before it is cut into tokens, as in Hugging Face's `tokenizers`."""
 
 import re
 import unicodedata
@@ -10,7 +10,10 @@ import regex
 from pylm.errors import InputError
 
 # Rust's idea of white space, which is Unicode's: unlike Python's, without U+001C to U+001F.
-_WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+_WHITE_SPACE = (
+    "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
 _UNICODE_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 
 # What a text must be made of for the core to know that it stays as it is.

@@ -1,4 +1,4 @@
-"""Rank files (`.tiktoken`): a line a token, base64 of its bytes, a space, its rank. And the well-known ones."""
+"""Rank files (`.tiktoken`): a line a token, base64 of its bytes, a space, its rank."""
 
 import hashlib
 import re
@@ -54,7 +54,8 @@ KNOWN = (
         {_ENDOFTEXT: 50_256},
     ),
     KnownRanks(
-        "cl100k_base", 1_681_126, "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7", "cl100k",
+        "cl100k_base", 1_681_126, "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+        "cl100k",
         {
             _ENDOFTEXT: 100_257, "<|fim_prefix|>": 100_258, "<|fim_middle|>": 100_259,
             "<|fim_suffix|>": 100_260, "<|endofprompt|>": 100_276,

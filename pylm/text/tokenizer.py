@@ -1,8 +1,7 @@
 """Byte-level BPE: text to token ids and back, with the ids of tiktoken and Hugging Face tokenizers."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,56 +14,21 @@ from pylm.errors import InputError
 from pylm.files import atomic_path
 from pylm.text import _hf_format, _rank_format
 from pylm.text._added_tokens import AddedToken, AddedVocabulary, AllowedSpecial, Masks
-from pylm.text._decoding import (
-    Errors,
-    Ids,
-    StreamDecoder,
-    TokenOffsets,
-    char_offsets,
-    decode_bytes,
-    to_ids,
-    to_text,
-)
+from pylm.text._decoding import Decoding, TokenOffsets, char_offsets
 from pylm.text._hf_config import ROLES, TokenizerConfig, read_config, write_config
 from pylm.text._normalizers import Normalizer
 from pylm.text._templates import Template
 from pylm.text._training import learn_merges
 from pylm.text.patterns import PATTERNS, find_pattern
 from pylm.text.texts import Texts
+from pylm.text.token_array import TokenArray, join_arrays
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import PreTrainedTokenizerFast
 
 
-@dataclass(frozen=True)
-class TokenArray:
-    """Token ids of many texts, end to end.
-
-    Attributes:
-        ids: uint32 (N,) ids of all texts.
-        offsets: int64 (num_docs + 1,); text i is `ids[offsets[i] : offsets[i + 1]]`.
-    """
-
-    ids: NDArray[np.uint32]
-    offsets: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        """Number of texts."""
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: int) -> NDArray[np.uint32]:
-        """Ids of one text, a view."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"text {index} of {len(self)}")
-        index %= len(self)
-        return self.ids[self.offsets[index] : self.offsets[index + 1]]
-
-    def __iter__(self) -> Iterator[NDArray[np.uint32]]:
-        return (self[i] for i in range(len(self)))
-
-
-class Tokenizer:
+class Tokenizer(Decoding):
     """A byte-level BPE tokenizer. Immutable; use one from as many threads as you like."""
 
     def __init__(
@@ -75,8 +39,8 @@ class Tokenizer:
         added_tokens: Sequence[AddedToken] = (),
         ignore_merges: bool = False,
         normalizer: Normalizer | None = None,
-        template: Template = Template(),
-        config: TokenizerConfig = TokenizerConfig(),
+        template: Template | None = None,
+        config: TokenizerConfig | None = None,
     ) -> None:
         """Assemble a tokenizer; `load` and `train` are the usual ways.
 
@@ -96,10 +60,16 @@ class Tokenizer:
         self._vocabulary = vocabulary
         self._ignore_merges = ignore_merges
         self._normalizer = normalizer
-        self._template = template
-        self._config = config
+        self._template = template or Template()
+        self._config = config or TokenizerConfig()
         self._added = AddedVocabulary(added_tokens, normalizer)
         tokens = self._added.tokens
+        for token in tokens:
+            own = vocabulary.token(token.id) if token.id < len(vocabulary) else b""
+            if own not in (b"", token.content.encode()):
+                raise InputError(
+                    f"added token {token.content!r} has the id {token.id}, which is {own!r} in the vocabulary"
+                )
         try:
             machine = PATTERNS[self.pattern].machine()
             self._core = _core.BpeEncoder(vocabulary, machine, ignore_merges=ignore_merges)
@@ -450,72 +420,11 @@ class Tokenizer:
                 num_threads=num_threads,
             )
             arrays.append(TokenArray(*parts))
-        return _join(arrays)
+        return join_arrays(arrays)
 
     def normalize(self, text: str) -> str:
         """Give what the normalizer makes of a text; the text itself where there is none."""
         return text if self._normalizer is None else self._normalizer(text)
-
-    def decode(self, ids: Ids, *, skip_special_tokens: bool = False, errors: Errors = "replace") -> str:
-        """Turn ids into text.
-
-        Args:
-            ids: any iterable of numbers, or a NumPy array.
-            skip_special_tokens: leave special tokens out.
-            errors: what becomes of bytes that are no UTF-8: U+FFFD, an error, or nothing.
-
-        Raises:
-            InputError: an id that the vocabulary does not have; with "strict", bytes that are no UTF-8.
-        """
-        return to_text(decode_bytes(self._decoder, ids, skip_special_tokens), errors)
-
-    def decode_bytes(self, ids: Ids, *, skip_special_tokens: bool = False) -> bytes:
-        """Turn ids into bytes, special tokens into their text.
-
-        Raises:
-            InputError: an id that the vocabulary does not have.
-        """
-        return decode_bytes(self._decoder, ids, skip_special_tokens)
-
-    def decode_batch(
-        self,
-        batch: TokenArray | Sequence[Ids],
-        *,
-        skip_special_tokens: bool = False,
-        errors: Errors = "replace",
-        num_threads: int = 0,
-    ) -> list[str]:
-        """Turn the ids of many texts into texts; arguments and errors as in `decode`.
-
-        Args:
-            batch: what `encode_batch` gave, or the ids of each text.
-            skip_special_tokens: leave special tokens out.
-            errors: what becomes of bytes that are no UTF-8.
-            num_threads: 0 takes all cores.
-        """
-        if not isinstance(batch, TokenArray):
-            rows = [to_ids(ids) for ids in batch]
-            offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-            batch = TokenArray(np.concatenate(rows) if rows else np.zeros(0, np.uint32), offsets)
-        try:
-            texts = self._decoder.decode_batch(
-                batch.ids, batch.offsets, skip_special=skip_special_tokens, num_threads=num_threads
-            )
-        except IndexError as error:
-            raise InputError(str(error)) from error
-        return [to_text(text, errors) for text in texts]
-
-    def stream(self, *, skip_special_tokens: bool = False, errors: Errors = "replace") -> StreamDecoder:
-        """Begin to decode id by id: `push` gives the text that is certain, `flush` the rest."""
-        return StreamDecoder(self._decoder, skip_special_tokens=skip_special_tokens, errors=errors)
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """Give the bytes of one id.
-
-        Raises:
-            InputError: an id that the vocabulary does not have.
-        """
-        return decode_bytes(self._decoder, [token_id], False)
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer.
@@ -594,15 +503,3 @@ def _to_list(texts: Any) -> Any:
         if hasattr(texts, name):
             return [t if t is not None else "" for t in getattr(texts, name)()]
     return texts if isinstance(texts, list | tuple) else list(texts)
-
-
-def _join(arrays: list[TokenArray]) -> TokenArray:
-    if len(arrays) == 1:
-        return arrays[0]
-    offsets = [np.zeros(1, np.int64)]
-    total = 0
-    for array in arrays:
-        offsets.append(array.offsets[1:] + total)
-        total += len(array.ids)
-    ids = [array.ids for array in arrays]
-    return TokenArray(np.concatenate(ids) if ids else np.zeros(0, np.uint32), np.concatenate(offsets))
