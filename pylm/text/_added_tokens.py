@@ -2,11 +2,12 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, NoReturn
 
 from pylm import _core
 from pylm.errors import InputError
 from pylm.text._normalizers import NEVER_STABLE, Normalizer
+from pylm.text.texts import Texts
 
 AllowedSpecial = Collection[str] | Literal["all"]
 
@@ -150,29 +151,37 @@ class AddedVocabulary:
             self._masks[allowed, disallowed] = masks
         return masks
 
-    def refuse(self, texts: object, disallowed: Masks, *, single: bool = False) -> None:
-        """Make sure that no text holds a disallowed special token.
+    def refuse(self, text: bytes, disallowed: Masks) -> None:
+        """Make sure that a text holds no disallowed special token.
 
         Raises:
-            InputError: one does; names the token, the place and the ways on.
+            InputError: it does; names the token, the place and the ways on.
         """
-        for core, tokens, mask in (
-            (self._raw_core, self._raw, disallowed.raw),
-            (self._normalized_core, self._normalized, disallowed.normalized),
-        ):
-            if 1 not in mask or (found := core.find_first(texts, mask)) is None:  # type: ignore[arg-type]
-                continue
-            index, byte, token = found
-            name = next(t.content for t in self.tokens if t.id == tokens[token].id)
-            which = "the text" if single else f"texts[{index}]"
-            place = f"byte {byte}"
-            if single and isinstance(texts, list):
-                place = f"character {len(texts[0][:byte].decode('utf-8', 'replace'))}"
-            raise InputError(
-                f"{which} holds the special token {name!r} at {place}; pass "
-                f"allowed_special={{{name!r}}} to encode it as one, disallowed_special=() to encode it as "
-                "text, or use encode_ordinary"
-            )
+        for core, tokens, mask in self._sides(disallowed):
+            if 1 in mask and (found := core.find(text, mask)):
+                begin, _, token = found[0]
+                place = len(text[:begin].decode("utf-8", "replace"))
+                self._fail("the text", f"character {place}", tokens[token])
+
+    def refuse_batch(self, texts: Texts | Sequence[bytes], disallowed: Masks) -> None:
+        """Make sure that no text holds a disallowed special token; as `refuse`."""
+        for core, tokens, mask in self._sides(disallowed):
+            if 1 in mask and (found := core.find_first(texts, mask)) is not None:
+                index, begin, token = found
+                self._fail(f"texts[{index}]", f"byte {begin}", tokens[token])
+
+    def _sides(self, masks: Masks) -> tuple[tuple[_core.AddedTokens, list[AddedToken], bytes], ...]:
+        return (
+            (self._raw_core, self._raw, masks.raw),
+            (self._normalized_core, self._normalized, masks.normalized),
+        )
+
+    def _fail(self, text: str, place: str, token: AddedToken) -> NoReturn:
+        name = next(t.content for t in self.tokens if t.id == token.id)  # as given, not as normalized
+        raise InputError(
+            f"{text} holds the special token {name!r} at {place}; pass allowed_special={{{name!r}}} to encode "
+            "it as one, disallowed_special=() to encode it as text, or use encode_ordinary"
+        )
 
     def cut(self, text: bytes, enabled: Masks) -> Iterator[Stretch]:
         """Cut a text into added tokens and the normalized text between them."""

@@ -292,8 +292,7 @@ class Tokenizer(Decoding):
         """
         content = _to_utf8(text)
         enabled, refused = self._added.masks(allowed_special, disallowed_special)
-        if 1 in refused.raw or 1 in refused.normalized:
-            self._added.refuse([content], refused, single=True)
+        self._added.refuse(content, refused)
         ids = self._encode_bytes(content, enabled)
         return [*self._template.before, *ids, *self._template.after] if add_special_tokens else ids
 
@@ -329,7 +328,7 @@ class Tokenizer(Decoding):
         """
         content = _to_utf8(text)
         enabled, refused = self._added.masks(allowed_special, disallowed_special)
-        self._added.refuse([content], refused, single=True)
+        self._added.refuse(content, refused)
         ids: list[int] = []
         spans = [np.zeros((0, 2), np.int64)]
         for stretch in self._added.cut(content, enabled):
@@ -379,7 +378,7 @@ class Tokenizer(Decoding):
         if not hasattr(texts, "__arrow_c_array__") and not hasattr(texts, "__arrow_c_stream__"):
             columns = _to_list(texts)
         enabled, refused = self._added.masks(allowed_special, disallowed_special)
-        self._added.refuse(columns, refused)
+        self._added.refuse_batch(columns, refused)
         if self._added_encoder is None:
             return TokenArray(*self._core.encode_texts(columns, end_id=end_id, num_threads=num_threads))
         return TokenArray(
