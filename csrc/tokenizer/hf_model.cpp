@@ -246,6 +246,7 @@ Vocabulary HfModel::to_vocabulary(bool byte_level, std::span<const TokenId> hidd
                                         " is not in the byte-level alphabet");
         }
     }
+    while (!vocabulary.tokens.empty() && vocabulary.tokens.back().empty()) vocabulary.tokens.pop_back();
     return vocabulary;
 }
 

@@ -35,7 +35,7 @@ class HfModel {
 
     // Tokens as bytes. With `byte_level`, each character stands for one byte (GPT-2's alphabet), else for its
     // UTF-8. The ids in `hidden` get no bytes, unless a merge makes or takes them or they are single bytes: they are
-    // added tokens, whose text need not be of the alphabet. Throws std::invalid_argument naming a token with another
+    // added tokens, whose text need not be of the alphabet. Ends with the last token that has bytes. Throws std::invalid_argument naming a token with another
     // character.
     Vocabulary to_vocabulary(bool byte_level, std::span<const TokenId> hidden) const;
 

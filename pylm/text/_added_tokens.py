@@ -179,8 +179,8 @@ class AddedVocabulary:
     def _fail(self, text: str, place: str, token: AddedToken) -> NoReturn:
         name = next(t.content for t in self.tokens if t.id == token.id)  # as given, not as normalized
         raise InputError(
-            f"{text} holds the special token {name!r} at {place}; pass allowed_special={{{name!r}}} to encode "
-            "it as one, disallowed_special=() to encode it as text, or use encode_ordinary"
+            f"{text} holds the special token {name!r} at {place}; pass allowed_special={{{name!r}}} to "
+            "encode it as one, disallowed_special=() to encode it as text, or use encode_ordinary"
         )
 
     def cut(self, text: bytes, enabled: Masks) -> Iterator[Stretch]:

@@ -70,7 +70,7 @@ def test_the_command_prints_a_table_or_json(folder: Path) -> None:
     shown = CliRunner().invoke(app, ["tokenizer", "compare", "--help"])
     assert shown.exit_code == 0
     assert "tokens a word" in shown.output
-    assert "RECIPE" in CliRunner().invoke(app, ["tokenizer", "--help"]).output
+    assert "key=value" in CliRunner().invoke(app, ["tokenizer", "--help"]).output
 
 
 def test_what_is_wrong_is_named(folder: Path, tmp_path: Path) -> None:

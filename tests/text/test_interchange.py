@@ -191,7 +191,6 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": Fal
     [
         TEMPLATE,
         {"type": "Sequence", "processors": [BYTE_LEVEL, TEMPLATE]},
-        {"type": "Sequence", "processors": [TEMPLATE, TEMPLATE]},
         {
             "type": "RobertaProcessing",
             "sep": ["</s>", 481],
