@@ -5,9 +5,8 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 import typer.core
 
@@ -26,9 +25,7 @@ TOKENIZER_COMPARE = "tokenizer compare"
 
 
 class _Commands(typer.core.TyperGroup):
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         # `pylm tokenizer RECIPE` is a stage; `pylm tokenizer compare` looks at its results.
         if " ".join(args[:2]) == TOKENIZER_COMPARE:
             args = [TOKENIZER_COMPARE, *args[2:]]
