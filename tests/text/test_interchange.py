@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import hashlib
 import json
 import random
 from collections.abc import Callable
@@ -62,7 +63,16 @@ def gpt2(shared_data: Path) -> Tokenizer:
     return Tokenizer.load(shared_data / "tokenizers/openai/r50k_base.tiktoken")
 
 
-@pytest.mark.parametrize("name", ["r50k_base", "p50k_base", "cl100k_base", "o200k_base"])
+# The hashes that tiktoken expects of the files.
+PUBLISHED = {
+    "r50k_base": "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",
+    "p50k_base": "94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069",
+    "cl100k_base": "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+    "o200k_base": "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published_rank_files_need_no_arguments(shared_data: Path, tmp_path: Path, name: str) -> None:
     folder = shared_data / "tokenizers/openai"
     if name == "p50k_base":  # r50k and runs of spaces
@@ -70,6 +80,7 @@ def test_published_rank_files_need_no_arguments(shared_data: Path, tmp_path: Pat
         content = (folder / "r50k_base.tiktoken").read_bytes() + spaces
     else:
         content = (folder / f"{name}.tiktoken").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == PUBLISHED[name]
     known = _rank_format.find_known(content)
     assert known is not None
     assert known.name == name
@@ -404,7 +415,7 @@ def test_ids_may_have_gaps(small: Tokenizer, tmp_path: Path) -> None:
     [
         (b"", "empty"),
         (b"YQ== 0\nYQ== 1\n", "token 'a' has the ids 0 and 1"),
-        (b"YQ== 0\nYg== 0\n", "rank 0 is given twice, to 'a' and 'b'"),
+        (b"YQ== 0\nYg== 0\n", "x.tiktoken:2: rank 0 is given twice, to 'a' and 'b'"),
         (b"YQ== 0\nYg== 4000000000\n", "x.tiktoken:2: rank 4000000000 is too large"),
         (b"YQ== 0\nYg== 99999999999\n", "x.tiktoken:2: expected base64"),
         (b"YQ== 0\nYg= 1\n", "x.tiktoken:2: expected base64"),
