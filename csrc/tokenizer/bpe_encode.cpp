@@ -80,7 +80,7 @@ class BpeEncoder::PieceCache {
 };
 
 BpeEncoder::BpeEncoder(std::vector<std::string> tokens, const std::vector<MergeRule>& merges,
-                       const Pattern& pattern, bool ignore_merges)
+                       Pattern pattern, bool ignore_merges)
     : tokens_(std::move(tokens)), pattern_(pattern), ignore_merges_(ignore_merges), merges_(tokens_, merges) {
     std::fill(std::begin(byte_ids_), std::end(byte_ids_), kNone);
     pieces_.resize(table_size(tokens_.size()));

@@ -26,7 +26,7 @@ class BpeEncoder {
     // a token. With `ignore_merges`, a piece that is a token is taken whole before any merge. Throws
     // std::invalid_argument naming the entry: a merge with an id out of range or whose bytes do not
     // concatenate, a single byte without a token.
-    BpeEncoder(std::vector<std::string> tokens, const std::vector<MergeRule>& merges, const Pattern& pattern,
+    BpeEncoder(std::vector<std::string> tokens, const std::vector<MergeRule>& merges, Pattern pattern,
                bool ignore_merges);
 
     // Append the ids of one text. Linear in its size, but for pieces of length n: O(n log n).
