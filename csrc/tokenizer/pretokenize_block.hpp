@@ -35,7 +35,8 @@ struct Classes {
 };
 
 // Classes of ASCII characters. V is 64 bytes in the registers of one level:
-//   Bits in_range(low, high), equals(byte), high(); V lower_case() sets bit 5 of each byte.
+//   Bits in_range(first, last) of unsigned bytes, both ASCII or neither, equals(byte), high();
+//   V lower_case() sets bit 5 of each byte.
 template <Rules R, class V>
 [[gnu::always_inline]] inline Classes classify_ascii_block(const V& bytes) noexcept {
     Classes c;
@@ -56,43 +57,118 @@ template <Rules R, class V>
     return c;
 }
 
-// Add the classes of all other characters.
+// All ones if the class is one of these; no branch, which would be hard to predict.
+template <class V>
+[[gnu::always_inline]] inline Bits if_any(std::uint8_t kind, std::uint8_t kinds) noexcept {
+    return Bits{0} - static_cast<Bits>((kind & kinds) != 0);
+}
+
+// Note the class of a character that has these bytes. Where case does not matter, `lower` has all of a word's.
 template <Rules R, class V>
-[[gnu::always_inline]] inline void classify_others(std::string_view text, std::size_t position,
+[[gnu::always_inline]] inline void add_character(char32_t point, std::uint8_t kind, Bits bytes,
+                                                 Classes& c) noexcept {
+    if constexpr (R.cased) {
+        c.upper |= bytes & if_any<V>(kind, kUpper);
+        c.lower |= bytes & if_any<V>(kind, kLower);
+        c.caseless |= bytes & if_any<V>(kind, kCaseless);
+        c.mark |= bytes & if_any<V>(kind, kMark);
+    } else {
+        c.lower |= bytes & if_any<V>(kind, R.word);
+    }
+    c.number |= bytes & if_any<V>(kind, kNumber);
+    c.space |= bytes & if_any<V>(kind, kSpace);
+    if constexpr (R.deepseek) {
+        c.symbol |= bytes & if_any<V>(kind, kPunctuation | kSymbol);
+        c.han_kana |= bytes & (Bits{0} - static_cast<Bits>(is_han_or_kana(point)));
+    }
+}
+
+// Add the classes of all other characters. Most Han, Hangul and Cyrillic letters show theirs in the first
+// byte, in all characters of the window at once. Valid characters of two or three bytes are looked up, as
+// many at a time as the processor can, since bitmaps say beforehand where they are; the rest is decoded.
+template <Rules R, class V>
+[[gnu::always_inline]] inline void classify_others(const V& bytes, std::string_view text, std::size_t position,
                                                    Classes& c) noexcept {
-    Bits by_class[9] = {};
-    Bits run = 0;  // bytes of neighbours of one class, not yet added
-    std::uint32_t run_class = 0;
-    for (Bits left = c.high; left != 0;) {
+    const Bits trail = bytes.in_range('\x80', '\xBF');
+    const Bits trails = (trail >> 1) & (trail >> 2);
+    const Bits han = bytes.in_range('\xE5', '\xE8') & trails;             // U+5000-U+8FFF
+    const Bits hangul = bytes.in_range('\xEB', '\xEC') & trails;          // U+B000-U+CFFF
+    Bits cyrillic = bytes.in_range('\xD0', '\xD1') & (trail >> 1);        // U+0400-U+047F
+    if constexpr (R.cased) {
+        if (cyrillic != 0) {
+            const Bits second = bytes.equals('\xD1') << 1;  // U+0440-U+045F are lower case, U+0460 on mixed
+            const Bits first = (cyrillic << 1) & ~second;    // U+0400-U+042F are upper case
+            const Bits upper = first & bytes.in_range('\x80', '\xAF');
+            const Bits lower = (first & ~upper) | (second & bytes.in_range('\x80', '\x9F'));
+            c.upper |= upper | (upper >> 1);
+            c.lower |= lower | (lower >> 1);
+            cyrillic = (upper | lower) >> 1;
+        }
+    } else {
+        c.lower |= cyrillic | (cyrillic << 1);
+    }
+    const Bits known = han | hangul;
+    const Bits letters = known | (known << 1) | (known << 2);
+    if constexpr (R.cased) {
+        c.caseless |= letters;
+    } else {
+        c.lower |= letters;
+    }
+    if constexpr (R.deepseek) c.han_kana = han | (han << 1) | (han << 2);
+
+    const auto byte = [&](int i) {
+        return static_cast<std::uint32_t>(static_cast<std::uint8_t>(text[position + static_cast<std::size_t>(i)]));
+    };
+    const Bits two = bytes.in_range('\xC2', '\xDF') & (trail >> 1);
+    for (Bits left = two & ~cyrillic; left != 0; left &= left - 1) {
+        const int i = std::countr_zero(left);
+        const char32_t point = ((byte(i) & 0x1FU) << 6) | (byte(i + 1) & 0x3FU);
+        add_character<R, V>(point, classify(point), Bits{3} << i, c);
+    }
+    // Three bytes: no overlong forms (E0 80-9F), no surrogates (ED A0-BF).
+    const Bits later = bytes.in_range('\xA0', '\xBF') >> 1;
+    const Bits three = bytes.in_range('\xE0', '\xEF') & trails & ~(bytes.equals('\xE0') & ~later) &
+                       ~(bytes.equals('\xED') & later);
+    for (Bits left = three & ~known; left != 0; left &= left - 1) {
+        const int i = std::countr_zero(left);
+        const char32_t point =
+            ((byte(i) & 0x0FU) << 12) | ((byte(i + 1) & 0x3FU) << 6) | (byte(i + 2) & 0x3FU);
+        add_character<R, V>(point, classify(point), Bits{7} << i, c);
+    }
+    c.continuation = ((two | three) << 1) | (three << 2);
+    // Four bytes, invalid bytes, and what the window cuts off.
+    for (Bits left = c.high & ~(two | three | c.continuation); left != 0;) {
         const int i = std::countr_zero(left);
         const Decoded decoded = decode_utf8(text, position + static_cast<std::size_t>(i));
-        const std::uint32_t kind = decoded.size == 1 ? 0U : classify(decoded.point);
-        const Bits bytes = ((Bits{1} << decoded.size) - 1) << i;
-        left &= ~bytes;
-        c.continuation |= bytes & ~(Bits{1} << i);
-        if constexpr (R.deepseek) {
-            if (is_han_or_kana(decoded.point)) c.han_kana |= bytes;
-        }
-        if (kind != run_class) {
-            by_class[std::countr_zero(run_class | 256U)] |= run;
-            run = 0;
-            run_class = kind;
-        }
-        run |= bytes;
+        const Bits all = ((Bits{1} << decoded.size) - 1) << i;
+        left &= ~all;
+        c.continuation |= all & ~(Bits{1} << i);
+        const std::uint8_t kind = decoded.size == 1 ? std::uint8_t{0} : classify(decoded.point);
+        add_character<R, V>(decoded.point, kind, all, c);
     }
-    by_class[std::countr_zero(run_class | 256U)] |= run;
-    c.upper |= by_class[0];
-    c.lower |= by_class[1];
-    c.caseless = by_class[2];
-    c.mark = by_class[3];
-    c.number |= by_class[4];
-    c.symbol |= by_class[5] | by_class[6];
-    c.space |= by_class[7];
+}
+
+// All classes of the characters of a window.
+template <Rules R, class V>
+[[gnu::always_inline]] inline Classes classify_block(std::string_view text, std::size_t position,
+                                                     std::size_t size) noexcept {
+    const V bytes = size == kWindow ? V::load(text.data() + position) : V::load(text.data() + position, size);
+    Classes classes = classify_ascii_block<R>(bytes);
+    if (classes.high != 0) classify_others<R>(bytes, text, position, classes);
+    return classes;
+}
+
+// Characters that, once a window has none but these to its end, go on with the same piece: those of words.
+// Where case matters only those without, and of DeepSeek's pattern only Han and kana.
+template <Rules R, class V>
+[[gnu::always_inline]] inline Bits row_of(const Classes& c) noexcept {
+    if constexpr (R.cased) return c.caseless | c.mark;
+    return R.deepseek ? c.lower & c.han_kana : c.lower;
 }
 
 struct Starts {
-    Bits starts;  // of pieces; the window's first byte is one
-    Bits known;   // bytes of which that is certain
+    Bits starts;      // of pieces, as far as certain, but for the window's first byte
+    std::size_t row;  // if there are none: from where `row_of` shows the end of the piece, or 0
 };
 
 // The starts of pieces in a window of `size` bytes; with fewer than 64 the text ends there, and bit `size`
@@ -104,11 +180,8 @@ class Window {
                                   std::size_t size) noexcept
         : c_(classes), text_(text), position_(position), valid_(size < kWindow ? (Bits{1} << size) - 1 : ~Bits{0}),
           size_(size) {
-        word_ = c_.upper | c_.lower;
-        if constexpr (!Ascii) {
-            word_ |= c_.caseless;
-            if constexpr ((R.word & kMark) != 0) word_ |= c_.mark;
-        }
+        word_ = c_.lower;
+        if constexpr (R.cased) word_ |= c_.upper | c_.caseless | c_.mark;
         other_ = valid_ & ~(word_ | c_.number | c_.space);
         if constexpr (R.deepseek) {
             hard_ = other_ & ~c_.symbol;  // gaps
@@ -124,7 +197,9 @@ class Window {
         }
         if constexpr (R.max_digits == 1) starts_ |= c_.number & ~c_.continuation;
         if constexpr (R.max_digits > 1) split_numbers();
-        return {starts_ | 1, known()};
+        const Bits known = this->known();
+        const Bits starts = starts_ & known & ~Bits{1};
+        return {starts, starts == 0 ? row(known) : 0};
     }
 
   private:
@@ -274,6 +349,17 @@ class Window {
         return known;
     }
 
+    // The last character of the known part, if it is one that goes on with the piece.
+    [[gnu::always_inline]] std::size_t row(Bits known) const noexcept {
+        const Bits row = row_of<R, V>(c_);
+        if (size_ < kWindow || hard_ != 0) return 0;
+        if constexpr (R.cased) {
+            if (((c_.upper | c_.lower) & ~Bits{1}) != 0) return 0;
+        }
+        const auto last = static_cast<std::size_t>(std::bit_width(known & ~c_.continuation)) - 1;
+        return (row >> last & 1) != 0 ? last : 0;
+    }
+
     const Classes& c_;
     std::string_view text_;
     std::size_t position_;
@@ -289,11 +375,28 @@ template <Pattern P, class V>
 [[gnu::always_inline]] inline Starts find_starts(std::string_view text, std::size_t position) noexcept {
     static constexpr Rules rules = rules_of(P);
     const std::size_t size = std::min(kWindow, text.size() - position);
-    const V bytes = size == kWindow ? V::load(text.data() + position) : V::load(text.data() + position, size);
-    Classes classes = classify_ascii_block<rules>(bytes);
+    const Classes classes = classify_block<rules, V>(text, position, size);
     if (classes.high == 0) return Window<rules, true, V>(classes, text, position, size).find();
-    classify_others<rules, V>(text, position, classes);
     return Window<rules, false, V>(classes, text, position, size).find();
+}
+
+// The end of a piece that goes on with `row_of` at `position`, or 0 if its end asks for more.
+template <Pattern P, class V>
+std::size_t find_row_end(std::string_view text, std::size_t position) noexcept {
+    static constexpr Rules rules = rules_of(P);
+    while (position < text.size()) {
+        const std::size_t size = std::min(kWindow, text.size() - position);
+        const Classes classes = classify_block<rules, V>(text, position, size);
+        const auto ones = static_cast<std::size_t>(std::countr_one(row_of<rules, V>(classes)));
+        if (ones < size) {
+            Bits asks = 0;
+            if constexpr (rules.cased) asks = classes.upper | classes.lower | classes.apostrophe;
+            return (asks >> ones & 1) != 0 ? 0 : position + ones;
+        }
+        if (size < kWindow) break;
+        position += static_cast<std::size_t>(std::bit_width(~classes.continuation)) - 1;
+    }
+    return text.size();
 }
 
 // A CutFunction. V::write(bits, base, out) writes base + i for every set bit i, may write up to out[63], and
@@ -305,19 +408,20 @@ template <Pattern P, class V>
     const std::size_t base = position;
     std::size_t count = 0;
     while (position < text.size() && position - base <= most) {
+        std::size_t end = 0;
         if (ends.size() - count >= kWindow) {
             const Starts found = find_starts<P, V>(text, position);
-            const Bits bits = found.starts & found.known & ~Bits{1};
-            if (bits != 0) {
-                count += V::write(bits, static_cast<std::uint32_t>(position - base), ends.data() + count);
-                position += static_cast<std::size_t>(std::bit_width(bits)) - 1;
+            if (found.starts != 0) {
+                count += V::write(found.starts, static_cast<std::uint32_t>(position - base), ends.data() + count);
+                position += static_cast<std::size_t>(std::bit_width(found.starts)) - 1;
                 continue;
             }
+            if (found.row != 0) end = find_row_end<P, V>(text, position + found.row);
         } else if (count > 0) {
             break;
         }
         if (count == ends.size()) break;
-        const std::size_t end = end_piece<P>(text, position);
+        if (end == 0) end = end_piece<P>(text, position);
         if (end - base > most + kWindow) break;
         ends[count++] = static_cast<std::uint32_t>(end - base);
         position = end;

@@ -41,12 +41,13 @@ struct Words {
     }
     Bits equals(char byte) const noexcept { return in_range(byte, byte); }
     // Sums of seven-bit numbers carry into the high bit, never into the next byte.
-    Bits in_range(char first, char last) const noexcept {
-        const std::uint64_t reach = kOnes * static_cast<std::uint64_t>(0x80 - first);
-        const std::uint64_t pass = kOnes * static_cast<std::uint64_t>(0x7F - last);
+    [[gnu::always_inline]] Bits in_range(char first, char last) const noexcept {
+        const std::uint64_t reach = kOnes * static_cast<std::uint64_t>(0x80 - (first & 0x7F));
+        const std::uint64_t pass = kOnes * static_cast<std::uint64_t>(0x7F - (last & 0x7F));
+        const std::uint64_t flip = (first & 0x80) != 0 ? 0 : ~std::uint64_t{0};
         return mask([=](std::uint64_t x) {
             const std::uint64_t seven = x & ~kHigh;
-            return (seven + reach) & ~(seven + pass) & ~x;
+            return (seven + reach) & ~(seven + pass) & (x ^ flip);
         });
     }
     Words lower_case() const noexcept {
