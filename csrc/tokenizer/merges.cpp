@@ -56,7 +56,10 @@ MergeTable::MergeTable(std::span<const std::string> tokens, std::span<const Merg
 }
 
 MergeTable::Rank MergeTable::find(TokenId left, TokenId right) const noexcept {
-    const std::uint64_t pair = pair_of(left, right);
+    return find(pair_of(left, right));
+}
+
+MergeTable::Rank MergeTable::find(std::uint64_t pair) const noexcept {
     const std::size_t mask = slots_.size() - 1;
     for (std::size_t slot = slot_of(pair);; slot = (slot + 1) & mask) {
         const std::uint64_t found = slots_[slot];
@@ -117,6 +120,78 @@ std::size_t MergeTable::apply_short(TokenId* ids, std::uint64_t* candidates, std
     std::size_t count = 0;
     for (; alive != 0; alive &= alive - 1) ids[count++] = ids[std::countr_zero(alive)];
     return count;
+}
+
+// A row between two of its merges. The pairs that a merge has made are looked up a turn later, when the cache
+// lines of their slots have come.
+struct MergeTable::RowState {
+    static constexpr std::uint64_t kNone = ~std::uint64_t{0};
+    Row* row;
+    std::uint32_t alive;       // a bit a symbol that is left
+    std::uint32_t num_pairs;   // candidates in use
+    std::uint32_t place, previous;
+    std::uint64_t right_pair = kNone, left_pair = kNone;  // of `place` and of `previous`, not looked up yet
+    std::array<std::uint64_t, Row::kMaxBytes> candidates;
+};
+
+void MergeTable::apply_bytes(std::span<Row* const> rows) const noexcept {
+    constexpr std::size_t kAtOnce = 16;
+    RowState states[kAtOnce];
+    const auto start = [&](RowState& state, Row& row) {
+        const auto byte = [&](std::size_t i) -> std::size_t { return static_cast<std::uint8_t>(row.bytes[i]); };
+        state.row = &row;
+        state.alive = (std::uint32_t{1} << row.size) - 1;
+        state.num_pairs = static_cast<std::uint32_t>(row.size - 1);
+        state.right_pair = state.left_pair = RowState::kNone;
+        for (std::size_t i = 0; i < row.size; ++i) row.ids[i] = byte_ids_[byte(i)];
+        for (std::size_t i = 0; i + 1 < row.size; ++i)
+            state.candidates[i] = candidate(byte_pairs_[byte(i) * 256 + byte(i + 1)], i);
+    };
+    // One merge; false where none is left.
+    const auto step = [&](RowState& state) {
+        Row& row = *state.row;
+        if (state.right_pair != RowState::kNone)
+            state.candidates[state.place] = candidate(find(state.right_pair), state.place);
+        if (state.left_pair != RowState::kNone)
+            state.candidates[state.previous] = candidate(find(state.left_pair), state.previous);
+        std::uint64_t best = candidate(kNoRank, 0);
+        for (std::size_t i = 0; i < state.num_pairs; ++i) best = std::min(best, state.candidates[i]);
+        const auto rank = static_cast<Rank>(best >> 8);
+        if (rank == kNoRank) return false;
+        state.place = static_cast<std::uint32_t>(best & 0xFF);
+        const std::uint32_t behind = ~std::uint32_t{0} << state.place << 1;
+        const auto removed = static_cast<std::uint32_t>(std::countr_zero(state.alive & behind));
+        state.alive &= ~(std::uint32_t{1} << removed);
+        row.ids[state.place] = merged_[rank];
+        state.candidates[state.place] = state.candidates[removed < state.num_pairs ? removed : state.place] =
+            candidate(kNoRank, 0);
+        const auto expect = [&](TokenId left, TokenId right) {
+            const std::uint64_t pair = pair_of(left, right);
+            __builtin_prefetch(&slots_[slot_of(pair)]);
+            return pair;
+        };
+        const std::uint32_t after = state.alive & behind;
+        state.right_pair =
+            after != 0 ? expect(row.ids[state.place], row.ids[std::countr_zero(after)]) : RowState::kNone;
+        const std::uint32_t before = state.alive & ((std::uint32_t{1} << state.place) - 1);
+        state.previous = 31U - static_cast<std::uint32_t>(std::countl_zero(before | 1));
+        state.left_pair = before != 0 ? expect(row.ids[state.previous], row.ids[state.place]) : RowState::kNone;
+        return true;
+    };
+    for (std::size_t next = 0, active = 0; next < rows.size() || active > 0;) {
+        while (active < kAtOnce && next < rows.size()) start(states[active++], *rows[next++]);
+        for (std::size_t i = 0; i < active;) {
+            if (step(states[i])) {
+                ++i;
+                continue;
+            }
+            Row& row = *states[i].row;
+            row.size = 0;
+            for (std::uint32_t alive = states[i].alive; alive != 0; alive &= alive - 1)
+                row.ids[row.size++] = row.ids[static_cast<std::size_t>(std::countr_zero(alive))];
+            states[i] = states[--active];
+        }
+    }
 }
 
 // A heap of candidate merges over a linked list: O(n log n) however long the row.
