@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Buffer
 
 from pylm.text.texts import Texts
 
@@ -24,15 +23,15 @@ class BpeEncoder:
     ) -> None: ...
     def encode(self, text: bytes) -> list[int]: ...
     def encode_texts(
-        self, texts: Sequence[str] | Sequence[bytes], *, num_threads: int
+        self, texts: Texts | Sequence[bytes], *, end_id: int | None, num_threads: int
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...
-    def encode_buffer(
-        self, data: Buffer, offsets: NDArray[np.int64], *, num_threads: int
+    def encode_file(
+        self, path: str, separator: bytes, *, num_threads: int
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...
 
 class WordCounter:
     def __init__(self, pattern: Pattern) -> None: ...
-    def add(self, texts: Sequence[str] | Sequence[bytes], *, num_threads: int) -> None: ...
+    def add(self, texts: Texts | Sequence[bytes], *, num_threads: int) -> None: ...
     def sorted(self) -> list[tuple[bytes, int]]: ...
     def train(
         self, *, num_merges: int, min_frequency: int, byte_ids: Sequence[int], first_id: int

@@ -1,5 +1,5 @@
-// Texts from Python, for every binding that takes them: a list of str, or an Arrow column through the
-// PyCapsule interface (`__arrow_c_array__`, `__arrow_c_stream__`). No text is copied.
+// Texts from Python, for every binding that takes them: a list of str (of bytes too, where it says so), or an
+// Arrow column through the PyCapsule interface (`__arrow_c_array__`, `__arrow_c_stream__`). No text is copied.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -25,15 +25,17 @@ namespace pylm::bindings {
 // it with the interpreter lock held; the views may be read without it.
 class Texts {
 public:
-    // Throws TypeError for other objects and for items that are no str, InputError for columns of other types
+    enum class Items { kStr, kStrOrBytes };
+
+    // Throws TypeError for other objects and for items that are not as `items` says, InputError for columns of other types
     // and for lone surrogates; messages start with `argument` and name the index.
-    explicit Texts(pybind11::handle object, const std::string& argument = "texts") {
+    explicit Texts(pybind11::handle object, const std::string& argument = "texts", Items items = Items::kStr) {
         if (pybind11::hasattr(object, "__arrow_c_array__")) {
             from_array(object, argument);
         } else if (pybind11::hasattr(object, "__arrow_c_stream__")) {
             from_stream(object, argument);
         } else if (PyList_Check(object.ptr()) != 0 || PyTuple_Check(object.ptr()) != 0) {
-            from_list(object, argument);
+            from_list(object, argument, items);
         } else {
             const std::string type = pybind11::str(pybind11::type::handle_of(object).attr("__name__"));
             throw pybind11::type_error(argument + " must be a list of str or an Arrow string array, got " +
@@ -91,7 +93,7 @@ private:
         }
     }
 
-    void from_list(pybind11::handle object, const std::string& argument) {
+    void from_list(pybind11::handle object, const std::string& argument, Items items) {
         // A tuple of its own: another thread may change the list while the lock is released.
         items_ = pybind11::reinterpret_steal<pybind11::object>(PySequence_Tuple(object.ptr()));
         if (!items_) throw pybind11::error_already_set();
@@ -100,9 +102,13 @@ private:
         for (Py_ssize_t i = 0; i < size; ++i) {
             PyObject* item = PyTuple_GET_ITEM(items_.ptr(), i);
             const auto place = [&] { return argument + "[" + std::to_string(i) + "]"; };
+            if (items == Items::kStrOrBytes && PyBytes_Check(item) != 0) {
+                views_.emplace_back(PyBytes_AS_STRING(item), static_cast<std::size_t>(PyBytes_GET_SIZE(item)));
+                continue;
+            }
             if (PyUnicode_Check(item) == 0) {
                 throw pybind11::type_error(
-                    place() + " must be str, got " + Py_TYPE(item)->tp_name +
+                    place() + (items == Items::kStr ? " must be str, got " : " must be str or bytes, got ") + Py_TYPE(item)->tp_name +
                     (item == Py_None ? "; a pyarrow string array may hold nulls" : ""));
             }
             Py_ssize_t bytes = 0;

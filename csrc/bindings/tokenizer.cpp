@@ -10,8 +10,10 @@
 #include <string_view>
 #include <vector>
 
+#include "bindings/arrow.hpp"
 #include "bindings/buffers.hpp"
 #include "bindings/module.hpp"
+#include "text/mapped_file.hpp"
 #include "text/unicode.hpp"
 #include "tokenizer/bpe_encode.hpp"
 #include "tokenizer/bpe_train.hpp"
@@ -23,45 +25,30 @@ namespace pylm::bindings {
 
 namespace {
 
-py::tuple to_tuple(TokenBatch&& batch) {
-    return py::make_tuple(to_array(std::move(batch.ids)), to_array(std::move(batch.offsets)));
+// Hand the ids to NumPy without copying.
+py::array_t<TokenId> to_token_array(TokenBuffer&& ids) {
+    auto owner = std::make_unique<TokenBuffer>(std::move(ids));
+    const TokenId* data = owner->data();
+    const auto size = static_cast<py::ssize_t>(owner->size());
+    py::capsule capsule(owner.get(), [](void* p) { delete static_cast<TokenBuffer*>(p); });
+    owner.release();
+    return py::array_t<TokenId>(size, data, capsule);
 }
 
-// Views of the UTF-8 that CPython keeps inside each str, or of bytes. Holds the items: a sequence may make
-// them afresh at every access, or change while the interpreter lock is released.
-class Items {
-  public:
-    explicit Items(const py::sequence& texts)
-        : items_(py::reinterpret_steal<py::object>(PySequence_Tuple(texts.ptr()))) {
-        if (!items_) throw py::error_already_set();
-        const py::ssize_t size = PyTuple_GET_SIZE(items_.ptr());
-        views_.reserve(static_cast<std::size_t>(size));
-        for (py::ssize_t i = 0; i < size; ++i) add(PyTuple_GET_ITEM(items_.ptr(), i), i);
+py::tuple to_tuple(TokenBatch&& batch) {
+    return py::make_tuple(to_token_array(std::move(batch.ids)), to_array(std::move(batch.offsets)));
+}
+
+// A list of int, as tiktoken gives it.
+py::list to_list(std::span<const TokenId> ids) {
+    py::list list(ids.size());
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+        PyObject* number = PyLong_FromUnsignedLong(ids[i]);
+        if (number == nullptr) throw py::error_already_set();
+        PyList_SET_ITEM(list.ptr(), static_cast<py::ssize_t>(i), number);
     }
-
-    std::span<const std::string_view> views() const noexcept { return views_; }
-
-  private:
-    void add(PyObject* item, py::ssize_t index) {
-        const auto place = [&] { return "texts[" + std::to_string(index) + "]"; };
-        if (PyBytes_Check(item)) {
-            views_.emplace_back(PyBytes_AS_STRING(item), static_cast<std::size_t>(PyBytes_GET_SIZE(item)));
-            return;
-        }
-        if (!PyUnicode_Check(item))
-            throw py::type_error(place() + " must be str or bytes, got " + Py_TYPE(item)->tp_name);
-        py::ssize_t size = 0;
-        const char* data = PyUnicode_AsUTF8AndSize(item, &size);
-        if (data == nullptr) {
-            PyErr_Clear();
-            throw py::value_error(place() + " holds lone surrogates, which no UTF-8 can express");
-        }
-        views_.emplace_back(data, static_cast<std::size_t>(size));
-    }
-
-    py::object items_;
-    std::vector<std::string_view> views_;
-};
+    return list;
+}
 
 std::string_view name_of(SimdLevel level) noexcept {
     switch (level) {
@@ -91,13 +78,6 @@ std::vector<std::int64_t> all_ends(Pattern pattern, CutFunction cut, std::string
         position = static_cast<std::size_t>(ends.back());
     }
     return ends;
-}
-
-std::span<const char> bytes_of(const py::buffer_info& info) {
-    if (info.ndim > 1 || (info.ndim == 1 && info.size > 1 && info.strides[0] != info.itemsize)) {
-        throw py::value_error("data must be contiguous bytes");
-    }
-    return {static_cast<const char*>(info.ptr), static_cast<std::size_t>(info.size * info.itemsize)};
 }
 
 }  // namespace
@@ -158,51 +138,49 @@ void bind_tokenizer(py::module_& module) {
             "encode",
             [](const BpeEncoder& encoder, const py::bytes& text) {
                 const std::string_view view = text;
-                std::vector<TokenId> ids;
+                TokenBuffer ids;
                 {
                     const py::gil_scoped_release release;
-                    encoder.encode(view, ids);
+                    ids = encoder.encode(view);
                 }
-                return ids;
+                return to_list(ids.ids());
             },
             py::arg("text"))
         .def(
             "encode_texts",
-            [](const BpeEncoder& encoder, const py::sequence& texts, unsigned num_threads) {
-                const Items items(texts);
+            [](const BpeEncoder& encoder, const py::object& texts, std::optional<TokenId> end_id,
+               unsigned num_threads) {
+                const Texts read(texts, "texts", Texts::Items::kStrOrBytes);
                 TokenBatch batch;
                 {
                     const py::gil_scoped_release release;
-                    batch = encoder.encode_batch(items.views(), num_threads);
+                    batch = encoder.encode_batch(read.views(), num_threads, end_id);
                 }
                 return to_tuple(std::move(batch));
             },
-            py::arg("texts"), py::kw_only(), py::arg("num_threads"))
+            py::arg("texts"), py::kw_only(), py::arg("end_id"), py::arg("num_threads"))
         .def(
-            "encode_buffer",
-            [](const BpeEncoder& encoder, const py::buffer& data,
-               const py::array_t<std::int64_t, py::array::c_style>& offsets, unsigned num_threads) {
-                const py::buffer_info info = data.request();
-                const std::span<const char> bytes = bytes_of(info);
-                const std::span<const std::int64_t> borders(offsets.data(),
-                                                            static_cast<std::size_t>(offsets.size()));
+            "encode_file",
+            [](const BpeEncoder& encoder, const std::string& path, const std::string& separator,
+               unsigned num_threads) {
                 TokenBatch batch;
                 {
                     const py::gil_scoped_release release;
-                    batch = encoder.encode_batch(bytes, borders, num_threads);
+                    const MappedFile file(path);
+                    batch = encoder.encode_batch(split(file.bytes(), separator), num_threads);
                 }
                 return to_tuple(std::move(batch));
             },
-            py::arg("data"), py::arg("offsets"), py::kw_only(), py::arg("num_threads"));
+            py::arg("path"), py::arg("separator"), py::kw_only(), py::arg("num_threads"));
 
     py::class_<WordCounter>(module, "WordCounter")
         .def(py::init<Pattern>(), py::arg("pattern"))
         .def(
             "add",
-            [](WordCounter& counter, const py::sequence& texts, unsigned num_threads) {
-                const Items items(texts);
+            [](WordCounter& counter, const py::object& texts, unsigned num_threads) {
+                const Texts read(texts, "texts", Texts::Items::kStrOrBytes);
                 const py::gil_scoped_release release;
-                counter.add(items.views(), num_threads);
+                counter.add(read.views(), num_threads);
             },
             py::arg("texts"), py::kw_only(), py::arg("num_threads"))
         .def("sorted",

@@ -1,21 +1,27 @@
 // Byte-pair encoding with a given vocabulary: bytes to ids, exactly as the merges say.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "huge_pages.hpp"
 #include "tokenizer/merges.hpp"
+#include "tokenizer/piece_cache.hpp"
 #include "tokenizer/pretokenize.hpp"
+#include "tokenizer/token_output.hpp"
 
 namespace pylm {
 
 struct TokenBatch {
-    std::vector<TokenId> ids;
+    TokenBuffer ids;
     std::vector<std::int64_t> offsets;  // one more than there are texts
 };
 
@@ -29,36 +35,48 @@ class BpeEncoder {
     BpeEncoder(std::vector<std::string> tokens, const std::vector<MergeRule>& merges, Pattern pattern,
                bool ignore_merges);
 
-    // Append the ids of one text. Linear in its size, but for pieces of length n: O(n log n).
-    void encode(std::string_view text, std::vector<TokenId>& out) const;
+    // Ids of one text. Linear in its size, but for pieces of length n: O(n log n).
+    TokenBuffer encode(std::string_view text) const;
 
-    // Encode many texts; text i is data[offsets[i], offsets[i + 1]). The result does not depend on threads.
-    TokenBatch encode_batch(std::span<const char> data, std::span<const std::int64_t> offsets,
-                            unsigned num_threads) const;
-    TokenBatch encode_batch(std::span<const std::string_view> texts, unsigned num_threads) const;
+    // Encode many texts; a large one is cut where no piece can lie across. Neither the result nor the cuts
+    // depend on the threads. `end` comes after each text and belongs to it.
+    TokenBatch encode_batch(std::span<const std::string_view> texts, unsigned num_threads,
+                            std::optional<TokenId> end = std::nullopt) const;
 
     // Bytes of a token. Throws std::out_of_range.
     std::string_view token(TokenId id) const;
     std::size_t vocab_size() const noexcept { return tokens_.size(); }
 
   private:
-    class PieceCache;
-
-    struct PieceSlot {
+    struct ShortToken {  // of at most PieceKey::kMaxBytes
+        PieceKey key;
+        TokenId id = std::numeric_limits<TokenId>::max();
+    };
+    struct LongToken {
         std::uint32_t hash = 0;
         TokenId id = std::numeric_limits<TokenId>::max();
     };
+    enum Whole : std::uint8_t { kUnknown, kMergesToItself, kMergesToOthers };
 
-    void encode_cached(std::string_view text, PieceCache& cache, std::vector<TokenId>& out) const;
-    void encode_piece(std::string_view piece, std::vector<TokenId>& out) const;
-    TokenId find_token(std::string_view bytes) const noexcept;  // id, or the largest TokenId
+    void encode_cached(std::string_view text, PieceCache& cache, TokenBuffer& out) const;
+    TokenId* encode_unseen(std::string_view piece, const PieceKey& key, std::uint64_t hash, PieceCache& cache,
+                           TokenId* out) const;
+    TokenId* encode_long(std::string_view piece, PieceCache& cache, TokenId* out) const;
+    std::size_t encode_piece(std::string_view piece, TokenId token, TokenId* out) const;
+    bool is_whole(TokenId id) const;
+    // The id, or the largest TokenId.
+    TokenId find_short(const PieceKey& key, std::uint64_t hash) const noexcept;
+    TokenId find_long(std::string_view bytes, std::uint64_t hash) const noexcept;
 
     std::vector<std::string> tokens_;
     Pattern pattern_;
     bool ignore_merges_;
-    TokenId byte_ids_[256];
     MergeTable merges_;
-    std::vector<PieceSlot> pieces_;
+    std::vector<ShortToken, HugePageAllocator<ShortToken>> short_tokens_;  // open addressing, powers of two
+    std::vector<LongToken> long_tokens_;
+    // What merging a token's own bytes gives, found out when first asked for; by id.
+    std::unique_ptr<std::atomic<Whole>[]> whole_;
+    mutable CachePool caches_;
 };
 
 }  // namespace pylm

@@ -226,18 +226,13 @@ class _ShardWriter:
         self._num_bytes = 0
 
     def write(self, batch: pa.RecordBatch, *, num_threads: int) -> None:
-        encoded = self._tokenizer.encode_batch(batch["text"], num_threads=num_threads)
+        encoded = self._tokenizer.encode_batch(batch["text"], end_id=self._eos_id, num_threads=num_threads)
         ids_N, offsets_D = np.asarray(encoded.ids), np.asarray(encoded.offsets)
-        num_docs = len(batch)
-        # Document d moves d places on, to make room for the ends of the documents before it.
-        out_N = np.full(len(ids_N) + num_docs, self._eos_id, dtype=self._dtype)
-        is_text_N = np.ones(len(out_N), dtype=bool)
-        is_text_N[offsets_D[1:] + np.arange(num_docs)] = False
-        out_N[is_text_N] = ids_N
+        out_N = ids_N.astype(self._dtype, copy=False)
         self._is_used_V[ids_N] = True
         self._tokens.write(out_N.data)
         self._hash.update(out_N.data)
-        self._lengths.append(np.diff(offsets_D) + 1)
+        self._lengths.append(np.diff(offsets_D))
         self._num_bytes += pc.sum(pc.binary_length(batch["text"])).as_py() or 0
         columns = [batch[field].cast(pa.string()) for field in _DOCUMENT_FIELDS]
         self._docs.write_batch(pa.record_batch(columns, names=list(_DOCUMENT_FIELDS)))

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import regex
@@ -18,7 +18,7 @@ from pylm.files import atomic_path
 from pylm.text import _hf_format, _rank_format
 from pylm.text._training import learn_merges
 from pylm.text.patterns import PATTERNS, find_pattern
-from pylm.text.texts import arrow_chunks
+from pylm.text.texts import Texts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -256,13 +256,18 @@ class Tokenizer:
         return self._core.encode(text)
 
     def encode_batch(
-        self, texts: "Sequence[str] | Sequence[bytes] | pa.Array | pa.ChunkedArray", *, num_threads: int = 0
+        self,
+        texts: Texts | Sequence[bytes] | NDArray[np.str_ | np.object_],
+        *,
+        end_id: int | None = None,
+        num_threads: int = 0,
     ) -> TokenArray:
         """Turn many texts into ids, special tokens in them being ordinary text.
 
         Args:
-            texts: list of str or bytes, or an Arrow (chunked) array of strings or binary, which is read
-                where it lies; null gives no tokens.
+            texts: list or NumPy array of str or bytes, or an Arrow column of strings or binary of any library
+                and layout, in chunks or not, which is read where it lies; null gives no tokens.
+            end_id: id to put after each text, as token shards have it; any number below 2^32.
             num_threads: 0 takes all cores; the result does not depend on it.
 
         Returns:
@@ -272,18 +277,14 @@ class Tokenizer:
             InputError: a text holds lone surrogates; names its index.
             TypeError: an element is neither str nor bytes.
         """
-        if (chunks := arrow_chunks(texts)) is not None:
-            if self._normalizer is None:
-                return _join([self._encode_arrow(chunk, num_threads) for chunk in chunks])
-            texts = [t if t is not None else "" for chunk in chunks for t in chunk.to_pylist()]
         if isinstance(texts, str | bytes):
             raise TypeError("texts must be a sequence of texts, got a single one; use encode")
+        columns: Any = texts
         if self._normalizer is not None:
-            texts = [self._normalize(t) if isinstance(t, str) else t for t in texts]
-        try:
-            return TokenArray(*self._core.encode_texts(texts, num_threads=num_threads))  # type: ignore[arg-type]
-        except ValueError as error:
-            raise InputError(str(error)) from error
+            columns = [self._normalize(t) if isinstance(t, str) else t for t in _to_list(texts)]
+        elif not hasattr(texts, "__arrow_c_array__") and not hasattr(texts, "__arrow_c_stream__"):
+            columns = _to_list(texts)
+        return TokenArray(*self._core.encode_texts(columns, end_id=end_id, num_threads=num_threads))
 
     def encode_files(
         self, paths: Sequence[str | Path], *, separator: str | bytes | None = None, num_threads: int = 0
@@ -291,18 +292,23 @@ class Tokenizer:
         """Turn files into ids, one text a file, or several where `separator` stands between them.
 
         Args:
-            paths: files, read one after the other; their bytes need not be UTF-8.
+            paths: files, mapped into memory one after the other; their bytes need not be UTF-8.
             separator: cut each file here; it belongs to no text.
-            num_threads: 0 takes all cores.
+            num_threads: 0 takes all cores; a large file is shared between them.
+
+        Raises:
+            OSError: a file cannot be read.
         """
-        mark = separator.encode() if isinstance(separator, str) else separator
+        mark = separator.encode() if isinstance(separator, str) else separator or b""
         arrays = []
         for path in paths:
+            if self._normalizer is None:
+                arrays.append(TokenArray(*self._core.encode_file(str(path), mark, num_threads=num_threads)))
+                continue
             content = Path(path).read_bytes()
             texts = content.split(mark) if mark else [content]
-            if self._normalizer is not None:
-                texts = [self._normalize(t.decode("utf-8", "replace")).encode() for t in texts]
-            arrays.append(TokenArray(*self._core.encode_texts(texts, num_threads=num_threads)))
+            texts = [self._normalize(t.decode("utf-8", "replace")).encode() for t in texts]
+            arrays.append(TokenArray(*self._core.encode_texts(texts, end_id=None, num_threads=num_threads)))
         return _join(arrays)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -351,25 +357,13 @@ class Tokenizer:
     def _normalize(self, text: str) -> str:
         return text if self._normalizer is None else unicodedata.normalize(self._normalizer, text)
 
-    def _encode_arrow(self, array: "pa.Array", num_threads: int) -> TokenArray:
-        import pyarrow as pa
 
-        if not (pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)):
-            if not (pa.types.is_string(array.type) or pa.types.is_binary(array.type)):
-                raise TypeError(f"expected an Arrow array of strings or binary, got {array.type}")
-            offset_type = "int32"
-        else:
-            offset_type = "int64"
-        if array.null_count:
-            array = array.fill_null(b"" if "binary" in str(array.type) else "")
-        if len(array) == 0:
-            return TokenArray(np.zeros(0, np.uint32), np.zeros(1, np.int64))
-        _, offsets, data = array.buffers()
-        borders = np.frombuffer(offsets, offset_type)[array.offset : array.offset + len(array) + 1]
-        content = data if data is not None else b""
-        return TokenArray(
-            *self._core.encode_buffer(content, borders.astype(np.int64, copy=False), num_threads=num_threads)
-        )
+def _to_list(texts: Any) -> Any:
+    """Give Python objects, None of an Arrow column as the empty text."""
+    for name in ("to_pylist", "to_list", "tolist"):  # pyarrow, polars and pandas, NumPy
+        if hasattr(texts, name):
+            return [t if t is not None else "" for t in getattr(texts, name)()]
+    return texts if isinstance(texts, list | tuple) else list(texts)
 
 
 def _join(arrays: list[TokenArray]) -> TokenArray:

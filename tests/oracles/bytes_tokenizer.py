@@ -39,10 +39,12 @@ class BytesTokenizer:
     def encode_ordinary(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))
 
-    def encode_batch(self, texts: pa.Array | list[str], *, num_threads: int = 0) -> Encoded:
-        lists = [
-            self.encode_ordinary(t) for t in (texts.to_pylist() if isinstance(texts, pa.Array) else texts)
-        ]
+    def encode_batch(
+        self, texts: pa.Array | list[str], *, end_id: int | None = None, num_threads: int = 0
+    ) -> Encoded:
+        end = [] if end_id is None else [end_id]
+        texts = texts.to_pylist() if isinstance(texts, pa.Array) else texts
+        lists = [self.encode_ordinary(t) + end for t in texts]
         ids = np.array([i for one in lists for i in one], dtype=np.uint32)
         return Encoded(ids, np.cumsum([0, *map(len, lists)], dtype=np.int64))
 

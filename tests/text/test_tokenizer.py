@@ -2,6 +2,8 @@
 
 import base64
 import json
+import os
+import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -260,6 +262,10 @@ def test_every_container_and_thread_count_gives_the_same_ids(small: Tokenizer, t
         "chunked": pa.chunked_array([array[:100], array[100:100], array[100:]]),
         "slice": pa.array(["x", *texts, "y"])[1:-1],
         "null": pa.array([t if t else None for t in texts]),
+        "view": pa.array(texts, pa.string_view()),
+        "tuple": tuple(texts),
+        "numpy": np.array(texts),
+        "numpy objects": np.array(texts, dtype=object),
     }
     for name, container in containers.items():
         for num_threads in (1, 2, 5):
@@ -268,6 +274,47 @@ def test_every_container_and_thread_count_gives_the_same_ids(small: Tokenizer, t
     path = tmp_path / "text"
     path.write_bytes(b"\0".join(t.encode() for t in texts))
     assert [x.tolist() for x in small.encode_files([path, path], separator="\0")] == expected * 2
+
+
+def test_a_large_text_is_cut_between_pieces_only(
+    cl100k: tuple[Tokenizer, tiktoken.Encoding], r50k: tuple[Tokenizer, tiktoken.Encoding], tmp_path: Path
+) -> None:
+    """Texts beyond half a megabyte are shared between threads, at borders that no piece crosses."""
+    lines = Path(__file__).read_text(encoding="utf-8").split("\n")
+    text = "\n".join(f"{line}{' ' * (i % 3)}\n{' ' * (i % 5)}\r\n{i}" for i, line in enumerate(lines * 60))
+    assert len(text) > 1 << 20
+    path = tmp_path / "text"
+    path.write_text(text, encoding="utf-8", newline="")
+    for tokenizer, peer in (cl100k, r50k):
+        expected = peer.encode_ordinary(text)
+        for num_threads in (1, 2, 3):
+            assert tokenizer.encode_batch([text], num_threads=num_threads).ids.tolist() == expected
+        assert tokenizer.encode_files([path]).ids.tolist() == expected
+        assert tokenizer.encode_ordinary(text) == expected
+
+
+def test_an_end_after_each_text(small: Tokenizer) -> None:
+    line = "a line of a text beyond the size that threads share\n"
+    texts = ["one", "", line * 20_000, "four"]
+    end = small.special_tokens["<|endoftext|>"]
+    expected = [[*small.encode_ordinary(t), end] for t in texts]
+    for container in (texts, pa.array(texts)):
+        assert [x.tolist() for x in small.encode_batch(container, end_id=end)] == expected
+
+
+def test_files(small: Tokenizer, tmp_path: Path) -> None:
+    empty, pipe = tmp_path / "empty", tmp_path / "pipe"
+    empty.touch()
+    assert [x.tolist() for x in small.encode_files([empty, empty])] == [[], []]
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("from a pipe",))
+    writer.start()
+    assert small.encode_files([pipe])[0].tolist() == small.encode("from a pipe")
+    writer.join()
+    with pytest.raises(FileNotFoundError, match="absent"):
+        small.encode_files([tmp_path / "absent"])
+    with pytest.raises(IsADirectoryError, match=tmp_path.name):
+        small.encode_files([tmp_path])
 
 
 def test_empty_inputs(small: Tokenizer) -> None:
@@ -308,7 +355,7 @@ def test_bad_input_is_named(small: Tokenizer, tmp_path: Path) -> None:
         small.decode([99999])
     with pytest.raises(InputError, match="lone surrogate at character 1"):
         small.encode("a\ud800")
-    with pytest.raises(InputError, match=r"texts\[1\] holds lone surrogates"):
+    with pytest.raises(InputError, match=r"texts\[1\] holds a lone surrogate"):
         small.encode_batch(["a", "\udfff"])
     with pytest.raises(TypeError, match=r"texts\[1\] must be str or bytes, got int"):
         small.encode_batch(["a", 3])  # type: ignore[list-item]

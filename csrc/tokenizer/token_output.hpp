@@ -1,0 +1,131 @@
+// Ids on their way from many threads into one array, in the order of the text.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <shared_mutex>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "huge_pages.hpp"
+#include "tokenizer/merges.hpp"
+
+namespace pylm {
+
+// A growing array of ids whose new places are not written to: memory that is never used costs nothing.
+class TokenBuffer {
+  public:
+    TokenBuffer() = default;
+
+    TokenId* data() noexcept { return data_.get(); }
+    const TokenId* data() const noexcept { return data_.get(); }
+    std::size_t size() const noexcept { return size_; }
+    std::size_t capacity() const noexcept { return capacity_; }
+    bool empty() const noexcept { return size_ == 0; }
+    const TokenId* begin() const noexcept { return data(); }
+    const TokenId* end() const noexcept { return data() + size_; }
+    std::span<const TokenId> ids() const noexcept { return {data(), size_}; }
+    bool operator==(const TokenBuffer& other) const noexcept { return std::ranges::equal(*this, other); }
+
+    // Room for `capacity` ids in all; keeps what is there. Throws std::bad_alloc.
+    void reserve(std::size_t capacity) {
+        if (capacity <= capacity_) return;
+        std::unique_ptr<TokenId[], Free> grown(static_cast<TokenId*>(allocate_huge(capacity * sizeof(TokenId))));
+        if (size_ > 0) std::memcpy(grown.get(), data_.get(), size_ * sizeof(TokenId));
+        data_ = std::move(grown);
+        capacity_ = capacity;
+    }
+    void push_back(TokenId id) {
+        if (size_ == capacity_) reserve(std::max<std::size_t>(16, 2 * capacity_));
+        data_[size_++] = id;
+    }
+    // The first `size` <= capacity() ids count; new ones have no certain value.
+    void resize(std::size_t size) noexcept { size_ = size; }
+
+  private:
+    struct Free {
+        void operator()(TokenId* data) const noexcept { std::free(data); }
+    };
+
+    std::unique_ptr<TokenId[], Free> data_;
+    std::size_t size_ = 0;
+    std::size_t capacity_ = 0;
+};
+
+// Puts numbered parts, finished in any order by several threads, one behind the other. A part's place is
+// known when all before it are finished; until then its buffer waits.
+class OrderedOutput {
+  public:
+    // `expected` ids in all: a guess, the array grows where it was too low.
+    explicit OrderedOutput(std::size_t expected) { out_.reserve(expected); }
+
+    // An empty buffer to write a part into.
+    TokenBuffer take_buffer() {
+        const std::scoped_lock lock(mutex_);
+        if (spare_.empty()) return {};
+        TokenBuffer buffer = std::move(spare_.back());
+        spare_.pop_back();
+        return buffer;
+    }
+
+    // Part `index` is finished. Each index of 0, 1, 2, ... is given once. Calls `placed(index, offset)` for
+    // every part whose place in the output is now known, from one of the threads.
+    template <typename Placed>
+    void commit(std::size_t index, TokenBuffer&& buffer, Placed&& placed) {
+        std::vector<Ready> ready;
+        {
+            const std::scoped_lock lock(mutex_);
+            waiting_.emplace(index, std::move(buffer));
+            for (auto it = waiting_.begin(); it != waiting_.end() && it->first == next_; ++next_) {
+                const std::size_t size = it->second.size();
+                ready.push_back({it->first, total_, std::move(it->second)});
+                total_ += size;
+                it = waiting_.erase(it);
+            }
+            if (total_ > out_.capacity()) {
+                const std::unique_lock grow(growth_);
+                out_.resize(out_.capacity());  // parts lie anywhere in it
+                out_.reserve(std::max(total_, out_.capacity() + out_.capacity() / 2));
+            }
+        }
+        for (Ready& part : ready) {
+            if (part.buffer.size() > 0) {
+                const std::shared_lock copy(growth_);
+                std::memcpy(out_.data() + part.offset, part.buffer.data(), part.buffer.size() * sizeof(TokenId));
+            }
+            placed(part.index, part.offset);
+            part.buffer.resize(0);
+        }
+        const std::scoped_lock lock(mutex_);
+        for (Ready& part : ready) spare_.push_back(std::move(part.buffer));
+    }
+
+    // All ids, once every part has been committed and no thread is left.
+    TokenBuffer finish() && {
+        out_.resize(total_);
+        return std::move(out_);
+    }
+
+  private:
+    struct Ready {
+        std::size_t index;
+        std::size_t offset;
+        TokenBuffer buffer;
+    };
+    std::mutex mutex_;
+    std::shared_mutex growth_;  // held while ids are copied, alone while the array may move
+    TokenBuffer out_;
+    std::size_t next_ = 0;
+    std::size_t total_ = 0;
+    std::map<std::size_t, TokenBuffer> waiting_;
+    std::vector<TokenBuffer> spare_;
+};
+
+}  // namespace pylm
