@@ -41,7 +41,7 @@ std::vector<Chunk> cut_chunks(std::span<const std::string_view> texts, Pattern p
         if (texts[i].size() >= 2 * kChunkBytes) {
             close(i);
             for (std::size_t begin = 0; begin < texts[i].size();) {
-                const std::size_t end = next_safe_border(pattern, texts[i], std::min(begin + kChunkBytes, texts[i].size()));
+                const std::size_t end = next_safe_border(pattern, texts[i], begin + kChunkBytes);
                 chunks.push_back({i, i + 1, begin, end});
                 begin = end;
             }
