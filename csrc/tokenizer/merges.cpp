@@ -194,57 +194,51 @@ void MergeTable::apply_bytes(std::span<Row* const> rows) const noexcept {
     }
 }
 
-// A heap of candidate merges over a linked list: O(n log n) however long the row.
+// A heap of candidate merges over a linked list: O(n log n) however long the row. A candidate is its rank and
+// its place in one number; it is outdated where the pair that starts there has another rank by now.
 std::size_t MergeTable::apply_long(std::span<TokenId> symbols) const {
+    constexpr unsigned kPlaceBits = 64 - kBits;
+    constexpr std::size_t kEnd = ~std::size_t{0};
     struct Node {
-        TokenId id;
-        std::int64_t previous, next;
+        std::size_t previous, next;
+        Rank rank;  // of the pair that starts here
     };
-    struct Candidate {
-        Rank rank;
-        TokenId left, right;
-        std::int64_t place;
-        bool operator>(const Candidate& other) const noexcept {
-            return rank != other.rank ? rank > other.rank : place > other.place;
-        }
-    };
-    const auto size = static_cast<std::int64_t>(symbols.size());
     std::vector<Node> nodes(symbols.size());
-    const auto node = [&](std::int64_t place) -> Node& { return nodes[static_cast<std::size_t>(place)]; };
-    for (std::int64_t i = 0; i < size; ++i) {
-        node(i) = {symbols[static_cast<std::size_t>(i)], i - 1, i + 1 < size ? i + 1 : -1};
-    }
-    std::vector<Candidate> heap;
-    const auto propose = [&](std::int64_t place) -> bool {
-        if (place < 0 || node(place).next < 0) return false;
-        const TokenId left = node(place).id;
-        const TokenId right = node(node(place).next).id;
-        const Rank rank = find(left, right);
-        if (rank == kNoRank) return false;
-        heap.push_back({rank, left, right, place});
+    std::vector<std::uint64_t> heap;
+    heap.reserve(symbols.size());
+    const auto propose = [&](std::size_t place) {
+        Node& node = nodes[place];
+        node.rank = node.next == kEnd ? kNoRank : find(symbols[place], symbols[node.next]);
+        if (node.rank == kNoRank) return false;
+        heap.push_back((static_cast<std::uint64_t>(node.rank) << kPlaceBits) | place);
         return true;
     };
-    for (std::int64_t i = 0; i + 1 < size; ++i) propose(i);
+    for (std::size_t i = 0; i < nodes.size(); ++i) {
+        nodes[i].previous = i == 0 ? kEnd : i - 1;
+        nodes[i].next = i + 1 < nodes.size() ? i + 1 : kEnd;
+        propose(i);
+    }
     std::make_heap(heap.begin(), heap.end(), std::greater<>{});
-    const auto push = [&](std::int64_t place) {
+    const auto push = [&](std::size_t place) {
         if (propose(place)) std::push_heap(heap.begin(), heap.end(), std::greater<>{});
     };
     while (!heap.empty()) {
+        const std::uint64_t top = heap.front();
         std::pop_heap(heap.begin(), heap.end(), std::greater<>{});
-        const Candidate top = heap.back();
         heap.pop_back();
-        Node& left = node(top.place);
-        if (left.id != top.left || left.next < 0 || node(left.next).id != top.right) continue;  // outdated
-        const std::int64_t removed = left.next;
-        left.id = merged_[top.rank];
-        left.next = node(removed).next;
-        if (left.next >= 0) node(left.next).previous = top.place;
-        node(removed).id = kNone;
-        push(left.previous);
-        push(top.place);
+        const std::size_t place = top & ((std::uint64_t{1} << kPlaceBits) - 1);
+        Node& node = nodes[place];
+        if (node.rank != top >> kPlaceBits) continue;
+        const std::size_t removed = node.next;
+        symbols[place] = merged_[node.rank];
+        node.next = nodes[removed].next;
+        if (node.next != kEnd) nodes[node.next].previous = place;
+        nodes[removed].rank = kNoRank;
+        if (node.previous != kEnd) push(node.previous);
+        push(place);
     }
     std::size_t count = 0;
-    for (std::int64_t i = 0; i >= 0; i = node(i).next) symbols[count++] = node(i).id;
+    for (std::size_t i = 0; i != kEnd; i = nodes[i].next) symbols[count++] = symbols[i];
     return count;
 }
 
