@@ -26,6 +26,7 @@ using Bits = std::uint64_t;  // bit i speaks of byte i of the window
 inline constexpr std::size_t kWindow = 64;
 
 // Classes by byte: a character's bytes all have its class.
+template <class V>
 struct Classes {
     Bits upper = 0, lower = 0, caseless = 0, mark = 0, number = 0, symbol = 0, space = 0;  // symbol: P or S
     Bits newline = 0, blank = 0, apostrophe = 0, slash = 0;                                // single characters
@@ -38,8 +39,8 @@ struct Classes {
 //   Bits in_range(first, last) of unsigned bytes, both ASCII or neither, equals(byte), high();
 //   V lower_case() sets bit 5 of each byte.
 template <Rules R, class V>
-[[gnu::always_inline]] inline Classes classify_ascii_block(const V& bytes) noexcept {
-    Classes c;
+[[gnu::always_inline]] inline Classes<V> classify_ascii_block(const V& bytes) noexcept {
+    Classes<V> c;
     c.high = bytes.high();
     c.blank = bytes.equals(' ');
     c.space = c.blank | bytes.in_range('\t', '\r');
@@ -66,7 +67,7 @@ template <class V>
 // Note the class of a character that has these bytes. Where case does not matter, `lower` has all of a word's.
 template <Rules R, class V>
 [[gnu::always_inline]] inline void add_character(char32_t point, std::uint8_t kind, Bits bytes,
-                                                 Classes& c) noexcept {
+                                                 Classes<V>& c) noexcept {
     if constexpr (R.cased) {
         c.upper |= bytes & if_any<V>(kind, kUpper);
         c.lower |= bytes & if_any<V>(kind, kLower);
@@ -88,7 +89,7 @@ template <Rules R, class V>
 // many at a time as the processor can, since bitmaps say beforehand where they are; the rest is decoded.
 template <Rules R, class V>
 [[gnu::always_inline]] inline void classify_others(const V& bytes, std::string_view text, std::size_t position,
-                                                   Classes& c) noexcept {
+                                                   Classes<V>& c) noexcept {
     const Bits trail = bytes.in_range('\x80', '\xBF');
     const Bits trails = (trail >> 1) & (trail >> 2);
     const Bits han = bytes.in_range('\xE5', '\xE8') & trails;             // U+5000-U+8FFF
@@ -150,10 +151,10 @@ template <Rules R, class V>
 
 // All classes of the characters of a window.
 template <Rules R, class V>
-[[gnu::always_inline]] inline Classes classify_block(std::string_view text, std::size_t position,
+[[gnu::always_inline]] inline Classes<V> classify_block(std::string_view text, std::size_t position,
                                                      std::size_t size) noexcept {
     const V bytes = size == kWindow ? V::load(text.data() + position) : V::load(text.data() + position, size);
-    Classes classes = classify_ascii_block<R>(bytes);
+    Classes<V> classes = classify_ascii_block<R>(bytes);
     if (classes.high != 0) classify_others<R>(bytes, text, position, classes);
     return classes;
 }
@@ -161,7 +162,7 @@ template <Rules R, class V>
 // Characters that, once a window has none but these to its end, go on with the same piece: those of words.
 // Where case matters only those without, and of DeepSeek's pattern only Han and kana.
 template <Rules R, class V>
-[[gnu::always_inline]] inline Bits row_of(const Classes& c) noexcept {
+[[gnu::always_inline]] inline Bits row_of(const Classes<V>& c) noexcept {
     if constexpr (R.cased) return c.caseless | c.mark;
     return R.deepseek ? c.lower & c.han_kana : c.lower;
 }
@@ -176,7 +177,7 @@ struct Starts {
 template <Rules R, bool Ascii, class V>
 class Window {
   public:
-    [[gnu::always_inline]] Window(const Classes& classes, std::string_view text, std::size_t position,
+    [[gnu::always_inline]] Window(const Classes<V>& classes, std::string_view text, std::size_t position,
                                   std::size_t size) noexcept
         : c_(classes), text_(text), position_(position), valid_(size < kWindow ? (Bits{1} << size) - 1 : ~Bits{0}),
           size_(size) {
@@ -360,7 +361,7 @@ class Window {
         return (row >> last & 1) != 0 ? last : 0;
     }
 
-    const Classes& c_;
+    const Classes<V>& c_;
     std::string_view text_;
     std::size_t position_;
     Bits valid_;
@@ -375,7 +376,7 @@ template <Pattern P, class V>
 [[gnu::always_inline]] inline Starts find_starts(std::string_view text, std::size_t position) noexcept {
     static constexpr Rules rules = rules_of(P);
     const std::size_t size = std::min(kWindow, text.size() - position);
-    const Classes classes = classify_block<rules, V>(text, position, size);
+    const Classes<V> classes = classify_block<rules, V>(text, position, size);
     if (classes.high == 0) return Window<rules, true, V>(classes, text, position, size).find();
     return Window<rules, false, V>(classes, text, position, size).find();
 }
@@ -386,7 +387,7 @@ std::size_t find_row_end(std::string_view text, std::size_t position) noexcept {
     static constexpr Rules rules = rules_of(P);
     while (position < text.size()) {
         const std::size_t size = std::min(kWindow, text.size() - position);
-        const Classes classes = classify_block<rules, V>(text, position, size);
+        const Classes<V> classes = classify_block<rules, V>(text, position, size);
         const auto ones = static_cast<std::size_t>(std::countr_one(row_of<rules, V>(classes)));
         if (ones < size) {
             Bits asks = 0;
