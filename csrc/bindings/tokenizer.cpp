@@ -15,8 +15,10 @@
 #include "bindings/module.hpp"
 #include "bindings/tokens.hpp"
 #include "text/mapped_file.hpp"
+#include "text/unicode.hpp"
 #include "tokenizer/bpe_encode.hpp"
 #include "tokenizer/bpe_train.hpp"
+#include "tokenizer/pretokenize.hpp"
 #include "tokenizer/vocabulary.hpp"
 
 namespace py = pybind11;
@@ -36,32 +38,74 @@ py::list to_list(std::span<const TokenId> ids) {
     return list;
 }
 
+std::string_view name_of(SimdLevel level) noexcept {
+    switch (level) {
+        case SimdLevel::kNone: return "none";
+        case SimdLevel::kWords: return "words";
+        case SimdLevel::kAvx2: return "avx2";
+        case SimdLevel::kAvx512: return "avx512";
+        case SimdLevel::kNeon: return "neon";
+    }
+    return "";
+}
+
+SimdLevel level_of(std::string_view name) {
+    for (const SimdLevel level : simd_levels()) {
+        if (name_of(level) == name) return level;
+    }
+    throw py::value_error("this machine has no SIMD level '" + std::string(name) + "'");
+}
+
+std::vector<std::int64_t> all_ends(Pattern pattern, CutFunction cut, std::string_view text) {
+    std::vector<std::int64_t> ends;
+    std::vector<std::uint32_t> block(4096);
+    for (std::size_t position = 0; position < text.size();) {
+        const std::size_t count = cut(text, position, block);
+        for (std::size_t i = 0; i < count; ++i) ends.push_back(static_cast<std::int64_t>(position + block[i]));
+        if (count == 0) ends.push_back(static_cast<std::int64_t>(end_of_piece(pattern, text, position)));
+        position = static_cast<std::size_t>(ends.back());
+    }
+    return ends;
+}
+
 }  // namespace
 
 void bind_tokenizer(py::module_& module) {
-    py::class_<Pattern>(module, "Pattern")
-        .def(py::init([](bool gpt2, unsigned max_digits, bool trailing_space_whole) {
-                 return Pattern{gpt2, max_digits, trailing_space_whole};
-             }),
-             py::kw_only(), py::arg("gpt2"), py::arg("max_digits"), py::arg("trailing_space_whole"));
+    py::class_<Pattern>(module, "Pattern").def(py::init(&parse_pattern), py::arg("name"));
 
+    module.def("simd_levels", [] {
+        std::vector<std::string> names;
+        for (const SimdLevel level : simd_levels()) names.emplace_back(name_of(level));
+        return names;
+    });
     module.def(
         "pretokenize",
-        [](const py::bytes& text, const Pattern& pattern) {
+        [](const py::bytes& text, Pattern pattern, const std::optional<std::string>& level) {
             const std::string_view view = text;
             std::vector<std::int64_t> ends;
-            Pretokenizer pieces(pattern, view);
-            std::int64_t end = 0;
-            for (std::string_view piece = pieces.next(); !piece.empty(); piece = pieces.next()) {
-                end += static_cast<std::int64_t>(piece.size());
-                ends.push_back(end);
+            const CutFunction cut = level ? find_cut(pattern, level_of(*level)) : find_cut(pattern);
+            {
+                const py::gil_scoped_release release;
+                ends = all_ends(pattern, cut, view);
             }
             return to_array(std::move(ends));
         },
-        py::arg("text"), py::arg("pattern"));
+        py::arg("text"), py::arg("pattern"), py::kw_only(), py::arg("level") = py::none());
+    module.def(
+        "next_safe_border",
+        [](const py::bytes& text, std::size_t position, Pattern pattern) {
+            return next_safe_border(pattern, text, position);
+        },
+        py::arg("text"), py::arg("position"), py::arg("pattern"));
+    module.def("char_classes", [] {
+        std::vector<std::uint8_t> classes(0x110000);
+        for (std::size_t point = 0; point < classes.size(); ++point)
+            classes[point] = classify(static_cast<char32_t>(point));
+        return to_array(std::move(classes));
+    });
 
     py::class_<BpeEncoder>(module, "BpeEncoder")
-        .def(py::init([](const Vocabulary& vocabulary, const Pattern& pattern, bool ignore_merges) {
+        .def(py::init([](const Vocabulary& vocabulary, Pattern pattern, bool ignore_merges) {
                  const py::gil_scoped_release release;
                  return std::make_unique<BpeEncoder>(vocabulary.tokens, vocabulary.merges, pattern,
                                                      ignore_merges);
@@ -107,7 +151,7 @@ void bind_tokenizer(py::module_& module) {
             py::arg("path"), py::arg("separator"), py::kw_only(), py::arg("num_threads"));
 
     py::class_<WordCounter>(module, "WordCounter")
-        .def(py::init<const Pattern&>(), py::arg("pattern"))
+        .def(py::init<Pattern>(), py::arg("pattern"))
         .def(
             "add",
             [](WordCounter& counter, const py::object& texts, unsigned num_threads) {

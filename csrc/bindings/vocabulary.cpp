@@ -77,12 +77,15 @@ bool is_stable(std::string_view text, int form) {
 // The whole way of a text: tokens of the raw text, normalization, tokens of the normalized text, merges.
 class AddedEncoder {
   public:
+    using Merge = std::function<TokenBatch(Views, unsigned, std::optional<TokenId>)>;
+
     AddedEncoder(const AddedTokens& raw, const AddedTokens& normalized, std::optional<py::function> normalizer,
-                 int form, std::function<TokenBatch(Views, unsigned, std::optional<TokenId>)> merge)
+                 int form, std::optional<py::function> splitter, Merge merge)
         : raw_(raw),
           normalized_(normalized),
           normalizer_(std::move(normalizer)),
           form_(form),
+          splitter_(std::move(splitter)),
           merge_(std::move(merge)) {}
 
     // Without the interpreter lock.
@@ -91,7 +94,8 @@ class AddedEncoder {
         const auto raw_mask = mask_of(raw_, raw_enabled);
         const auto normalized_mask = mask_of(normalized_, normalized_enabled);
         const AddedTokens::Encode merge = [&](Views stretches, std::optional<TokenId> last) {
-            return merge_(stretches, num_threads, last);
+            return splitter_ ? merge_split(stretches, num_threads, last)
+                             : merge_(stretches, num_threads, last);
         };
         const AddedTokens::Encode inner = [&](Views stretches, std::optional<TokenId> last) {
             if (!normalizer_) {
@@ -122,11 +126,39 @@ class AddedEncoder {
         return views;
     }
 
+    // Texts whose pattern the core does not know: Python cuts them, and each piece is a text for the core.
+    TokenBatch merge_split(Views texts, unsigned num_threads, std::optional<TokenId> end) const {
+        std::deque<std::string> pieces;
+        std::vector<std::size_t> borders{0};
+        {
+            const py::gil_scoped_acquire acquire;
+            for (const std::string_view text : texts) {
+                const py::list cut = (*splitter_)(py::bytes(text.data(), text.size()));
+                for (const py::handle piece : cut) pieces.emplace_back(piece.cast<py::bytes>());
+                borders.push_back(pieces.size());
+            }
+        }
+        const std::vector<std::string_view> views(pieces.begin(), pieces.end());
+        TokenBatch merged = merge_(views, num_threads, std::nullopt);
+        TokenBatch batch;
+        batch.ids.reserve(merged.ids.size() + texts.size());
+        batch.offsets.push_back(0);
+        for (std::size_t i = 0; i < texts.size(); ++i) {
+            for (std::int64_t k = merged.offsets[borders[i]]; k < merged.offsets[borders[i + 1]]; ++k) {
+                batch.ids.push_back(merged.ids.data()[k]);
+            }
+            if (end) batch.ids.push_back(*end);
+            batch.offsets.push_back(static_cast<std::int64_t>(batch.ids.size()));
+        }
+        return batch;
+    }
+
     const AddedTokens& raw_;
     const AddedTokens& normalized_;
     std::optional<py::function> normalizer_;
     int form_;
-    std::function<TokenBatch(Views, unsigned, std::optional<TokenId>)> merge_;
+    std::optional<py::function> splitter_;
+    Merge merge_;
 };
 
 void bind_vocabulary_files(py::module_& module) {
@@ -311,15 +343,16 @@ void bind_added_tokens(py::module_& module) {
 
     py::class_<AddedEncoder>(module, "AddedEncoder")
         .def(py::init([](const BpeEncoder& encoder, const AddedTokens& raw, const AddedTokens& normalized,
-                         std::optional<py::function> normalizer, int form) {
+                         std::optional<py::function> normalizer, int form,
+                         std::optional<py::function> splitter) {
                  return std::make_unique<AddedEncoder>(
-                     raw, normalized, std::move(normalizer), form,
+                     raw, normalized, std::move(normalizer), form, std::move(splitter),
                      [&encoder](Views texts, unsigned num_threads, std::optional<TokenId> end) {
                          return encoder.encode_batch(texts, num_threads, end);
                      });
              }),
              py::arg("encoder"), py::kw_only(), py::arg("raw"), py::arg("normalized"), py::arg("normalizer"),
-             py::arg("form"), py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 4>())
+             py::arg("form"), py::arg("splitter"), py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 4>())
         .def(
             "encode_texts",
             [](const AddedEncoder& encoder, const py::object& texts, const py::bytes& raw_enabled,

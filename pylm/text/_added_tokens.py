@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, NoReturn
 from pylm import _core
 from pylm.errors import InputError
 from pylm.text._normalizers import NEVER_STABLE, Normalizer
+from pylm.text.patterns import PretokenPattern
 from pylm.text.texts import Texts
 
 AllowedSpecial = Collection[str] | Literal["all"]
@@ -97,9 +98,9 @@ class AddedVocabulary:
             return token
         return replace(token, content=self._normalizer(token.content) or token.content)
 
-    def encoder(self, core: _core.BpeEncoder) -> _core.AddedEncoder | None:
+    def encoder(self, core: _core.BpeEncoder, pattern: PretokenPattern) -> _core.AddedEncoder | None:
         """Give an encoder of many texts; None where the core alone does the same."""
-        if self._normalizer is None and not self.tokens:
+        if self._normalizer is None and not self.tokens and pattern.has_machine:
             return None
         normalizer = self._normalizer
         return _core.AddedEncoder(
@@ -108,6 +109,7 @@ class AddedVocabulary:
             normalized=self._normalized_core,
             normalizer=normalizer.normalize_bytes if normalizer else None,
             form=normalizer.stable if normalizer else NEVER_STABLE,
+            splitter=None if pattern.has_machine else pattern.split_bytes,
         )
 
     def masks(

@@ -11,7 +11,7 @@ from pylm.errors import InputError
 from pylm.text._added_tokens import AddedToken
 from pylm.text._normalizers import Normalizer, read_normalizer
 from pylm.text._templates import Template, read_template
-from pylm.text.patterns import PATTERNS
+from pylm.text.patterns import PATTERNS, PretokenPattern, find_pattern, find_splits
 
 
 def _byte_alphabet() -> dict[int, str]:
@@ -32,7 +32,7 @@ class Parts:
     """What a tokenizer.json holds, in pylm's terms; fields as in `Tokenizer`."""
 
     vocabulary: _core.Vocabulary
-    pattern: str
+    pattern: str | PretokenPattern
     added_tokens: Sequence[AddedToken] = ()
     ignore_merges: bool = False
     normalizer: Normalizer | None = None
@@ -114,25 +114,29 @@ def _read_added_tokens(value: object, model: _core.HfModel) -> list[AddedToken]:
     return added
 
 
-def _read_pattern(value: object) -> str:
-    if not isinstance(value, Mapping):
+def _read_pattern(value: object) -> PretokenPattern:
+    parts = value.get("pretokenizers", [value]) if isinstance(value, Mapping) else []
+    if not isinstance(parts, list):
         _unsupported("pre-tokenizer", value)
-    parts = value.get("pretokenizers", [value])
-    if not isinstance(parts, list) or not all(isinstance(p, Mapping) for p in parts):
+    expressions: list[str] = []
+    level = None
+    for part in parts:
+        match part:
+            case {"type": "Split", "pattern": {"Regex": str(expression)}, "behavior": "Isolated"} if (
+                not part.get("invert")
+            ):
+                expressions.append(expression)
+            case {"type": "Digits"}:
+                expressions.append(r"\p{N}" if part.get("individual_digits") else r"\p{N}+")
+            case {"type": "ByteLevel"} if part is parts[-1] and not part.get("add_prefix_space"):
+                level = part
+                if part.get("use_regex", True):
+                    expressions.append(PATTERNS["gpt2"].expression)
+            case _:
+                _unsupported("pre-tokenizer", value)
+    if level is None or not expressions:
         _unsupported("pre-tokenizer", value)
-    if any(p.get("type") == "ByteLevel" and p.get("add_prefix_space") for p in parts):
-        _unsupported("pre-tokenizer", value)
-    match parts:
-        case [{"type": "ByteLevel"} as level] if level.get("use_regex", True):
-            return "gpt2"
-        case [
-            {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated"} as split,
-            {"type": "ByteLevel"} as level,
-        ] if not level.get("use_regex", True) and not split.get("invert"):
-            for pattern in PATTERNS.values():
-                if pattern.expression == expression:
-                    return pattern.name
-    _unsupported("pre-tokenizer", value)
+    return find_splits(expressions)
 
 
 def write(parts: Parts) -> dict[str, object]:
@@ -150,12 +154,10 @@ def write(parts: Parts) -> dict[str, object]:
     if [t.id for t in added] != list(range(len(vocabulary), len(vocabulary) + len(added))):
         vocabulary |= {token.content: token.id for token in added}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {
-        "type": "Split",
-        "pattern": {"Regex": PATTERNS[parts.pattern].expression},
-        "behavior": "Isolated",
-        "invert": False,
-    }
+    splits = [
+        {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+        for expression in find_pattern(parts.pattern).expressions
+    ]
     merges = parts.vocabulary.merges()
     if len(merges) > 1 and (merges[1:, 3] == merges[:-1, 3]).any():  # several pairs make one token
         merges = parts.vocabulary.canonical_merges()
@@ -167,7 +169,7 @@ def write(parts: Parts) -> dict[str, object]:
             {"id": t.id, "content": t.content, **{flag: getattr(t, flag) for flag in _FLAGS}} for t in added
         ],
         "normalizer": parts.normalizer.spec if parts.normalizer else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, byte_level]},
         "post_processor": parts.template.to_spec(parts.added_tokens),
         "decoder": byte_level,
         "model": {

@@ -19,7 +19,7 @@ from pylm.text._hf_config import ROLES, TokenizerConfig, read_config, write_conf
 from pylm.text._normalizers import Normalizer
 from pylm.text._templates import Template
 from pylm.text._training import learn_merges
-from pylm.text.patterns import PATTERNS, find_pattern
+from pylm.text.patterns import PATTERNS, PretokenPattern, find_pattern
 from pylm.text.texts import Texts
 from pylm.text.token_array import TokenArray, join_arrays
 
@@ -35,7 +35,7 @@ class Tokenizer(Decoding):
         self,
         vocabulary: _core.Vocabulary,
         *,
-        pattern: str,
+        pattern: str | PretokenPattern,
         added_tokens: Sequence[AddedToken] = (),
         ignore_merges: bool = False,
         normalizer: Normalizer | None = None,
@@ -46,7 +46,7 @@ class Tokenizer(Decoding):
 
         Args:
             vocabulary: bytes of each id, without special tokens, and the merges.
-            pattern: name of the pre-tokenization, a key of `PATTERNS`.
+            pattern: the pre-tokenization: a key of `PATTERNS`, or a regular expression, which is slower.
             added_tokens: words that are cut out first; their ids may lie within or past the vocabulary.
             ignore_merges: take a piece that is a token whole before any merge.
             normalizer: what is done to a text first.
@@ -56,7 +56,8 @@ class Tokenizer(Decoding):
         Raises:
             InputError: the parts do not fit each other; names the entry.
         """
-        self.pattern = find_pattern(pattern).name
+        self._pretoken = find_pattern(pattern)
+        self.pattern = self._pretoken.name
         self._vocabulary = vocabulary
         self._ignore_merges = ignore_merges
         self._normalizer = normalizer
@@ -71,7 +72,8 @@ class Tokenizer(Decoding):
                     f"added token {token.content!r} has the id {token.id}, which is {own!r} in the vocabulary"
                 )
         try:
-            machine = PATTERNS[self.pattern].machine()
+            # Pieces of a custom pattern are cut here, and each is a whole text for the core.
+            machine = self._pretoken.machine() or _core.Pattern("whole")
             self._core = _core.BpeEncoder(vocabulary, machine, ignore_merges=ignore_merges)
             self._decoder = _core.TokenDecoder(
                 vocabulary,
@@ -80,7 +82,7 @@ class Tokenizer(Decoding):
             )
         except ValueError as error:
             raise InputError(str(error)) from error
-        self._added_encoder = self._added.encoder(self._core)
+        self._added_encoder = self._added.encoder(self._core, self._pretoken)
         self._role_ids = {role: self._find_role(role) for role in ROLES}
 
     @classmethod
@@ -99,7 +101,7 @@ class Tokenizer(Decoding):
         Args:
             path: the file, or a folder with a tokenizer.json; roles of tokens and chat template are taken
                 from the files beside it.
-            pattern: pre-tokenization of another rank file, which does not name it.
+            pattern: pre-tokenization of another rank file, which does not name it; see `PATTERNS`.
             special_tokens: of a rank file, which does not hold them.
 
         Raises:
@@ -174,7 +176,7 @@ class Tokenizer(Decoding):
         Args:
             corpus: texts, an Arrow string array, or paths of UTF-8 files.
             vocab_size: ids in all: special tokens, 256 bytes, merges.
-            pattern: pre-tokenization, a key of `PATTERNS`.
+            pattern: pre-tokenization: a key of `PATTERNS`, or a regular expression, which is slower.
             special_tokens: get the first ids, in this order.
             min_frequency: pairs seen less often are not merged.
             num_threads: 0 takes all cores; the result does not depend on it.
@@ -253,7 +255,7 @@ class Tokenizer(Decoding):
         simple = {None: "None", '{"type": "NFC"}': "NFC"}
         normalizer = json.dumps(spec, sort_keys=True) if spec else None
         for part in (
-            self.pattern,
+            self.pattern if self._pretoken.has_machine else repr(self._pretoken.expressions),
             str(self._ignore_merges),
             simple.get(normalizer, str(normalizer)),
             str(sorted(self._added.special.items())),
@@ -305,14 +307,21 @@ class Tokenizer(Decoding):
 
     def _encode_bytes(self, content: bytes, enabled: Masks) -> list[int]:
         if self._normalizer is None and 1 not in enabled.raw and 1 not in enabled.normalized:
-            return self._core.encode(content)
+            return self._encode_stretch(content)
         ids: list[int] = []
         for stretch in self._added.cut(content, enabled):
             if stretch.token is None:
-                ids += self._core.encode(stretch.text)
+                ids += self._encode_stretch(stretch.text)
             else:
                 ids.append(stretch.token)
         return ids
+
+    def _encode_stretch(self, content: bytes) -> list[int]:
+        if self._pretoken.has_machine:
+            return self._core.encode(content)
+        pieces = self._pretoken.split_bytes(content)
+        ids, _ = self._core.encode_texts(pieces, end_id=None, num_threads=1)
+        return [int(i) for i in ids]
 
     def encode_with_offsets(
         self,
@@ -336,7 +345,7 @@ class Tokenizer(Decoding):
                 ids.append(stretch.token)
                 spans.append(np.array([[stretch.begin, stretch.end]], np.int64))
                 continue
-            part = np.array(self._core.encode(stretch.text), np.uint32)
+            part = np.array(self._encode_stretch(stretch.text), np.uint32)
             ids += part.tolist()
             ends = stretch.begin + np.cumsum(self._decoder.lengths(part), dtype=np.int64)
             spans.append(np.stack([np.append(stretch.begin, ends[:-1]), ends], axis=1))
@@ -455,7 +464,7 @@ class Tokenizer(Decoding):
     def _to_json(self) -> str:
         parts = _hf_format.Parts(
             vocabulary=self._vocabulary,
-            pattern=self.pattern,
+            pattern=self._pretoken,
             added_tokens=self._added.tokens,
             ignore_merges=self._ignore_merges,
             normalizer=self._normalizer,
