@@ -70,7 +70,7 @@ std::span<const std::uint8_t> mask_of(const AddedTokens& tokens, std::string_vie
 bool is_stable(std::string_view text, int form) {
     if (form == 0) return all_have(text, kStableNfc);
     if (form == 1) return all_have(text, kStableNfkc);
-    if (form == 2) return std::ranges::all_of(text, [](char c) { return static_cast<std::uint8_t>(c) < 0x80; });
+    if (form == 2) return skip_ascii(text, 0) == text.size();
     return false;
 }
 
@@ -214,32 +214,25 @@ void bind_vocabulary_files(py::module_& module) {
             return py::bytes(write_rank_file(vocabulary.tokens));
         });
 
-    py::class_<HfModel>(module, "HfModel")
-        .def("__len__", &HfModel::size)
-        .def_property_readonly("largest_id", &HfModel::largest_id)
+    py::class_<HfDocument>(module, "HfModel")
+        .def(py::init([](const py::bytes& content) {
+                 const std::string_view view = content;
+                 const py::gil_scoped_release release;
+                 return std::make_unique<HfDocument>(HfModel::read(view));
+             }),
+             py::arg("content"))
+        .def("__len__", [](const HfDocument& document) { return document.model.size(); })
+        .def_property_readonly("rest", [](const HfDocument& document) { return py::bytes(document.rest); })
         .def(
-            "find", [](const HfModel& model, const std::string& text) { return model.find(text); },
+            "find", [](const HfDocument& document, const std::string& text) { return document.model.find(text); },
             py::arg("text"))
         .def(
             "vocabulary",
-            [](const HfModel& model, bool byte_level, const std::vector<TokenId>& hidden) {
+            [](const HfDocument& document, bool byte_level, const std::vector<TokenId>& hidden) {
                 const py::gil_scoped_release release;
-                return model.to_vocabulary(byte_level, hidden);
+                return document.model.to_vocabulary(byte_level, hidden);
             },
             py::kw_only(), py::arg("byte_level"), py::arg("hidden"));
-
-    module.def(
-        "read_hf_model",
-        [](const py::bytes& content) {
-            const std::string_view view = content;
-            std::optional<HfDocument> document;
-            {
-                const py::gil_scoped_release release;
-                document.emplace(HfModel::read(view));
-            }
-            return py::make_tuple(std::move(document->model), py::bytes(document->rest));
-        },
-        py::arg("content"));
 }
 
 void bind_decoder(py::module_& module) {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string_view>
 
 #include "text/property_table.hpp"
@@ -19,12 +20,23 @@ inline bool has_property(char32_t point, CharProperty property) noexcept {
     return (property_table::bits_of[block * 256 + (point & 0xFF)] & property) != 0;
 }
 
+// The first place at or after `begin` that is no ASCII, eight bytes at a time.
+inline std::size_t skip_ascii(std::string_view text, std::size_t begin) noexcept {
+    for (; text.size() - begin >= 8; begin += 8) {
+        std::uint64_t word;
+        std::memcpy(&word, text.data() + begin, 8);
+        if ((word & 0x8080808080808080ULL) != 0) break;
+    }
+    while (begin < text.size() && static_cast<std::uint8_t>(text[begin]) < 0x80) ++begin;
+    return begin;
+}
+
 // True when every character of the text has the property. Bytes that are no UTF-8 are passed over.
 inline bool all_have(std::string_view text, CharProperty property) noexcept {
     std::size_t i = 0;
     while (i < text.size()) {
         if (property != kWordChar) {
-            while (i < text.size() && static_cast<std::uint8_t>(text[i]) < 0x80) ++i;
+            i = skip_ascii(text, i);
             if (i == text.size()) break;
         }
         const Decoded c = decode_utf8(text, i);

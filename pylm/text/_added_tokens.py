@@ -60,7 +60,14 @@ class Stretch(NamedTuple):
 
 
 class AddedVocabulary:
-    """All added tokens of a tokenizer, ready to be found."""
+    """All added tokens of a tokenizer, ready to be found.
+
+    Attributes:
+        tokens: all of them.
+        special: the special ones, text to id.
+        contents: all, text to id.
+        ordinary: the tokens that ordinary text may hold: those that are not special.
+    """
 
     def __init__(self, tokens: Sequence[AddedToken], normalizer: Normalizer | None) -> None:
         """Prepare the search.
@@ -92,6 +99,7 @@ class AddedVocabulary:
         self._normalized_core = _core.AddedTokens([_row(t) for t in self._normalized])
         self._masks: dict[tuple[frozenset[str], frozenset[str]], tuple[Masks, Masks]] = {}
         self._nothing_allowed = self._make_masks(frozenset(), frozenset(self.special))
+        self.ordinary = self._nothing_allowed[0]
 
     def _in_normal_form(self, token: AddedToken) -> AddedToken:
         if self._normalizer is None:

@@ -46,8 +46,8 @@ def read(path: Path) -> Parts:
         InputError: not JSON, a damaged entry, or a feature that this tokenizer does not have; names it.
     """
     try:
-        model, rest = _core.read_hf_model(path.read_bytes())
-        document = json.loads(rest)
+        model = _core.HfModel(path.read_bytes())
+        document = json.loads(model.rest)
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: not a tokenizer.json ({error}); expected a BPE model with vocab and merges"

@@ -303,7 +303,7 @@ class Tokenizer(Decoding):
         content = _to_utf8(text) if isinstance(text, str) else text
         if self._added_encoder is None:
             return self._core.encode(content)
-        return self._encode_bytes(content, self._added.masks((), ())[0])
+        return self._encode_bytes(content, self._added.ordinary)
 
     def _encode_bytes(self, content: bytes, enabled: Masks) -> list[int]:
         if self._normalizer is None and 1 not in enabled.raw and 1 not in enabled.normalized:
@@ -414,7 +414,7 @@ class Tokenizer(Decoding):
             OSError: a file cannot be read.
         """
         mark = separator.encode() if isinstance(separator, str) else separator or b""
-        enabled = self._added.masks((), ())[0]
+        enabled = self._added.ordinary
         arrays = []
         for path in map(str, paths):
             if self._added_encoder is None:
