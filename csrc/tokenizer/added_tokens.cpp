@@ -134,6 +134,7 @@ std::vector<AddedMatch> AddedTokens::find(std::string_view text,
         if (token.single_word && (word_before(text, match.begin) || word_after(text, match.end))) continue;
         if (token.lstrip) match.begin = std::max(strip_before(text, match.begin), taken);
         if (token.rstrip) match.end = strip_after(text, match.end);
+        if (match.begin >= match.end) continue;  // white space that the token before it has all of
         taken = match.end;
         matches.push_back(match);
     }

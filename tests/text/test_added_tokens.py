@@ -118,6 +118,15 @@ def test_ids_equal_hugging_face(build: Build, data: st.DataObject, added: list[A
     assert [ids.tolist() for ids in ours.encode_batch(texts, end_id=7)] == [[*ids, 7] for ids in expected]
 
 
+def test_a_token_may_lose_its_white_space_to_the_one_before(build: Build) -> None:
+    for lstrip in (False, True):
+        spaces = AddedToken("  ", 301, lstrip=lstrip, special=False)
+        ours, peer = build([AddedToken("<a>", 300, rstrip=True, special=False), spaces])
+        for text in ("<a>  ", "<a>  b", "  <a>  <a>"):
+            assert ours.encode(text) == peer.encode(text).ids
+            assert ours.encode_batch([text])[0].tolist() == peer.encode(text).ids
+
+
 @given(data=st.data())
 @settings(max_examples=200, deadline=None)
 def test_offsets_equal_hugging_face(build: Build, data: st.DataObject) -> None:
