@@ -1,0 +1,574 @@
+#include "tokenizer/sentencepiece.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <queue>
+#include <stdexcept>
+#include <tuple>
+
+#include "parallel.hpp"
+#include "text/hash.hpp"
+#include "text/unicode.hpp"
+
+namespace pylm {
+
+namespace {
+
+constexpr std::size_t kChunkBytes = 1 << 18;
+constexpr std::size_t kUncachedBytes = 1 << 12;  // a text this short is done before a cache is cleared
+constexpr std::size_t kLongWord = 24;            // symbols; longer rows are looked through for borders
+
+std::uint64_t pair_of(TokenId left, TokenId right) noexcept {
+    return (static_cast<std::uint64_t>(left) << 32) | right;
+}
+
+std::vector<std::string> joined(std::vector<std::string> pieces, std::span<const std::string> more) {
+    pieces.insert(pieces.end(), more.begin(), more.end());
+    return pieces;
+}
+
+std::string with_spaces(std::string_view text) {
+    std::string spaced;
+    while (!text.empty()) {
+        const bool mark = text.starts_with(kSpaceMark);
+        spaced.push_back(mark ? ' ' : text.front());
+        text.remove_prefix(mark ? kSpaceMark.size() : 1);
+    }
+    return spaced;
+}
+
+}  // namespace
+
+// Where ids go: a vector that grows ahead of its end, so that a word's ids are written without a question.
+class SentencePieceEncoder::Output {
+  public:
+    explicit Output(std::vector<TokenId>& ids) : ids_(ids), size_(ids.size()) {}
+    ~Output() { ids_.resize(size_); }
+    Output(const Output&) = delete;
+    Output& operator=(const Output&) = delete;
+
+    void reserve(std::size_t more) {
+        if (size_ + more > ids_.size()) ids_.resize(std::max(size_ + more, ids_.size() * 2));
+    }
+    TokenId* end() noexcept { return ids_.data() + size_; }
+    void advance(std::size_t count) noexcept { size_ += count; }
+    void add(TokenId id) {
+        reserve(1);
+        ids_[size_++] = id;
+    }
+    void add(std::span<const TokenId> ids) {
+        reserve(ids.size());
+        std::copy(ids.begin(), ids.end(), end());
+        size_ += ids.size();
+    }
+    std::size_t size() const noexcept { return size_; }
+    std::span<const TokenId> since(std::size_t begin) const noexcept {
+        return std::span<const TokenId>(ids_).subspan(begin, size_ - begin);
+    }
+    void fuse(std::size_t begin, TokenId id) noexcept {
+        const auto last = std::unique(ids_.begin() + static_cast<std::ptrdiff_t>(begin),
+                                      ids_.begin() + static_cast<std::ptrdiff_t>(size_),
+                                      [id](TokenId a, TokenId b) { return a == id && b == id; });
+        size_ = static_cast<std::size_t>(last - ids_.begin());
+    }
+
+  private:
+    std::vector<TokenId>& ids_;
+    std::size_t size_;
+};
+
+struct SentencePieceEncoder::Scratch {
+    std::string normalized, word;
+    Symbols symbols;
+    std::optional<WordCache> cache;
+};
+
+SentencePieceEncoder::SentencePieceEncoder(std::vector<std::string> pieces, std::span<const PieceKind> kinds,
+                                           std::span<const std::string> extra_characters,
+                                           std::span<const MergeRule> merges, SentencePieceOptions options)
+    : options_(std::move(options)),
+      num_pieces_(pieces.size()),
+      pieces_(joined(std::move(pieces), extra_characters)),
+      merges_(pieces_, merges) {
+    if (kinds.size() != num_pieces_) throw std::invalid_argument("kinds must have an entry for every piece");
+    byte_ids_.fill(kNone);
+    for (std::size_t id = 0; id < num_pieces_; ++id) {
+        const std::string& text = pieces_[id];
+        if (text.empty()) continue;
+        if (kinds[id] == PieceKind::kUnknown) {
+            if (unknown_ != kNone) throw std::invalid_argument("a second piece of kind unknown: " + text);
+            unknown_ = static_cast<TokenId>(id);
+        } else if (kinds[id] == PieceKind::kByte) {
+            if (text.size() != 6) throw std::invalid_argument("a piece of kind byte is not <0xXX>: " + text);
+            byte_ids_[std::stoul(text.substr(3, 2), nullptr, 16)] = static_cast<TokenId>(id);
+        } else if (kinds[id] == PieceKind::kUserDefined) {
+            user_defined_raw_.add(text, static_cast<std::uint32_t>(id));
+            user_defined_.add(options_.space_is_mark ? with_spaces(text) : text, static_cast<std::uint32_t>(id));
+        } else {
+            const Decoded first = decode_utf8(text, 0);
+            if (first.size == text.size()) character(first.point) = static_cast<TokenId>(id);
+            if (options_.ignore_merges) {
+                whole_.emplace(text, static_cast<TokenId>(id));
+                longest_whole_ = std::max(longest_whole_, text.size());
+            }
+        }
+    }
+    has_all_bytes_ = options_.byte_fallback && std::find(byte_ids_.begin(), byte_ids_.end(), kNone) == byte_ids_.end();
+    if (!extra_characters.empty() && !has_all_bytes_ && unknown_ == kNone) {
+        throw std::invalid_argument("extra characters need a piece for what is unknown");
+    }
+    add_characters(extra_characters);
+    if (options_.space_is_mark) character(U' ') = symbol_of(0x2581);
+    add_rules(merges, kinds);
+    rules_of_text_.charsmap = Charsmap(options_.charsmap);
+    rules_of_text_.collapse_spaces = options_.collapse_spaces;
+    rules_of_text_.space_is_mark = options_.space_is_mark;
+}
+
+TokenId& SentencePieceEncoder::character(char32_t point) {
+    std::uint16_t& page = page_of_[point >> 8];
+    if (page == 0) {
+        page = static_cast<std::uint16_t>(pages_.size() / 256);
+        pages_.resize(pages_.size() + 256, kNone);
+    }
+    return pages_[page * std::size_t{256} + (point & 0xFF)];
+}
+
+void SentencePieceEncoder::add_characters(std::span<const std::string> extra_characters) {
+    for (std::size_t i = 0; i < extra_characters.size(); ++i) {
+        const std::string& text = extra_characters[i];
+        if (text.empty() || decode_utf8(text, 0).size != text.size()) {
+            throw std::invalid_argument("extra character " + std::to_string(i) + " is not one character");
+        }
+        character(decode_utf8(text, 0).point) = static_cast<TokenId>(num_pieces_ + i);
+    }
+}
+
+void SentencePieceEncoder::add_rules(std::span<const MergeRule> merges, std::span<const PieceKind> kinds) {
+    // Ids that stand for parts of characters, or for any: their neighbours in text are not those in texts of
+    // pieces, so that borders cannot be told.
+    bool is_regular = has_all_bytes_ || (!options_.byte_fallback && unknown_ != kNone);
+    unused_.resize(pieces_.size());
+    for (std::size_t id = 0; id < num_pieces_; ++id) unused_[id] = kinds[id] == PieceKind::kUnused;
+    std::unordered_map<std::uint32_t, TokenId> result_of_rank;
+    for (const MergeRule& rule : merges) {
+        const auto found = result_of_rank.emplace(rule.rank, rule.merged).first;
+        in_order_ = in_order_ || found->second != rule.merged || unused_[rule.merged];
+        for (const TokenId id : {rule.left, rule.right, rule.merged}) {
+            if (id >= num_pieces_) continue;
+            is_regular = is_regular && kinds[id] != PieceKind::kByte && kinds[id] != PieceKind::kUnknown;
+        }
+    }
+    const bool has_unused = std::find(unused_.begin(), unused_.end(), true) != unused_.end();
+    if (in_order_) {
+        for (const MergeRule& rule : merges) rules_.emplace(pair_of(rule.left, rule.right), rule);
+    }
+    if (!is_regular || has_unused) {
+        if (options_.split_words) throw std::invalid_argument("words cannot be split with this vocabulary");
+        return;
+    }
+    std::vector<std::string_view> results;
+    std::unordered_set<TokenId> seen;
+    for (const MergeRule& rule : merges) {
+        if (!seen.insert(rule.merged).second) continue;
+        const std::string& text = pieces_[rule.merged];
+        results.push_back(text);
+        TokenId before = kNone;
+        for (std::size_t i = 0; i < text.size();) {
+            const Decoded decoded = decode_utf8(text, i);
+            const TokenId here = symbol_of(decoded.point);
+            if (i > 0) joined_.insert(pair_of(before, here));
+            before = here;
+            i += decoded.size;
+        }
+    }
+    std::string all;
+    if (options_.ignore_merges && options_.split_words) {
+        // Nothing but spaces may cut a word that could be a piece.
+        for (int before = 0; before < 0x80; ++before) {
+            for (int after = 0; after < 0x80; ++after) {
+                if (after != ' ') all += {static_cast<char>(before), static_cast<char>(after)};
+            }
+            all += "\xC2\x80";
+            all += static_cast<char>(before);
+            all += "\xC2\x80";
+        }
+        results.push_back(all);
+    }
+    cuts_ = CutTable(results, options_.split_words);
+}
+
+std::string_view SentencePieceEncoder::prepare(std::string_view text, bool with_prefix, bool& prefix,
+                                               std::string& buffer) const {
+    prefix = with_prefix && !text.empty() && options_.prefix != SpacePrefix::kNever;
+    if (options_.prefix == SpacePrefix::kUnlessSpace && (text.starts_with(' ') || text.starts_with(kSpaceMark))) {
+        prefix = false;
+    }
+    const bool marked = options_.space_is_mark && (options_.split_words || !user_defined_.empty()) &&
+                        text.find(kSpaceMark) != std::string_view::npos;
+    if (rules_of_text_.charsmap.empty() && !options_.collapse_spaces && !marked && user_defined_.empty()) {
+        return text;
+    }
+    NormalizeRules rules = rules_of_text_;
+    rules.add_prefix = prefix;
+    buffer = normalize(text, rules, user_defined_raw_);
+    prefix = false;
+    return buffer;
+}
+
+void SentencePieceEncoder::append_symbols(std::string_view text, Symbols& symbols) const {
+    bool pending = false;  // an unknown character waits for the next known one, as in `tokenizers`
+    for (std::size_t i = 0; i < text.size();) {
+        const Decoded decoded = decode_utf8(text, i);
+        i += decoded.size;
+        const TokenId symbol = symbol_of(decoded.point);
+        if (symbol != kNone) {
+            if (pending) symbols.push_back(unknown_);
+            pending = false;
+            symbols.push_back(symbol);
+            continue;
+        }
+        char bytes[4];
+        std::size_t size = 0;
+        if (decoded.point == 0xFFFD) {
+            std::memcpy(bytes, "\xEF\xBF\xBD", size = 3);
+        } else {
+            std::memcpy(bytes, text.data() + i - decoded.size, size = decoded.size);
+        }
+        const auto id = [&](std::size_t k) { return byte_ids_[static_cast<std::uint8_t>(bytes[k])]; };
+        bool known = options_.byte_fallback;
+        for (std::size_t k = 0; known && k < size; ++k) known = id(k) != kNone;
+        if (known) {
+            for (std::size_t k = 0; k < size; ++k) symbols.push_back(id(k));
+        } else if (unknown_ != kNone) {
+            if (pending && !options_.fuse_unknown) symbols.push_back(unknown_);
+            pending = true;
+        }
+    }
+    if (pending) symbols.push_back(unknown_);
+}
+
+void SentencePieceEncoder::emit(std::span<const TokenId> symbols, Output& out) const {
+    out.reserve(symbols.size() * 4);
+    for (const TokenId symbol : symbols) {
+        if (symbol < num_pieces_) {
+            out.add(symbol);
+        } else if (has_all_bytes_) {
+            for (const char byte : pieces_[symbol]) out.add(byte_ids_[static_cast<std::uint8_t>(byte)]);
+        } else {
+            out.add(unknown_);
+        }
+    }
+}
+
+// The algorithm of SentencePiece to the letter: candidates by rank, then by place, and what a piece that is
+// not given out was last proposed to be made of.
+void SentencePieceEncoder::merge_in_order(Symbols& symbols) const {
+    struct Node {
+        TokenId id;
+        std::size_t previous, next;
+    };
+    struct Candidate {
+        std::uint32_t rank;
+        std::size_t place;
+        TokenId left, right, merged;
+        bool operator>(const Candidate& other) const noexcept {
+            return std::tie(rank, place) > std::tie(other.rank, other.place);
+        }
+    };
+    constexpr auto end = std::numeric_limits<std::size_t>::max();
+    std::vector<Node> nodes;
+    for (std::size_t i = 0; i < symbols.size(); ++i) {
+        nodes.push_back({symbols[i], i == 0 ? end : i - 1, i + 1 < symbols.size() ? i + 1 : end});
+    }
+    std::unordered_map<TokenId, std::pair<TokenId, TokenId>> made_of;
+    std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> queue;
+    const auto propose = [&](std::size_t place) {
+        if (place == end || nodes[place].next == end) return;
+        const TokenId left = nodes[place].id;
+        const TokenId right = nodes[nodes[place].next].id;
+        const auto rule = rules_.find(pair_of(left, right));
+        if (rule == rules_.end()) return;
+        queue.push({rule->second.rank, place, left, right, rule->second.merged});
+        if (unused_[rule->second.merged]) made_of[rule->second.merged] = {left, right};
+    };
+    for (std::size_t i = 0; i < nodes.size(); ++i) propose(i);
+    while (!queue.empty()) {
+        const Candidate top = queue.top();
+        queue.pop();
+        Node& left = nodes[top.place];
+        if (left.id != top.left || left.next == end || nodes[left.next].id != top.right) continue;  // outdated
+        const std::size_t removed = left.next;
+        left.id = top.merged;
+        left.next = nodes[removed].next;
+        if (left.next != end) nodes[left.next].previous = top.place;
+        nodes[removed].id = kNone;
+        propose(left.previous);
+        propose(top.place);
+    }
+    std::vector<TokenId> stack;
+    const std::size_t first = 0;
+    symbols.clear();
+    for (std::size_t i = nodes.empty() ? end : first; i != end; i = nodes[i].next) {
+        stack.push_back(nodes[i].id);
+        while (!stack.empty()) {
+            const TokenId id = stack.back();
+            stack.pop_back();
+            const auto parts = made_of.find(id);
+            if (parts == made_of.end() || !unused_[id]) {
+                symbols.push_back(id);
+            } else {
+                stack.push_back(parts->second.second);
+                stack.push_back(parts->second.first);
+            }
+        }
+    }
+}
+
+void SentencePieceEncoder::encode_word_uncached(std::string_view word, Symbols& symbols, Output& out) const {
+    if (options_.ignore_merges && options_.split_words && word.size() <= 3 * longest_whole_) {
+        std::string text;
+        for (const char byte : word) byte == ' ' ? text += kSpaceMark : text += byte;
+        if (const auto found = whole_.find(text); found != whole_.end()) return out.add(found->second);
+    }
+    symbols.clear();
+    append_symbols(word, symbols);
+    if (in_order_) {
+        merge_in_order(symbols);
+        return emit(symbols, out);
+    }
+    if (symbols.size() <= kLongWord || !cuts_.any()) {
+        const std::size_t size = merges_.apply(symbols);
+        return emit(std::span(symbols).first(size), out);
+    }
+    for (std::size_t begin = 0; begin < symbols.size();) {
+        std::size_t end = begin + 1;
+        while (end < symbols.size() && joined_.contains(pair_of(symbols[end - 1], symbols[end]))) ++end;
+        const std::span<TokenId> row = std::span(symbols).subspan(begin, end - begin);
+        emit(row.first(merges_.apply(row)), out);
+        begin = end;
+    }
+}
+
+void SentencePieceEncoder::encode_word(std::string_view word, Scratch& scratch, Output& out) const {
+    if (!scratch.cache || word.size() > WordCache::kLongBytes) {
+        return encode_word_uncached(word, scratch.symbols, out);
+    }
+    const std::uint64_t hash = hash_bytes(word);
+    if (const auto ids = scratch.cache->find_long(word, hash); !ids.empty()) return out.add(ids);
+    const std::size_t before = out.size();
+    encode_word_uncached(word, scratch.symbols, out);
+    scratch.cache->add_long(word, hash, out.since(before));
+}
+
+void SentencePieceEncoder::encode_cut(std::string_view text, bool prefix, Scratch& scratch, Output& out) const {
+    WordCache* const cache = scratch.cache ? &*scratch.cache : nullptr;
+    std::size_t begin = 0;  // of the word at hand
+    char padded[64];
+    const auto finish = [&](std::size_t end) {
+        const std::size_t size = end - begin;
+        const char* const data = text.data() + begin;
+        const std::string_view word(data, size);
+        if (cache == nullptr || size > WordCache::kShortBytes) {
+            encode_word(word, scratch, out);
+        } else {
+            char copy[16] = {};
+            const bool readable = begin + 16 <= text.size();
+            if (!readable) std::memcpy(copy, data, size);
+            const WordCache::Key key = WordCache::key_of(readable ? data : copy, size);
+            WordCache::Slot& slot = cache->slot(key);
+            if (slot.holds(key)) {
+                out.reserve(WordCache::kShortIds);
+                std::memcpy(out.end(), slot.ids.data(), sizeof(slot.ids));
+                out.advance(slot.count());
+            } else {
+                const std::size_t before = out.size();
+                encode_word_uncached(word, scratch.symbols, out);
+                WordCache::fill(slot, key, out.since(before));
+            }
+        }
+        begin = end;
+    };
+    std::uint8_t before = 0;
+    for (std::size_t base = 0; base < text.size(); base += 64) {
+        const std::size_t size = std::min<std::size_t>(64, text.size() - base);
+        const char* block = text.data() + base;
+        if (size < 64) {
+            std::memset(padded, 0, sizeof(padded));
+            std::memcpy(padded, block, size);
+            block = padded;
+        }
+        std::uint64_t borders = cuts_.borders(*reinterpret_cast<const char(*)[64]>(block), before, options_.simd);
+        before = static_cast<std::uint8_t>(block[63]);
+        if (size < 64) borders &= ~(~std::uint64_t{0} << size);
+        if (base == 0) borders &= ~std::uint64_t{1};
+        if (prefix && borders != 0) {  // the first word, with a space before it
+            scratch.word.assign(1, ' ');
+            begin = base + static_cast<std::size_t>(std::countr_zero(borders));
+            scratch.word += text.substr(0, begin);
+            encode_word(scratch.word, scratch, out);
+            borders &= borders - 1;
+            prefix = false;
+        }
+        for (; borders != 0; borders &= borders - 1) {
+            finish(base + static_cast<std::size_t>(std::countr_zero(borders)));
+        }
+    }
+    if (prefix) {
+        scratch.word.assign(1, ' ');
+        scratch.word += text;
+        encode_word(scratch.word, scratch, out);
+    } else if (begin < text.size()) {
+        finish(text.size());
+    }
+}
+
+void SentencePieceEncoder::encode_segment(std::string_view text, bool prefix, Scratch& scratch, Output& out) const {
+    if (text.empty()) return;
+    if (cuts_.any()) return encode_cut(text, prefix, scratch, out);
+    if (!prefix) return encode_word_uncached(text, scratch.symbols, out);
+    scratch.word.assign(1, ' ');
+    scratch.word += text;
+    encode_word_uncached(scratch.word, scratch.symbols, out);
+}
+
+void SentencePieceEncoder::encode_text(std::string_view original, bool with_prefix, Scratch& scratch,
+                                       Output& out) const {
+    const std::size_t before = out.size();
+    bool prefix = false;
+    const std::string_view text = prepare(original, with_prefix, prefix, scratch.normalized);
+    if (options_.ignore_merges && !options_.split_words && text.size() <= 3 * longest_whole_) {
+        std::string whole(prefix ? 1 : 0, ' ');
+        whole += text;
+        std::string marked;
+        for (const char byte : whole) {
+            byte == ' ' && options_.space_is_mark ? marked += kSpaceMark : marked += byte;
+        }
+        if (const auto found = whole_.find(marked); found != whole_.end()) return out.add(found->second);
+    }
+    if (user_defined_.empty()) {
+        encode_segment(text, prefix, scratch, out);
+    } else if (in_order_) {
+        // One row, in which nothing merges with a symbol of the user.
+        Symbols symbols;
+        std::size_t begin = 0;
+        for (std::size_t i = 0; i < text.size();) {
+            const PrefixMatcher::Match match = user_defined_.longest(text, i);
+            if (match.size != 0) {
+                append_symbols(text.substr(begin, i - begin), symbols);
+                symbols.push_back(match.value);
+                begin = i + match.size;
+            }
+            i += std::max<std::size_t>(match.size, match.size == 0 ? decode_utf8(text, i).size : 0);
+        }
+        append_symbols(text.substr(begin), symbols);
+        merge_in_order(symbols);
+        emit(symbols, out);
+    } else {
+        std::size_t begin = 0;
+        for (std::size_t i = 0; i < text.size();) {
+            const PrefixMatcher::Match match = user_defined_.longest(text, i);
+            if (match.size == 0) {
+                i += decode_utf8(text, i).size;
+                continue;
+            }
+            encode_segment(text.substr(begin, i - begin), false, scratch, out);
+            out.add(match.value);
+            i += match.size;
+            begin = i;
+        }
+        encode_segment(text.substr(begin), false, scratch, out);
+    }
+    if (options_.fuse_unknown && unknown_ != kNone && !has_all_bytes_ && !options_.split_words) {
+        out.fuse(before, unknown_);
+    }
+}
+
+void SentencePieceEncoder::encode(std::string_view text, bool with_prefix, std::vector<TokenId>& out) const {
+    Scratch scratch;
+    if (text.size() > kUncachedBytes && cuts_.any()) scratch.cache.emplace();
+    Output output(out);
+    encode_text(text, with_prefix, scratch, output);
+}
+
+// A long text in shares that can be encoded apart: cut before a space, where that is a border.
+std::vector<std::string_view> SentencePieceEncoder::shares(std::string_view text) const {
+    std::vector<std::string_view> parts;
+    const bool plain = cuts_.any() && user_defined_.empty() && rules_of_text_.charsmap.empty() &&
+                       !options_.collapse_spaces && !options_.ignore_merges &&
+                       (has_all_bytes_ || !options_.fuse_unknown);
+    std::size_t begin = 0;
+    for (std::size_t i = kChunkBytes; plain && i < text.size(); ++i) {
+        const auto byte = [&](std::size_t k) { return static_cast<std::uint8_t>(text[k]); };
+        if (i - begin < kChunkBytes || !cuts_.cuts(byte(i - 1), byte(i))) continue;
+        if (byte(i - 1) >= 0x80 || byte(i) >= 0x80) continue;
+        parts.push_back(text.substr(begin, i - begin));
+        begin = i;
+        i += kChunkBytes;
+    }
+    parts.push_back(text.substr(begin));
+    return parts;
+}
+
+TokenBatch SentencePieceEncoder::encode_batch(std::span<const std::string_view> texts,
+                                              unsigned num_threads) const {
+    // Shares of about the same size, the same for any number of threads: several texts, or part of one.
+    struct Part {
+        std::string_view text;
+        std::size_t index;
+        bool is_first;
+    };
+    std::vector<Part> parts;
+    std::vector<std::size_t> borders{0};
+    std::size_t bytes = 0;
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+        bool is_first = true;
+        for (const std::string_view share : shares(texts[i])) {
+            parts.push_back({share, i, is_first});
+            is_first = false;
+            bytes += share.size();
+            if (bytes < kChunkBytes) continue;
+            borders.push_back(parts.size());
+            bytes = 0;
+        }
+    }
+    if (borders.back() != parts.size()) borders.push_back(parts.size());
+    const std::size_t num_chunks = borders.size() - 1;
+    const std::size_t num_workers =
+        std::min<std::size_t>(resolve_threads(num_threads), std::max<std::size_t>(1, num_chunks));
+    std::vector<std::vector<TokenId>> ids(num_chunks);
+    std::vector<std::size_t> counts(parts.size());
+    parallel_for(num_workers, num_threads, [&](std::size_t worker) {
+        Scratch scratch;
+        const std::size_t begin = num_chunks * worker / num_workers;
+        const std::size_t end = num_chunks * (worker + 1) / num_workers;
+        if (end - begin > 1 && cuts_.any()) scratch.cache.emplace();
+        for (std::size_t chunk = begin; chunk < end; ++chunk) {
+            std::size_t size = 0;
+            for (std::size_t i = borders[chunk]; i < borders[chunk + 1]; ++i) size += parts[i].text.size();
+            if (size > kUncachedBytes && cuts_.any() && !scratch.cache) scratch.cache.emplace();
+            ids[chunk].reserve(size / 3);
+            Output output(ids[chunk]);
+            for (std::size_t i = borders[chunk]; i < borders[chunk + 1]; ++i) {
+                const std::size_t before = output.size();
+                encode_text(parts[i].text, parts[i].is_first, scratch, output);
+                counts[i] = output.size() - before;
+            }
+        }
+    });
+    TokenBatch batch;
+    batch.offsets.assign(texts.size() + 1, 0);
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+        batch.offsets[parts[i].index + 1] += static_cast<std::int64_t>(counts[i]);
+    }
+    for (std::size_t i = 0; i < texts.size(); ++i) batch.offsets[i + 1] += batch.offsets[i];
+    batch.ids.reserve(static_cast<std::size_t>(batch.offsets.back()));
+    for (auto& part : ids) {
+        batch.ids.insert(batch.ids.end(), part.begin(), part.end());
+        std::vector<TokenId>().swap(part);
+    }
+    return batch;
+}
+
+}  // namespace pylm
