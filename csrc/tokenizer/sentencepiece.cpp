@@ -152,18 +152,38 @@ void SentencePieceEncoder::add_rules(std::span<const MergeRule> merges, std::spa
     unused_.resize(pieces_.size());
     for (std::size_t id = 0; id < num_pieces_; ++id) unused_[id] = kinds[id] == PieceKind::kUnused;
     std::unordered_map<std::uint32_t, TokenId> result_of_rank;
+    std::unordered_set<std::uint32_t> tied;
     for (const MergeRule& rule : merges) {
         const auto found = result_of_rank.emplace(rule.rank, rule.merged).first;
-        in_order_ = in_order_ || found->second != rule.merged || unused_[rule.merged];
+        if (found->second != rule.merged || unused_[rule.merged]) tied.insert(rule.rank);
         for (const TokenId id : {rule.left, rule.right, rule.merged}) {
             if (id >= num_pieces_) continue;
             is_regular = is_regular && kinds[id] != PieceKind::kByte && kinds[id] != PieceKind::kUnknown;
         }
     }
     const bool has_unused = std::find(unused_.begin(), unused_.end(), true) != unused_.end();
-    if (in_order_) {
-        for (const MergeRule& rule : merges) rules_.emplace(pair_of(rule.left, rule.right), rule);
+    const auto add_pairs = [&](const MergeRule& rule, std::unordered_set<std::uint64_t>& pairs) {
+        const std::string& text = pieces_[rule.merged];
+        TokenId before = kNone;
+        for (std::size_t i = 0; i < text.size();) {
+            const Decoded decoded = decode_utf8(text, i);
+            const TokenId here = symbol_of(decoded.point);
+            if (i > 0) pairs.insert(pair_of(before, here));
+            before = here;
+            i += decoded.size;
+        }
+    };
+    if (!tied.empty()) {
+        in_order_.resize(pieces_.size());
+        for (const MergeRule& rule : merges) {
+            rules_.emplace(pair_of(rule.left, rule.right), rule);
+            if (tied.contains(rule.rank)) add_pairs(rule, ordered_pairs_);
+        }
+        for (const std::uint64_t pair : ordered_pairs_) {
+            if (static_cast<TokenId>(pair) != kNone) in_order_[static_cast<TokenId>(pair)] = true;
+        }
     }
+    whole_in_order_ = has_unused;
     if (!is_regular || has_unused) {
         if (options_.split_words) throw std::invalid_argument("words cannot be split with this vocabulary");
         return;
@@ -172,16 +192,8 @@ void SentencePieceEncoder::add_rules(std::span<const MergeRule> merges, std::spa
     std::unordered_set<TokenId> seen;
     for (const MergeRule& rule : merges) {
         if (!seen.insert(rule.merged).second) continue;
-        const std::string& text = pieces_[rule.merged];
-        results.push_back(text);
-        TokenId before = kNone;
-        for (std::size_t i = 0; i < text.size();) {
-            const Decoded decoded = decode_utf8(text, i);
-            const TokenId here = symbol_of(decoded.point);
-            if (i > 0) joined_.insert(pair_of(before, here));
-            before = here;
-            i += decoded.size;
-        }
+        results.push_back(pieces_[rule.merged]);
+        add_pairs(rule, joined_);
     }
     std::string all;
     if (options_.ignore_merges && options_.split_words) {
@@ -262,6 +274,14 @@ void SentencePieceEncoder::emit(std::span<const TokenId> symbols, Output& out) c
     }
 }
 
+bool SentencePieceEncoder::needs_order(std::span<const TokenId> symbols) const {
+    if (in_order_.empty()) return false;
+    for (std::size_t i = 1; i < symbols.size(); ++i) {
+        if (in_order_[symbols[i]] && ordered_pairs_.contains(pair_of(symbols[i - 1], symbols[i]))) return true;
+    }
+    return false;
+}
+
 // The algorithm of SentencePiece to the letter: candidates by rank, then by place, and what a piece that is
 // not given out was last proposed to be made of.
 void SentencePieceEncoder::merge_in_order(Symbols& symbols) const {
@@ -334,7 +354,7 @@ void SentencePieceEncoder::encode_word_uncached(std::string_view word, Symbols& 
     }
     symbols.clear();
     append_symbols(word, symbols);
-    if (in_order_) {
+    if (needs_order(symbols)) {
         merge_in_order(symbols);
         return emit(symbols, out);
     }
@@ -383,9 +403,9 @@ void SentencePieceEncoder::encode_cut(std::string_view text, bool prefix, Scratc
                 std::memcpy(out.end(), slot.ids.data(), sizeof(slot.ids));
                 out.advance(slot.count());
             } else {
-                const std::size_t before = out.size();
-                encode_word_uncached(word, scratch.symbols, out);
-                WordCache::fill(slot, key, out.since(before));
+                const std::size_t before_word = out.size();
+                encode_word(word, scratch, out);
+                WordCache::fill(slot, key, out.since(before_word));
             }
         }
         begin = end;
@@ -449,7 +469,7 @@ void SentencePieceEncoder::encode_text(std::string_view original, bool with_pref
     }
     if (user_defined_.empty()) {
         encode_segment(text, prefix, scratch, out);
-    } else if (in_order_) {
+    } else if (whole_in_order_) {
         // One row, in which nothing merges with a symbol of the user.
         Symbols symbols;
         std::size_t begin = 0;

@@ -89,6 +89,7 @@ class SentencePieceEncoder {
     void encode_word_uncached(std::string_view word, Symbols& symbols, Output& out) const;
     void append_symbols(std::string_view text, Symbols& symbols) const;
     void emit(std::span<const TokenId> symbols, Output& out) const;
+    bool needs_order(std::span<const TokenId> symbols) const;
     void merge_in_order(Symbols& symbols) const;
     std::vector<std::string_view> shares(std::string_view text) const;
 
@@ -103,8 +104,11 @@ class SentencePieceEncoder {
     std::unordered_map<std::string_view, TokenId> whole_;            // for ignore_merges
     std::size_t longest_whole_ = 0;
     MergeTable merges_;
-    // Only where the table will not do: pieces of equal rank, or some that are not given out.
-    bool in_order_ = false;
+    // Only where the table will not do: pieces of equal rank, or some that are not given out. Rows that hold
+    // one of the pairs are merged in order; `in_order_` has the symbols that a pair ends with.
+    bool whole_in_order_ = false;
+    std::vector<bool> in_order_;
+    std::unordered_set<std::uint64_t> ordered_pairs_;
     std::unordered_map<std::uint64_t, MergeRule> rules_;
     std::vector<bool> unused_;
     std::unordered_set<std::uint64_t> joined_;  // pairs of symbols that results hold side by side
