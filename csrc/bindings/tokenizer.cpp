@@ -148,50 +148,40 @@ void bind_sentencepiece(py::module_& module) {
             "encode",
             [](const SentencePieceEncoder& encoder, const py::bytes& text, bool with_prefix) {
                 const std::string_view view = text;
-                std::vector<TokenId> ids;
+                TokenBuffer ids;
                 {
                     const py::gil_scoped_release release;
-                    encoder.encode(view, with_prefix, ids);
+                    ids = encoder.encode(view, with_prefix);
                 }
-                return ids;
+                return to_list(ids.ids());
             },
             py::arg("text"), py::kw_only(), py::arg("with_prefix") = true)
         .def(
             "encode_texts",
-            [](const SentencePieceEncoder& encoder, const py::sequence& texts, unsigned num_threads) {
-                const Items items(texts);
+            [](const SentencePieceEncoder& encoder, const py::object& texts, std::optional<TokenId> end_id,
+               unsigned num_threads) {
+                const Texts read(texts, "texts", Texts::Items::kStrOrBytes);
                 TokenBatch batch;
                 {
                     const py::gil_scoped_release release;
-                    batch = encoder.encode_batch(items.views(), num_threads);
+                    batch = encoder.encode_batch(read.views(), num_threads, end_id);
                 }
                 return to_tuple(std::move(batch));
             },
-            py::arg("texts"), py::kw_only(), py::arg("num_threads"))
+            py::arg("texts"), py::kw_only(), py::arg("end_id"), py::arg("num_threads"))
         .def(
-            "encode_buffer",
-            [](const SentencePieceEncoder& encoder, const py::buffer& data,
-               const py::array_t<std::int64_t, py::array::c_style>& offsets, unsigned num_threads) {
-                const py::buffer_info info = data.request();
-                const std::span<const char> bytes = bytes_of(info);
-                std::vector<std::string_view> texts;
-                for (py::ssize_t i = 0; i + 1 < offsets.size(); ++i) {
-                    const std::int64_t begin = offsets.at(i);
-                    const std::int64_t end = offsets.at(i + 1);
-                    if (begin < 0 || end < begin || static_cast<std::size_t>(end) > bytes.size()) {
-                        throw py::value_error("offsets must rise and stay within the data, at text " +
-                                              std::to_string(i));
-                    }
-                    texts.emplace_back(bytes.data() + begin, static_cast<std::size_t>(end - begin));
-                }
+            "encode_file",
+            [](const SentencePieceEncoder& encoder, const std::string& path, const std::string& separator,
+               unsigned num_threads) {
                 TokenBatch batch;
                 {
                     const py::gil_scoped_release release;
-                    batch = encoder.encode_batch(texts, num_threads);
+                    const MappedFile file(path);
+                    batch = encoder.encode_batch(split(file.bytes(), separator), num_threads);
                 }
                 return to_tuple(std::move(batch));
             },
-            py::arg("data"), py::arg("offsets"), py::kw_only(), py::arg("num_threads"));
+            py::arg("path"), py::arg("separator"), py::kw_only(), py::arg("num_threads"));
 }
 
 }  // namespace

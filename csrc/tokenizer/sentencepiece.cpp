@@ -1,8 +1,10 @@
 #include "tokenizer/sentencepiece.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstring>
+#include <memory>
 #include <queue>
 #include <stdexcept>
 #include <tuple>
@@ -16,7 +18,7 @@ namespace pylm {
 namespace {
 
 constexpr std::size_t kChunkBytes = 1 << 18;
-constexpr std::size_t kUncachedBytes = 1 << 12;  // a text this short is done before a cache is cleared
+constexpr std::size_t kBytesPerToken = 3;        // a low guess, to reserve the output
 constexpr std::size_t kLongWord = 24;            // symbols; longer rows are looked through for borders
 
 std::uint64_t pair_of(TokenId left, TokenId right) noexcept {
@@ -26,6 +28,22 @@ std::uint64_t pair_of(TokenId left, TokenId right) noexcept {
 std::vector<std::string> joined(std::vector<std::string> pieces, std::span<const std::string> more) {
     pieces.insert(pieces.end(), more.begin(), more.end());
     return pieces;
+}
+
+// The same rules with a rank for every result: equal ranks stay neighbours, in the order of ids.
+std::vector<MergeRule> with_own_ranks(std::span<const MergeRule> rules) {
+    std::vector<MergeRule> ordered(rules.begin(), rules.end());
+    std::stable_sort(ordered.begin(), ordered.end(), [](const MergeRule& a, const MergeRule& b) {
+        return std::tie(a.rank, a.merged) < std::tie(b.rank, b.merged);
+    });
+    std::uint32_t next = 0;
+    MergeRule last{};
+    for (MergeRule& rule : ordered) {
+        if (&rule != ordered.data() && std::tie(rule.rank, rule.merged) != std::tie(last.rank, last.merged)) ++next;
+        last = rule;
+        rule.rank = next;
+    }
+    return ordered;
 }
 
 std::string with_spaces(std::string_view text) {
@@ -40,48 +58,46 @@ std::string with_spaces(std::string_view text) {
 
 }  // namespace
 
-// Where ids go: a vector that grows ahead of its end, so that a word's ids are written without a question.
+// Where ids go: a buffer that grows ahead of its end, so that a word's ids are written without a question.
 class SentencePieceEncoder::Output {
   public:
-    explicit Output(std::vector<TokenId>& ids) : ids_(ids), size_(ids.size()) {}
-    ~Output() { ids_.resize(size_); }
-    Output(const Output&) = delete;
-    Output& operator=(const Output&) = delete;
+    explicit Output(TokenBuffer& ids) : ids_(ids) {}
 
     void reserve(std::size_t more) {
-        if (size_ + more > ids_.size()) ids_.resize(std::max(size_ + more, ids_.size() * 2));
+        if (ids_.size() + more > ids_.capacity()) ids_.reserve(std::max(ids_.size() + more, 2 * ids_.capacity()));
     }
-    TokenId* end() noexcept { return ids_.data() + size_; }
-    void advance(std::size_t count) noexcept { size_ += count; }
-    void add(TokenId id) {
-        reserve(1);
-        ids_[size_++] = id;
-    }
+    TokenId* end() noexcept { return ids_.data() + ids_.size(); }
+    void advance(std::size_t count) noexcept { ids_.resize(ids_.size() + count); }
+    void add(TokenId id) { ids_.push_back(id); }
     void add(std::span<const TokenId> ids) {
         reserve(ids.size());
         std::copy(ids.begin(), ids.end(), end());
-        size_ += ids.size();
+        advance(ids.size());
     }
-    std::size_t size() const noexcept { return size_; }
-    std::span<const TokenId> since(std::size_t begin) const noexcept {
-        return std::span<const TokenId>(ids_).subspan(begin, size_ - begin);
-    }
+    std::size_t size() const noexcept { return ids_.size(); }
+    std::span<const TokenId> since(std::size_t begin) const noexcept { return ids_.ids().subspan(begin); }
+
+    // Make runs of `id` after `begin` one.
     void fuse(std::size_t begin, TokenId id) noexcept {
-        const auto last = std::unique(ids_.begin() + static_cast<std::ptrdiff_t>(begin),
-                                      ids_.begin() + static_cast<std::ptrdiff_t>(size_),
-                                      [id](TokenId a, TokenId b) { return a == id && b == id; });
-        size_ = static_cast<std::size_t>(last - ids_.begin());
+        const TokenId* last = std::unique(ids_.data() + begin, end(),
+                                          [id](TokenId a, TokenId b) { return a == id && b == id; });
+        ids_.resize(static_cast<std::size_t>(last - ids_.data()));
     }
 
   private:
-    std::vector<TokenId>& ids_;
-    std::size_t size_;
+    TokenBuffer& ids_;
 };
 
 struct SentencePieceEncoder::Scratch {
+    explicit Scratch(CachePool& pool) : caches(pool), cache(pool.take()) {}
+    ~Scratch() { caches.give(std::move(cache)); }
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+
+    CachePool& caches;
+    std::unique_ptr<PieceCache> cache;
     std::string normalized, word;
     Symbols symbols;
-    std::optional<WordCache> cache;
 };
 
 SentencePieceEncoder::SentencePieceEncoder(std::vector<std::string> pieces, std::span<const PieceKind> kinds,
@@ -90,7 +106,7 @@ SentencePieceEncoder::SentencePieceEncoder(std::vector<std::string> pieces, std:
     : options_(std::move(options)),
       num_pieces_(pieces.size()),
       pieces_(joined(std::move(pieces), extra_characters)),
-      merges_(pieces_, merges) {
+      merges_(pieces_, with_own_ranks(merges)) {
     if (kinds.size() != num_pieces_) throw std::invalid_argument("kinds must have an entry for every piece");
     byte_ids_.fill(kNone);
     for (std::size_t id = 0; id < num_pieces_; ++id) {
@@ -372,76 +388,91 @@ void SentencePieceEncoder::encode_word_uncached(std::string_view word, Symbols& 
 }
 
 void SentencePieceEncoder::encode_word(std::string_view word, Scratch& scratch, Output& out) const {
-    if (!scratch.cache || word.size() > WordCache::kLongBytes) {
-        return encode_word_uncached(word, scratch.symbols, out);
-    }
-    const std::uint64_t hash = hash_bytes(word);
-    if (const auto ids = scratch.cache->find_long(word, hash); !ids.empty()) return out.add(ids);
+    PieceCache& cache = *scratch.cache;
     const std::size_t before = out.size();
+    if (word.size() <= PieceKey::kMaxBytes) {
+        const PieceKey key = PieceKey::of(word.data(), word.size(), word.data() + word.size());
+        const std::uint64_t hash = key.hash();
+        const PieceCache::Entry* entry = cache.find(key, hash);
+        if (entry == nullptr) {
+            encode_word_uncached(word, scratch.symbols, out);
+            cache.add(key, hash, out.since(before));
+        } else {
+            out.add({entry->num_ids <= PieceCache::kMaxInline ? entry->ids.data() : cache.more() + entry->ids[0],
+                     entry->num_ids});
+        }
+        return;
+    }
+    if (word.size() > PieceCache::kMaxLong) return encode_word_uncached(word, scratch.symbols, out);
+    const std::uint64_t hash = hash_bytes(word);
+    if (const auto ids = cache.find_long(word, hash); !ids.empty()) return out.add(ids);
     encode_word_uncached(word, scratch.symbols, out);
-    scratch.cache->add_long(word, hash, out.since(before));
+    cache.add_long(word, hash, out.since(before));
 }
 
 void SentencePieceEncoder::encode_cut(std::string_view text, bool prefix, Scratch& scratch, Output& out) const {
-    WordCache* const cache = scratch.cache ? &*scratch.cache : nullptr;
-    std::size_t begin = 0;  // of the word at hand
-    char padded[64];
-    const auto finish = [&](std::size_t end) {
-        const std::size_t size = end - begin;
-        const char* const data = text.data() + begin;
-        const std::string_view word(data, size);
-        if (cache == nullptr || size > WordCache::kShortBytes) {
-            encode_word(word, scratch, out);
-        } else {
-            char copy[16] = {};
-            const bool readable = begin + 16 <= text.size();
-            if (!readable) std::memcpy(copy, data, size);
-            const WordCache::Key key = WordCache::key_of(readable ? data : copy, size);
-            WordCache::Slot& slot = cache->slot(key);
-            if (slot.holds(key)) {
-                out.reserve(WordCache::kShortIds);
-                std::memcpy(out.end(), slot.ids.data(), sizeof(slot.ids));
-                out.advance(slot.count());
-            } else {
-                const std::size_t before_word = out.size();
-                encode_word(word, scratch, out);
-                WordCache::fill(slot, key, out.since(before_word));
-            }
-        }
-        begin = end;
-    };
+    PieceCache& cache = *scratch.cache;
+    const char* const text_end = text.data() + text.size();
+    std::array<char, 64> padded;
+    std::array<std::string_view, 65> words;
+    std::array<PieceKey, 65> keys;
+    std::array<std::uint64_t, 65> hashes;
+    std::size_t begin = 0;  // of the word that has not ended yet
     std::uint8_t before = 0;
     for (std::size_t base = 0; base < text.size(); base += 64) {
         const std::size_t size = std::min<std::size_t>(64, text.size() - base);
         const char* block = text.data() + base;
         if (size < 64) {
-            std::memset(padded, 0, sizeof(padded));
-            std::memcpy(padded, block, size);
-            block = padded;
+            padded.fill(0);
+            std::memcpy(padded.data(), block, size);
+            block = padded.data();
         }
-        std::uint64_t borders = cuts_.borders(*reinterpret_cast<const char(*)[64]>(block), before, options_.simd);
+        std::uint64_t borders = cuts_.borders(block, before, options_.simd);
         before = static_cast<std::uint8_t>(block[63]);
         if (size < 64) borders &= ~(~std::uint64_t{0} << size);
         if (base == 0) borders &= ~std::uint64_t{1};
         if (prefix && borders != 0) {  // the first word, with a space before it
-            scratch.word.assign(1, ' ');
             begin = base + static_cast<std::size_t>(std::countr_zero(borders));
+            scratch.word.assign(1, ' ');
             scratch.word += text.substr(0, begin);
             encode_word(scratch.word, scratch, out);
             borders &= borders - 1;
             prefix = false;
         }
-        for (; borders != 0; borders &= borders - 1) {
-            finish(base + static_cast<std::size_t>(std::countr_zero(borders)));
+        // All words that end in this block are hashed before the first is looked up.
+        std::size_t count = 0;
+        const auto add = [&](std::size_t end) {
+            const std::string_view word = text.substr(begin, end - begin);
+            begin = end;
+            words[count] = word;
+            if (word.size() <= PieceKey::kMaxBytes) {
+                keys[count] = PieceKey::of(word.data(), word.size(), text_end);
+                hashes[count] = keys[count].hash();
+                cache.prefetch(hashes[count]);
+            }
+            ++count;
+        };
+        for (; borders != 0; borders &= borders - 1) add(base + static_cast<std::size_t>(std::countr_zero(borders)));
+        if (size < 64 || base + 64 == text.size()) {
+            if (!prefix) add(text.size());
+        }
+        out.reserve(count * (PieceCache::kMaxInline + 1));
+        for (std::size_t i = 0; i < count; ++i) {
+            const PieceCache::Entry* entry =
+                words[i].size() <= PieceKey::kMaxBytes ? cache.find(keys[i], hashes[i]) : nullptr;
+            if (entry != nullptr && entry->num_ids <= PieceCache::kMaxInline) [[likely]] {
+                std::memcpy(out.end(), &entry->ids, sizeof entry->ids);
+                out.advance(entry->num_ids);
+            } else {
+                encode_word(words[i], scratch, out);
+                out.reserve((count - i) * (PieceCache::kMaxInline + 1));
+            }
         }
     }
-    if (prefix) {
-        scratch.word.assign(1, ' ');
-        scratch.word += text;
-        encode_word(scratch.word, scratch, out);
-    } else if (begin < text.size()) {
-        finish(text.size());
-    }
+    if (!prefix) return;
+    scratch.word.assign(1, ' ');
+    scratch.word += text;
+    encode_word(scratch.word, scratch, out);
 }
 
 void SentencePieceEncoder::encode_segment(std::string_view text, bool prefix, Scratch& scratch, Output& out) const {
@@ -505,89 +536,84 @@ void SentencePieceEncoder::encode_text(std::string_view original, bool with_pref
     }
 }
 
-void SentencePieceEncoder::encode(std::string_view text, bool with_prefix, std::vector<TokenId>& out) const {
-    Scratch scratch;
-    if (text.size() > kUncachedBytes && cuts_.any()) scratch.cache.emplace();
-    Output output(out);
+TokenBuffer SentencePieceEncoder::encode(std::string_view text, bool with_prefix) const {
+    Scratch scratch(caches_);
+    TokenBuffer ids;
+    Output output(ids);
     encode_text(text, with_prefix, scratch, output);
+    return ids;
 }
 
-// A long text in shares that can be encoded apart: cut before a space, where that is a border.
-std::vector<std::string_view> SentencePieceEncoder::shares(std::string_view text) const {
-    std::vector<std::string_view> parts;
-    const bool plain = cuts_.any() && user_defined_.empty() && rules_of_text_.charsmap.empty() &&
-                       !options_.collapse_spaces && !options_.ignore_merges &&
-                       (has_all_bytes_ || !options_.fuse_unknown);
+// A large text in shares that can be encoded apart: cut between bytes of ASCII where that is a border.
+std::vector<std::string_view> SentencePieceEncoder::cut_large(std::string_view text) const {
+    std::vector<std::string_view> shares;
+    const bool can_cut = cuts_.any() && user_defined_.empty() && rules_of_text_.charsmap.empty() &&
+                         !options_.collapse_spaces && !options_.ignore_merges &&
+                         (has_all_bytes_ || !options_.fuse_unknown);
     std::size_t begin = 0;
-    for (std::size_t i = kChunkBytes; plain && i < text.size(); ++i) {
-        const auto byte = [&](std::size_t k) { return static_cast<std::uint8_t>(text[k]); };
-        if (i - begin < kChunkBytes || !cuts_.cuts(byte(i - 1), byte(i))) continue;
-        if (byte(i - 1) >= 0x80 || byte(i) >= 0x80) continue;
-        parts.push_back(text.substr(begin, i - begin));
+    for (std::size_t i = kChunkBytes; can_cut && i < text.size(); ++i) {
+        const auto before = static_cast<std::uint8_t>(text[i - 1]);
+        const auto after = static_cast<std::uint8_t>(text[i]);
+        if ((before | after) >= 0x80 || !cuts_.cuts(before, after)) continue;
+        shares.push_back(text.substr(begin, i - begin));
         begin = i;
         i += kChunkBytes;
     }
-    parts.push_back(text.substr(begin));
-    return parts;
+    shares.push_back(text.substr(begin));
+    return shares;
 }
 
-TokenBatch SentencePieceEncoder::encode_batch(std::span<const std::string_view> texts,
-                                              unsigned num_threads) const {
-    // Shares of about the same size, the same for any number of threads: several texts, or part of one.
-    struct Part {
+TokenBatch SentencePieceEncoder::encode_batch(std::span<const std::string_view> texts, unsigned num_threads,
+                                              std::optional<TokenId> end) const {
+    struct Share {
         std::string_view text;
         std::size_t index;
-        bool is_first;
+        bool is_first, is_last;
     };
-    std::vector<Part> parts;
-    std::vector<std::size_t> borders{0};
-    std::size_t bytes = 0;
+    std::vector<Share> shares;
+    std::vector<std::size_t> borders{0};  // of chunks of shares, by the sizes alone
+    std::size_t bytes = 0, all_bytes = 0;
     for (std::size_t i = 0; i < texts.size(); ++i) {
-        bool is_first = true;
-        for (const std::string_view share : shares(texts[i])) {
-            parts.push_back({share, i, is_first});
-            is_first = false;
-            bytes += share.size();
+        const std::vector<std::string_view> parts = cut_large(texts[i]);
+        for (std::size_t k = 0; k < parts.size(); ++k) {
+            shares.push_back({parts[k], i, k == 0, k + 1 == parts.size()});
+            bytes += parts[k].size();
             if (bytes < kChunkBytes) continue;
-            borders.push_back(parts.size());
+            borders.push_back(shares.size());
+            all_bytes += bytes;
             bytes = 0;
         }
     }
-    if (borders.back() != parts.size()) borders.push_back(parts.size());
+    all_bytes += bytes;
+    if (borders.back() != shares.size()) borders.push_back(shares.size());
     const std::size_t num_chunks = borders.size() - 1;
-    const std::size_t num_workers =
-        std::min<std::size_t>(resolve_threads(num_threads), std::max<std::size_t>(1, num_chunks));
-    std::vector<std::vector<TokenId>> ids(num_chunks);
-    std::vector<std::size_t> counts(parts.size());
-    parallel_for(num_workers, num_threads, [&](std::size_t worker) {
-        Scratch scratch;
-        const std::size_t begin = num_chunks * worker / num_workers;
-        const std::size_t end = num_chunks * (worker + 1) / num_workers;
-        if (end - begin > 1 && cuts_.any()) scratch.cache.emplace();
-        for (std::size_t chunk = begin; chunk < end; ++chunk) {
-            std::size_t size = 0;
-            for (std::size_t i = borders[chunk]; i < borders[chunk + 1]; ++i) size += parts[i].text.size();
-            if (size > kUncachedBytes && cuts_.any() && !scratch.cache) scratch.cache.emplace();
-            ids[chunk].reserve(size / 3);
-            Output output(ids[chunk]);
-            for (std::size_t i = borders[chunk]; i < borders[chunk + 1]; ++i) {
-                const std::size_t before = output.size();
-                encode_text(parts[i].text, parts[i].is_first, scratch, output);
-                counts[i] = output.size() - before;
-            }
-        }
-    });
     TokenBatch batch;
     batch.offsets.assign(texts.size() + 1, 0);
-    for (std::size_t i = 0; i < parts.size(); ++i) {
-        batch.offsets[parts[i].index + 1] += static_cast<std::int64_t>(counts[i]);
-    }
-    for (std::size_t i = 0; i < texts.size(); ++i) batch.offsets[i + 1] += batch.offsets[i];
-    batch.ids.reserve(static_cast<std::size_t>(batch.offsets.back()));
-    for (auto& part : ids) {
-        batch.ids.insert(batch.ids.end(), part.begin(), part.end());
-        std::vector<TokenId>().swap(part);
-    }
+    OrderedOutput output(all_bytes / kBytesPerToken + 16);
+    std::atomic<std::size_t> next_chunk{0};
+    const std::size_t num_workers = std::min<std::size_t>(resolve_threads(num_threads), num_chunks);
+    parallel_for(num_workers, num_threads, [&](std::size_t) {
+        Scratch scratch(caches_);
+        for (;;) {
+            const std::size_t chunk = next_chunk.fetch_add(1, std::memory_order_relaxed);
+            if (chunk >= num_chunks) break;
+            TokenBuffer buffer = output.take_buffer();
+            Output ids(buffer);
+            for (std::size_t i = borders[chunk]; i < borders[chunk + 1]; ++i) {
+                const Share& share = shares[i];
+                encode_text(share.text, share.is_first, scratch, ids);
+                if (!share.is_last) continue;
+                if (end) ids.add(*end);
+                batch.offsets[share.index + 1] = static_cast<std::int64_t>(ids.size());
+            }
+            output.commit(chunk, std::move(buffer), [&](std::size_t placed, std::size_t offset) {
+                for (std::size_t i = borders[placed]; i < borders[placed + 1]; ++i) {
+                    if (shares[i].is_last) batch.offsets[shares[i].index + 1] += static_cast<std::int64_t>(offset);
+                }
+            });
+        }
+    });
+    batch.ids = std::move(output).finish();
     return batch;
 }
 

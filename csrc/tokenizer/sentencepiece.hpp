@@ -17,10 +17,11 @@
 
 #include "tokenizer/bpe_encode.hpp"
 #include "tokenizer/merges.hpp"
+#include "tokenizer/piece_cache.hpp"
 #include "tokenizer/sentencepiece_cuts.hpp"
 #include "tokenizer/sentencepiece_model.hpp"
 #include "tokenizer/sentencepiece_normalize.hpp"
-#include "tokenizer/word_cache.hpp"
+#include "tokenizer/token_output.hpp"
 
 namespace pylm {
 
@@ -54,12 +55,14 @@ class SentencePieceEncoder {
                          std::span<const std::string> extra_characters, std::span<const MergeRule> merges,
                          SentencePieceOptions options);
 
-    // Append the ids of a text. `with_prefix`: whether a space may be put before it (a text after a special
-    // token need not get one). O(n log n) for n bytes, and near linear where the vocabulary lets text be cut.
-    void encode(std::string_view text, bool with_prefix, std::vector<TokenId>& out) const;
+    // Ids of a text. `with_prefix`: whether a space may be put before it (a text after a special token need
+    // not get one). O(n log n) for n bytes, and near linear where the vocabulary lets text be cut.
+    TokenBuffer encode(std::string_view text, bool with_prefix) const;
 
-    // The result does not depend on threads.
-    TokenBatch encode_batch(std::span<const std::string_view> texts, unsigned num_threads) const;
+    // Encode many texts; a large one is cut where no merge can cross. Neither the result nor the cuts depend
+    // on the threads. `end` comes after each text and belongs to it.
+    TokenBatch encode_batch(std::span<const std::string_view> texts, unsigned num_threads,
+                            std::optional<TokenId> end = std::nullopt) const;
 
     std::size_t vocab_size() const noexcept { return num_pieces_; }
 
@@ -91,7 +94,7 @@ class SentencePieceEncoder {
     void emit(std::span<const TokenId> symbols, Output& out) const;
     bool needs_order(std::span<const TokenId> symbols) const;
     void merge_in_order(Symbols& symbols) const;
-    std::vector<std::string_view> shares(std::string_view text) const;
+    std::vector<std::string_view> cut_large(std::string_view text) const;
 
     SentencePieceOptions options_;
     std::size_t num_pieces_;
@@ -115,6 +118,7 @@ class SentencePieceEncoder {
     CutTable cuts_;
     NormalizeRules rules_of_text_;
     PrefixMatcher user_defined_raw_, user_defined_;
+    mutable CachePool caches_;
 };
 
 }  // namespace pylm

@@ -143,7 +143,7 @@ CutTable::CutTable(std::span<const std::string_view> results, bool split_words) 
 
 CutTable::Class CutTable::class_of(std::uint8_t byte) noexcept { return static_cast<Class>(kClasses[byte]); }
 
-std::uint64_t CutTable::borders_scalar(const char (&block)[64], std::uint8_t before) const noexcept {
+std::uint64_t CutTable::borders_scalar(const char* block, std::uint8_t before) const noexcept {
     std::uint64_t result = 0;
     for (unsigned i = 0; i < 64; ++i) {
         const auto byte = static_cast<std::uint8_t>(block[i]);
@@ -153,7 +153,7 @@ std::uint64_t CutTable::borders_scalar(const char (&block)[64], std::uint8_t bef
     return result;
 }
 
-std::uint64_t CutTable::borders(const char (&block)[64], std::uint8_t before, SimdLevel level) const noexcept {
+std::uint64_t CutTable::borders(const char* block, std::uint8_t before, SimdLevel level) const noexcept {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
     static const bool has_avx2 = __builtin_cpu_supports("avx2") != 0;
     if (level == SimdLevel::kBest && has_avx2) return borders_avx2(block, before, cut_.data());

@@ -35,12 +35,12 @@ class CutTable {
 
     bool any() const noexcept { return any_; }
 
-    // Bit i is set if there is a border before byte i of `block`; `before` is the byte that precedes it. All
+    // Bit i is set if there is a border before byte i of the 64 of `block`; `before` is the byte that precedes it. All
     // levels give the same bits.
-    std::uint64_t borders(const char (&block)[64], std::uint8_t before, SimdLevel level) const noexcept;
+    std::uint64_t borders(const char* block, std::uint8_t before, SimdLevel level) const noexcept;
 
   private:
-    std::uint64_t borders_scalar(const char (&block)[64], std::uint8_t before) const noexcept;
+    std::uint64_t borders_scalar(const char* block, std::uint8_t before) const noexcept;
 
     std::array<std::uint8_t, 16> cut_{};  // by class of the byte before: a bit a class of the byte after
     bool any_ = false;
