@@ -60,9 +60,9 @@ std::vector<MergeRule> rules_of(const py::array_t<std::uint32_t, py::array::c_st
     return rules;
 }
 
-std::vector<PieceKind> kinds_of(const std::vector<unsigned>& numbers) {
+std::vector<PieceKind> kinds_of(const py::array_t<std::uint8_t, py::array::c_style>& numbers) {
     std::vector<PieceKind> kinds;
-    for (const unsigned number : numbers) {
+    for (const std::uint8_t number : std::span(numbers.data(), static_cast<std::size_t>(numbers.size()))) {
         if (number < 1 || number > 6) throw py::value_error("kinds must be 1 to 6");
         kinds.push_back(static_cast<PieceKind>(number));
     }
@@ -109,11 +109,13 @@ void bind_sentencepiece(py::module_& module) {
 
     module.def(
         "merges_of_scores",
-        [](const std::vector<std::string>& pieces, const std::vector<unsigned>& kinds,
-           const std::vector<float>& scores) {
-            if (kinds.size() != pieces.size() || scores.size() != pieces.size())
+        [](const std::vector<std::string>& pieces, const py::array_t<std::uint8_t, py::array::c_style>& kinds,
+           const py::array_t<float, py::array::c_style>& scores) {
+            const auto size = static_cast<py::ssize_t>(pieces.size());
+            if (kinds.size() != size || scores.size() != size)
                 throw py::value_error("pieces, kinds and scores must have the same length");
-            const ScoredMerges merges = merges_of_scores(pieces, kinds_of(kinds), scores);
+            const ScoredMerges merges =
+                merges_of_scores(pieces, kinds_of(kinds), std::span(scores.data(), pieces.size()));
             std::vector<std::uint32_t> rows;
             for (const MergeRule& rule : merges.rules) {
                 rows.insert(rows.end(), {rule.left, rule.right, rule.merged, rule.rank});
@@ -124,7 +126,8 @@ void bind_sentencepiece(py::module_& module) {
         py::arg("pieces"), py::arg("kinds"), py::arg("scores"));
 
     py::class_<SentencePieceEncoder>(module, "SentencePieceEncoder")
-        .def(py::init([](std::vector<std::string> pieces, const std::vector<unsigned>& kinds,
+        .def(py::init([](std::vector<std::string> pieces,
+                         const py::array_t<std::uint8_t, py::array::c_style>& kinds,
                          const std::vector<std::string>& extra_characters,
                          const py::array_t<std::uint32_t, py::array::c_style>& merges, bool byte_fallback,
                          bool fuse_unknown, const std::string& prefix, bool space_is_mark, bool collapse_spaces,
