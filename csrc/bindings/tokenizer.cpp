@@ -137,7 +137,7 @@ void bind_sentencepiece(py::module_& module) {
                  SentencePieceOptions options{byte_fallback,   fuse_unknown, prefix_of(prefix),
                                               space_is_mark,   collapse_spaces, split_words,
                                               ignore_merges,   std::string(charsmap),
-                                              simd ? SimdLevel::kBest : SimdLevel::kScalar};
+                                              simd};
                  const py::gil_scoped_release release;
                  return std::make_unique<SentencePieceEncoder>(std::move(pieces), enums, extra_characters, rules,
                                                                std::move(options));

@@ -233,10 +233,15 @@ std::string_view SentencePieceEncoder::prepare(std::string_view text, bool with_
     if (options_.prefix == SpacePrefix::kUnlessSpace && (text.starts_with(' ') || text.starts_with(kSpaceMark))) {
         prefix = false;
     }
-    const bool marked = options_.space_is_mark && (options_.split_words || !user_defined_.empty()) &&
-                        text.find(kSpaceMark) != std::string_view::npos;
-    if (rules_of_text_.charsmap.empty() && !options_.collapse_spaces && !marked && user_defined_.empty()) {
-        return text;
+    if (rules_of_text_.charsmap.empty() && !options_.collapse_spaces) {
+        const bool is_matched = options_.split_words || !user_defined_.empty();  // before words are encoded
+        const bool marked = is_matched && options_.space_is_mark && text.find(kSpaceMark) != std::string_view::npos;
+        if (!marked && (!prefix || user_defined_.empty())) return text;
+        buffer.assign(prefix ? 1 : 0, ' ');
+        buffer += text;
+        if (marked) buffer = with_spaces(buffer);
+        prefix = false;
+        return buffer;
     }
     NormalizeRules rules = rules_of_text_;
     rules.add_prefix = prefix;
@@ -511,7 +516,7 @@ void SentencePieceEncoder::encode_text(std::string_view original, bool with_pref
                 symbols.push_back(match.value);
                 begin = i + match.size;
             }
-            i += std::max<std::size_t>(match.size, match.size == 0 ? decode_utf8(text, i).size : 0);
+            i += std::max<std::size_t>(match.size, 1);
         }
         append_symbols(text.substr(begin), symbols);
         merge_in_order(symbols);
@@ -521,7 +526,7 @@ void SentencePieceEncoder::encode_text(std::string_view original, bool with_pref
         for (std::size_t i = 0; i < text.size();) {
             const PrefixMatcher::Match match = user_defined_.longest(text, i);
             if (match.size == 0) {
-                i += decode_utf8(text, i).size;
+                ++i;
                 continue;
             }
             encode_segment(text.substr(begin, i - begin), false, scratch, out);

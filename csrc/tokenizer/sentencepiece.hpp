@@ -41,7 +41,7 @@ struct SentencePieceOptions {
     bool split_words = false;      // no merge crosses the border before a space
     bool ignore_merges = false;    // take a word (the text, unless words are split) that is a piece whole
     std::string charsmap;
-    SimdLevel simd = SimdLevel::kBest;
+    bool simd = true;  // vector instructions; they change no id
 };
 
 // Immutable after construction; all const members may be called from many threads at once.

@@ -153,14 +153,14 @@ std::uint64_t CutTable::borders_scalar(const char* block, std::uint8_t before) c
     return result;
 }
 
-std::uint64_t CutTable::borders(const char* block, std::uint8_t before, SimdLevel level) const noexcept {
+std::uint64_t CutTable::borders(const char* block, std::uint8_t before, bool simd) const noexcept {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
     static const bool has_avx2 = __builtin_cpu_supports("avx2") != 0;
-    if (level == SimdLevel::kBest && has_avx2) return borders_avx2(block, before, cut_.data());
+    if (simd && has_avx2) return borders_avx2(block, before, cut_.data());
 #elif defined(__aarch64__)
-    if (level == SimdLevel::kBest) return borders_neon(block, before, cut_.data());
+    if (simd) return borders_neon(block, before, cut_.data());
 #endif
-    static_cast<void>(level);
+    static_cast<void>(simd);
     return borders_scalar(block, before);
 }
 

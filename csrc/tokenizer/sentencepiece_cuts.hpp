@@ -14,8 +14,6 @@
 
 namespace pylm {
 
-enum class SimdLevel : std::uint8_t { kScalar, kBest };
-
 class CutTable {
   public:
     enum Class : std::uint8_t { kPunct, kLetter, kDigit, kHigh, kControl, kSpace, kNumClasses };
@@ -35,9 +33,9 @@ class CutTable {
 
     bool any() const noexcept { return any_; }
 
-    // Bit i is set if there is a border before byte i of the 64 of `block`; `before` is the byte that precedes it. All
-    // levels give the same bits.
-    std::uint64_t borders(const char* block, std::uint8_t before, SimdLevel level) const noexcept;
+    // Bit i is set if there is a border before byte i of the 64 of `block`; `before` is the byte that precedes it. With
+    // or without vector instructions the bits are the same.
+    std::uint64_t borders(const char* block, std::uint8_t before, bool simd) const noexcept;
 
   private:
     std::uint64_t borders_scalar(const char* block, std::uint8_t before) const noexcept;

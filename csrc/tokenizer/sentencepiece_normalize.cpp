@@ -44,11 +44,8 @@ void PrefixMatcher::add(std::string_view text, std::uint32_t value) {
     values_[node] = value;
 }
 
-PrefixMatcher::Match PrefixMatcher::longest(std::string_view text, std::size_t position) const noexcept {
+PrefixMatcher::Match PrefixMatcher::walk(std::string_view text, std::size_t position) const noexcept {
     Match match;
-    const auto first = static_cast<std::uint8_t>(text[position]);
-    const std::size_t second = position + 1 < text.size() ? static_cast<std::uint8_t>(text[position + 1]) : 0;
-    if (!starts_[first | (second << 8)]) return match;
     std::uint32_t node = 0;
     for (std::size_t i = position; i < text.size(); ++i) {
         const auto edge = edges_.find((static_cast<std::uint64_t>(node) << 8) | static_cast<std::uint8_t>(text[i]));

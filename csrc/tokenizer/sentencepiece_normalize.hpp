@@ -22,10 +22,16 @@ class PrefixMatcher {
     void add(std::string_view text, std::uint32_t value);  // `text` is not empty
     bool empty() const noexcept { return values_.empty(); }
 
-    // The longest string that `text` has at `position`. O(its size).
-    Match longest(std::string_view text, std::size_t position) const noexcept;
+    // The longest string that `text` has at `position`. O(its size), quick where none begins.
+    Match longest(std::string_view text, std::size_t position) const noexcept {
+        const auto first = static_cast<std::uint8_t>(text[position]);
+        const std::size_t second = position + 1 < text.size() ? static_cast<std::uint8_t>(text[position + 1]) : 0;
+        return starts_[first | (second << 8)] ? walk(text, position) : Match{};
+    }
 
   private:
+    Match walk(std::string_view text, std::size_t position) const noexcept;
+
     std::vector<bool> starts_ = std::vector<bool>(1 << 16);  // of strings, by their first two bytes
     std::unordered_map<std::uint64_t, std::uint32_t> edges_;   // node << 8 | byte to node; node 0 is the root
     std::unordered_map<std::uint32_t, std::uint32_t> values_;  // by node
