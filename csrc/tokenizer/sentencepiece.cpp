@@ -120,8 +120,13 @@ SentencePieceEncoder::SentencePieceEncoder(std::vector<std::string> pieces, std:
             byte_ids_[std::stoul(text.substr(3, 2), nullptr, 16)] = static_cast<TokenId>(id);
         } else if (kinds[id] == PieceKind::kUserDefined) {
             user_defined_raw_.add(text, static_cast<std::uint32_t>(id));
-            user_defined_.add(options_.space_is_mark ? with_spaces(text) : text, static_cast<std::uint32_t>(id));
-        } else {
+            // Once spaces are marks, a piece with a space in it is found nowhere.
+            if (!options_.space_is_mark) {
+                user_defined_.add(text, static_cast<std::uint32_t>(id));
+            } else if (text.find(' ') == std::string::npos) {
+                user_defined_.add(with_spaces(text), static_cast<std::uint32_t>(id));
+            }
+        } else if (kinds[id] == PieceKind::kNormal || kinds[id] == PieceKind::kUnused) {
             const Decoded first = decode_utf8(text, 0);
             if (first.size == text.size()) character(first.point) = static_cast<TokenId>(id);
             if (options_.ignore_merges) {
@@ -189,7 +194,7 @@ void SentencePieceEncoder::add_rules(std::span<const MergeRule> merges, std::spa
             i += decoded.size;
         }
     };
-    if (!tied.empty()) {
+    if (!tied.empty() || has_unused) {
         in_order_.resize(pieces_.size());
         for (const MergeRule& rule : merges) {
             rules_.emplace(pair_of(rule.left, rule.right), rule);
@@ -266,6 +271,8 @@ void SentencePieceEncoder::append_symbols(std::string_view text, Symbols& symbol
         std::size_t size = 0;
         if (decoded.point == 0xFFFD) {
             std::memcpy(bytes, "\xEF\xBF\xBD", size = 3);
+        } else if (decoded.point == ' ' && options_.space_is_mark) {
+            std::memcpy(bytes, kSpaceMark.data(), size = kSpaceMark.size());
         } else {
             std::memcpy(bytes, text.data() + i - decoded.size, size = decoded.size);
         }
@@ -283,9 +290,8 @@ void SentencePieceEncoder::append_symbols(std::string_view text, Symbols& symbol
 }
 
 void SentencePieceEncoder::emit(std::span<const TokenId> symbols, Output& out) const {
-    out.reserve(symbols.size() * 4);
     for (const TokenId symbol : symbols) {
-        if (symbol < num_pieces_) {
+        if (symbol < num_pieces_ && !(whole_in_order_ && unused_[symbol])) {
             out.add(symbol);
         } else if (has_all_bytes_) {
             for (const char byte : pieces_[symbol]) out.add(byte_ids_[static_cast<std::uint8_t>(byte)]);

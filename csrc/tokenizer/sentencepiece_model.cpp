@@ -239,9 +239,7 @@ ScoredMerges merges_of_scores(std::span<const std::string> texts, std::span<cons
     std::unordered_map<std::string_view, TokenId> ids;
     std::size_t longest = 0;
     for (std::size_t id = 0; id < texts.size(); ++id) {
-        const bool single = decode_utf8(texts[id], 0).size == texts[id].size();
-        // A piece that merging cannot give is a symbol where it is one character.
-        if (!is_merged(id) && !(single && kinds[id] == PieceKind::kControl)) continue;
+        if (!is_merged(id)) continue;
         ids.emplace(texts[id], static_cast<TokenId>(id));
         longest = std::max(longest, texts[id].size());
     }

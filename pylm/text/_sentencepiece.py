@@ -90,6 +90,4 @@ class SentencePieceTokenizer(Tokenizer):
             temporary.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _encode_part(self, text: str, *, is_first: bool) -> list[int]:
-        return self._core.encode(
-            self._to_bytes(text), with_prefix=is_first or self._parts.prefix_everywhere
-        )
+        return self._core.encode(self._to_bytes(text), with_prefix=is_first or self._parts.prefix_everywhere)

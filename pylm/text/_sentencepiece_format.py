@@ -19,7 +19,7 @@ SPACE_MARK = "▁"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 # How a `save`d tokenizer.json says "drop spaces at both ends and after spaces".
-_COLLAPSE = (("^ +", ""), (" {2,}", " "), (f"[ {SPACE_MARK}]+$", ""))
+_COLLAPSE = ((r"\A +", ""), (" {2,}", " "), (rf"[ {SPACE_MARK}]+\z", ""))
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def is_for(path: Path) -> bool:
         return not re.match(rb"[\r\n]*[A-Za-z0-9+/]+={0,2} [0-9]+[\r\n]", content)
     if path.suffix != ".json":
         return False
-    mark = re.compile(rb'"byte_fallback"\s*:\s*true|"type"\s*:\s*"Metaspace"')
+    mark = re.compile(rb'"byte_fallback"\s*:\s*true|"type"\s*:\s*"Metaspace"|"(\xe2\x96\x81|\\u2581)"')
     # The switches stand before the vocabulary, or behind it: no need to look through megabytes of tokens.
     vocabulary = content.find(b'"vocab"')
     return bool(mark.search(content[:vocabulary]) or mark.search(content[-4096:]))
@@ -240,7 +240,7 @@ def _read_pre_tokenizer(path: Path, value: Mapping[str, Any] | None, marks: bool
         _unsupported(path, "pre-tokenizer", value)
     return {
         "prefix": "never" if scheme == "never" else "unless_space",
-        "prefix_everywhere": scheme == "always",
+        "prefix_everywhere": scheme != "first",
         "space_is_mark": True,
         "split_words": bool(value.get("split", True)),
     }

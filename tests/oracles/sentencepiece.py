@@ -14,7 +14,9 @@ def encode(
     text: str, pieces: Sequence[Piece], *, byte_fallback: bool, prefix: bool = True, collapse: bool = False
 ) -> list[int]:
     """Give the ids of a text under the identity normalization."""
-    ids = {piece: i for i, (piece, _, _) in enumerate(pieces)}
+    ids = {
+        piece: i for i, (piece, _, kind) in enumerate(pieces) if kind in (NORMAL, UNUSED, USER_DEFINED, BYTE)
+    }
     unknown = next(i for i, (_, _, kind) in enumerate(pieces) if kind == UNKNOWN)
     user_defined = sorted((p for p, _, kind in pieces if kind == USER_DEFINED), key=len, reverse=True)
     mergeable = {p: (score, kind) for p, score, kind in pieces if kind in (NORMAL, UNUSED)}
@@ -59,11 +61,11 @@ def encode(
     for symbol, _ in symbols:
         for piece in parts(symbol):
             i = ids.get(piece, unknown)
-            if pieces[i][2] == UNKNOWN:
+            if i == unknown or pieces[i][2] == UNUSED:
                 if byte_fallback:
                     out += [ids[f"<0x{byte:02X}>"] for byte in piece.encode()]
                 elif not out or out[-1] != unknown:
-                    out.append(i)
+                    out.append(unknown)
             else:
                 out.append(i)
     return out

@@ -26,8 +26,12 @@ META: list[Piece] = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.
 ALPHABET = list(" ▁\t\n\r\xa0aetéQq.,09<>日本語ﬁⅧ\U0001f600\u0301\u200b\ufeff\x00\u3000") + [
     *("the", "th", " the", "  ", "<sep>", "<s>", "<unk>", "<0x0A>", "a b", "e\u0301", "ス\u3099", "    ")
 ]
-HOSTILE = st.lists(st.sampled_from(ALPHABET) | st.characters(exclude_categories=["Cs"]), max_size=30).map("".join)
-INVALID = st.lists(st.sampled_from([bytes([b]) for b in b"a \xe2\x96\x81\xff\xc3\xa9\xf0\x9f\x98\x80\xed\xa0\xc0"]))
+HOSTILE = st.lists(st.sampled_from(ALPHABET) | st.characters(exclude_categories=["Cs"]), max_size=30).map(
+    "".join
+)
+INVALID = st.lists(
+    st.sampled_from([bytes([b]) for b in b"a \xe2\x96\x81\xff\xc3\xa9\xf0\x9f\x98\x80\xed\xa0\xc0"])
+)
 
 
 def _tokenizer(content: bytes, folder: Path) -> Tokenizer:
@@ -59,18 +63,34 @@ def llama2_saved(llama2: Tokenizer, folder: Path) -> tokenizers.Tokenizer:
 
 @pytest.fixture(scope="module")
 def real_texts(shared_data: Path) -> list[str]:
-    paths = ["tokenizers/openai/TestPlans.txt", "text/wiki_demo.txt", "text/c4_demo.jsonl", "bpe_reference/german.txt"]
+    paths = [
+        "tokenizers/openai/TestPlans.txt",
+        "text/wiki_demo.txt",
+        "text/c4_demo.jsonl",
+        "bpe_reference/german.txt",
+    ]
     texts = [(shared_data / p).read_text(encoding="utf-8") for p in paths]
-    pages = sorted((shared_data / "html_gold/html").iterdir())[:20]
+    pages = sorted((shared_data / "html_gold/html").iterdir())[:12]
     texts += [gzip.decompress(page.read_bytes()).decode("utf-8", "replace") for page in pages]
     with gzip.open(shared_data / "lid/udhr.jsonl.gz", "rt", encoding="utf-8") as lines:
-        texts += list(lines)[::3]
+        texts += list(lines)[::9]
     return texts
 
 
 # Given by the sentencepiece package, version 0.2.3.
 LLAMA2_GOLDEN = {
-__GOLDEN__
+    "": [],
+    " ": [259],
+    "Hello world": [15043, 3186],
+    " Hello  world ": [29871, 15043, 29871, 3186, 29871],
+    "    return x\n\n": [268, 736, 921, 13, 13],
+    "\t\r\n": [29871, 12, 30004, 13],
+    "na\xefve \xe9t\xe9 \u65e5\u672c\u8a9e": [1055, 30085, 345, 4370, 29871, 30325, 30346, 30968],
+    "a▁b": [263, 289],
+    "1234567890": [29871, 29896, 29906, 29941, 29946, 29945, 29953, 29955, 29947, 29929, 29900],
+    "<s>[INST] don't </s>": [529, 29879, 24566, 25580, 29962, 1016, 29915, 29873, 1533, 29879, 29958],
+    "\U0001f600\u200d": [29871, 243, 162, 155, 131, 30722],
+    "\x00": [29871, 3],
 }
 
 
@@ -100,20 +120,20 @@ def test_llama2_ids_equal_sentencepiece_on_real_text(
 
 
 @given(text=HOSTILE)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_llama2_ids_equal_tokenizers_on_hostile_text(
     llama2: Tokenizer, llama2_saved: tokenizers.Tokenizer, text: str
 ) -> None:
     ids = llama2.encode_ordinary(text)
-    assert ids == llama2_saved.encode(text.replace("<s>", "s").replace("<unk>", "u"), add_special_tokens=False).ids or (
-        "<s>" in text or "<unk>" in text
-    )
+    assert ids == llama2_saved.encode(
+        text.replace("<s>", "s").replace("<unk>", "u"), add_special_tokens=False
+    ).ids or ("<s>" in text or "<unk>" in text)
     assert llama2.decode(ids) == llama2_saved.decode(ids, skip_special_tokens=False)
     assert "▁" in text or llama2.decode(ids) == text
 
 
 @given(content=INVALID.map(b"".join))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_bytes_that_are_no_utf8_become_replacement_characters(
     llama2: Tokenizer, llama2_path: Path, content: bytes
 ) -> None:
@@ -124,7 +144,7 @@ def test_bytes_that_are_no_utf8_become_replacement_characters(
 def test_every_container_and_number_of_threads_gives_the_same_ids(
     llama2: Tokenizer, real_texts: list[str], tmp_path: Path
 ) -> None:
-    texts = real_texts[:40]
+    texts = real_texts[:30]
     one = llama2.encode_batch(texts, num_threads=1)
     assert [row.tolist() for row in one] == [llama2.encode_ordinary(text) for text in texts]
     columns = [pa.array(texts), pa.array(texts, pa.large_string()), pa.chunked_array([texts[:3], texts[3:]])]
@@ -157,7 +177,9 @@ def test_vector_instructions_change_nothing(llama2_path: Path, real_texts: list[
     scalar, best = (level.encode_texts(real_texts, end_id=None, num_threads=1) for level in levels)
     assert np.array_equal(scalar[0], best[0])
     # And so does looking for borders at all: words are split nowhere once the vocabulary forbids it.
-    whole = replace(parts, pieces=(*parts.pieces, "Z Z"), kinds=np.append(parts.kinds, NORMAL).astype(np.uint8))
+    whole = replace(
+        parts, pieces=(*parts.pieces, "Z Z"), kinds=np.append(parts.kinds, NORMAL).astype(np.uint8)
+    )
     assert whole.encoder().encode_texts(real_texts[:1], end_id=None, num_threads=1)[0].tolist() == (
         best[0][: best[1][1]].tolist()
     )
@@ -198,7 +220,9 @@ def test_saved_file_loads_with_the_same_ids(llama2: Tokenizer, folder: Path, lla
     assert again.encode("Hello  wörld\n 日本") == llama2.encode("Hello  wörld\n 日本")
 
 
-def test_kind_of_a_model_file_shows_in_its_bytes(llama2_path: Path, shared_data: Path, tmp_path: Path) -> None:
+def test_kind_of_a_model_file_shows_in_its_bytes(
+    llama2_path: Path, shared_data: Path, tmp_path: Path
+) -> None:
     ranks = Tokenizer.load(shared_data / "tokenizers/llama3/tokenizer.model", pattern="llama3")
     assert ranks.encode("hello world") == [15339, 1917]
     (tmp_path / "tokenizer.model").write_bytes(llama2_path.read_bytes())
@@ -210,9 +234,7 @@ LETTERS = "ab▁é日"
 SMALL_TEXT = st.text(alphabet="aab▁  é日q\n", max_size=24)
 SMALL_PIECES = st.dictionaries(
     st.text(alphabet=LETTERS, min_size=1, max_size=4),
-    st.tuples(
-        st.integers(-6, 0).map(float), st.sampled_from([NORMAL] * 6 + [UNUSED, USER_DEFINED])
-    ),
+    st.tuples(st.integers(-6, 0).map(float), st.sampled_from([NORMAL] * 6 + [UNUSED, USER_DEFINED])),
     max_size=14,
 ).map(lambda found: [(text, score, kind) for text, (score, kind) in found.items()])
 
@@ -224,7 +246,7 @@ SMALL_PIECES = st.dictionaries(
     prefix=st.booleans(),
     collapse=st.booleans(),
 )
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_ids_equal_the_rule_with_any_vocabulary(
     folder: Path, pieces: list[Piece], texts: list[str], byte_fallback: bool, prefix: bool, collapse: bool
 ) -> None:
@@ -236,8 +258,13 @@ def test_ids_equal_the_rule_with_any_vocabulary(
     assert [tokenizer.encode_ordinary(text) for text in texts] == expected
 
 
-@given(pieces=SMALL_PIECES, texts=st.lists(SMALL_TEXT, max_size=5), byte_fallback=st.booleans(), prefix=st.booleans())
-@settings(max_examples=300, deadline=None)
+@given(
+    pieces=SMALL_PIECES,
+    texts=st.lists(SMALL_TEXT, max_size=5),
+    byte_fallback=st.booleans(),
+    prefix=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
 def test_the_rule_is_that_of_sentencepiece(
     pieces: list[Piece], texts: list[str], byte_fallback: bool, prefix: bool
 ) -> None:
@@ -281,7 +308,7 @@ def test_ids_equal_sentencepiece_with_trained_models(name: str, folder: Path) ->
     peer = peers.SentencePieceProcessor(model_proto=model.getvalue())
     tokenizer = _tokenizer(model.getvalue(), folder)
     random_ = random.Random(0)
-    texts = ["".join(random_.choices(ALPHABET, k=random_.randrange(25))) for _ in range(3000)] + lines
+    texts = ["".join(random_.choices(ALPHABET, k=random_.randrange(25))) for _ in range(800)] + lines
     batch = tokenizer.encode_batch(texts)
     for index, text in enumerate(texts):
         assert batch[index].tolist() == peer.encode(text), text
@@ -300,7 +327,21 @@ def test_ids_equal_sentencepiece_with_trained_models(name: str, folder: Path) ->
 
 
 def _json_model(**changes: Any) -> dict[str, Any]:
-    pieces = ["<unk>", "<s>", *(p for p, _, _ in BYTES), "▁", "a", "b", "▁a", "ab", "▁ab", "▁▁", "é", "b▁", "c"]
+    pieces = [
+        "<unk>",
+        "<s>",
+        *(p for p, _, _ in BYTES),
+        "▁",
+        "a",
+        "b",
+        "▁a",
+        "ab",
+        "▁ab",
+        "▁▁",
+        "é",
+        "b▁",
+        "c",
+    ]
     merges = [["▁", "a"], ["a", "b"], ["▁", "ab"], ["▁a", "b"], ["▁", "▁"], ["b", "▁"]]
     model = {"type": "BPE", "vocab": {p: i for i, p in enumerate(pieces)}, "merges": merges, "unk_token": "<unk>",
              "fuse_unk": True, "byte_fallback": True, "ignore_merges": False, "dropout": None}  # fmt: skip
@@ -356,7 +397,7 @@ def test_json_ids_equal_tokenizers(kind: str, tmp_path: Path) -> None:
     saved = tokenizers.Tokenizer.from_file(str(tmp_path / "saved.json"))
     random_ = random.Random(1)
     parts = ["a", "b", "ab", " ", " ", "  ", "▁", "é", "日", "\n", "c", "<s>", "ba"]
-    for _ in range(3000):
+    for _ in range(800):
         text = "".join(random_.choices(parts, k=random_.randrange(12)))
         ids = ours.encode(text, allowed_special="all")
         assert ids == peer.encode(text, add_special_tokens=False).ids, text
@@ -394,7 +435,10 @@ SMALL: list[Piece] = [*META, ("a", -1.0, NORMAL), ("▁a", -2.0, NORMAL), ("▁"
         (oracle.write_model(SMALL, byte_fallback=False, model_type=1), "model_type is UNIGRAM; expected BPE"),
         (oracle.write_model(SMALL, byte_fallback=False, suffix=True), "treat_whitespace_as_suffix"),
         (oracle.write_model(SMALL, byte_fallback=True), "byte_fallback is on, but byte 0 has no piece"),
-        (oracle.write_model([*SMALL, ("a", -9.0, NORMAL)], byte_fallback=False), r"piece 6 \(a\): occurs twice"),
+        (
+            oracle.write_model([*SMALL, ("a", -9.0, NORMAL)], byte_fallback=False),
+            r"piece 6 \(a\): occurs twice",
+        ),
         (oracle.write_model([*SMALL, ("", -9.0, NORMAL)], byte_fallback=False), "piece 6: the text is empty"),
         (oracle.write_model([*SMALL, ("b", -9.0, 7)], byte_fallback=False), "piece 6: unknown type 7"),
         (oracle.write_model([*SMALL, ("b", float("nan"), 1)], byte_fallback=False), "score is not finite"),
@@ -421,7 +465,7 @@ def test_damage_at_random_is_refused_or_loads(tmp_path: Path) -> None:
     whole += b"\x1a" + bytes([len(blob) + 2]) + b"\x12" + bytes([len(blob)]) + blob
     random_ = random.Random(0)
     cases = [whole[:n] for n in range(len(whole))]
-    for _ in range(3000):
+    for _ in range(500):
         damaged = bytearray(whole)
         for _ in range(random_.randrange(1, 4)):
             damaged[random_.randrange(len(damaged))] = random_.randrange(256)
