@@ -21,41 +21,6 @@ constexpr std::size_t kChunkBytes = 1 << 18;
 constexpr std::size_t kBytesPerToken = 3;        // a low guess, to reserve the output
 constexpr std::size_t kLongWord = 24;            // symbols; longer rows are looked through for borders
 
-std::uint64_t pair_of(TokenId left, TokenId right) noexcept {
-    return (static_cast<std::uint64_t>(left) << 32) | right;
-}
-
-std::vector<std::string> joined(std::vector<std::string> pieces, std::span<const std::string> more) {
-    pieces.insert(pieces.end(), more.begin(), more.end());
-    return pieces;
-}
-
-// The same rules with a rank for every result: equal ranks stay neighbours, in the order of ids.
-std::vector<MergeRule> with_own_ranks(std::span<const MergeRule> rules) {
-    std::vector<MergeRule> ordered(rules.begin(), rules.end());
-    std::stable_sort(ordered.begin(), ordered.end(), [](const MergeRule& a, const MergeRule& b) {
-        return std::tie(a.rank, a.merged) < std::tie(b.rank, b.merged);
-    });
-    std::uint32_t next = 0;
-    MergeRule last{};
-    for (MergeRule& rule : ordered) {
-        if (&rule != ordered.data() && std::tie(rule.rank, rule.merged) != std::tie(last.rank, last.merged)) ++next;
-        last = rule;
-        rule.rank = next;
-    }
-    return ordered;
-}
-
-std::string with_spaces(std::string_view text) {
-    std::string spaced;
-    while (!text.empty()) {
-        const bool mark = text.starts_with(kSpaceMark);
-        spaced.push_back(mark ? ' ' : text.front());
-        text.remove_prefix(mark ? kSpaceMark.size() : 1);
-    }
-    return spaced;
-}
-
 }  // namespace
 
 // Where ids go: a buffer that grows ahead of its end, so that a word's ids are written without a question.
@@ -100,138 +65,6 @@ struct SentencePieceEncoder::Scratch {
     Symbols symbols;
 };
 
-SentencePieceEncoder::SentencePieceEncoder(std::vector<std::string> pieces, std::span<const PieceKind> kinds,
-                                           std::span<const std::string> extra_characters,
-                                           std::span<const MergeRule> merges, SentencePieceOptions options)
-    : options_(std::move(options)),
-      num_pieces_(pieces.size()),
-      pieces_(joined(std::move(pieces), extra_characters)),
-      merges_(pieces_, with_own_ranks(merges)) {
-    if (kinds.size() != num_pieces_) throw std::invalid_argument("kinds must have an entry for every piece");
-    byte_ids_.fill(kNone);
-    for (std::size_t id = 0; id < num_pieces_; ++id) {
-        const std::string& text = pieces_[id];
-        if (text.empty()) continue;
-        if (kinds[id] == PieceKind::kUnknown) {
-            if (unknown_ != kNone) throw std::invalid_argument("a second piece of kind unknown: " + text);
-            unknown_ = static_cast<TokenId>(id);
-        } else if (kinds[id] == PieceKind::kByte) {
-            if (text.size() != 6) throw std::invalid_argument("a piece of kind byte is not <0xXX>: " + text);
-            byte_ids_[std::stoul(text.substr(3, 2), nullptr, 16)] = static_cast<TokenId>(id);
-        } else if (kinds[id] == PieceKind::kUserDefined) {
-            user_defined_raw_.add(text, static_cast<std::uint32_t>(id));
-            // Once spaces are marks, a piece with a space in it is found nowhere.
-            if (!options_.space_is_mark) {
-                user_defined_.add(text, static_cast<std::uint32_t>(id));
-            } else if (text.find(' ') == std::string::npos) {
-                user_defined_.add(with_spaces(text), static_cast<std::uint32_t>(id));
-            }
-        } else if (kinds[id] == PieceKind::kNormal || kinds[id] == PieceKind::kUnused) {
-            const Decoded first = decode_utf8(text, 0);
-            if (first.size == text.size()) character(first.point) = static_cast<TokenId>(id);
-            if (options_.ignore_merges) {
-                whole_.emplace(text, static_cast<TokenId>(id));
-                longest_whole_ = std::max(longest_whole_, text.size());
-            }
-        }
-    }
-    has_all_bytes_ = options_.byte_fallback && std::find(byte_ids_.begin(), byte_ids_.end(), kNone) == byte_ids_.end();
-    if (!extra_characters.empty() && !has_all_bytes_ && unknown_ == kNone) {
-        throw std::invalid_argument("extra characters need a piece for what is unknown");
-    }
-    add_characters(extra_characters);
-    if (options_.space_is_mark) character(U' ') = symbol_of(0x2581);
-    add_rules(merges, kinds);
-    rules_of_text_.charsmap = Charsmap(options_.charsmap);
-    rules_of_text_.collapse_spaces = options_.collapse_spaces;
-    rules_of_text_.space_is_mark = options_.space_is_mark;
-}
-
-TokenId& SentencePieceEncoder::character(char32_t point) {
-    std::uint16_t& page = page_of_[point >> 8];
-    if (page == 0) {
-        page = static_cast<std::uint16_t>(pages_.size() / 256);
-        pages_.resize(pages_.size() + 256, kNone);
-    }
-    return pages_[page * std::size_t{256} + (point & 0xFF)];
-}
-
-void SentencePieceEncoder::add_characters(std::span<const std::string> extra_characters) {
-    for (std::size_t i = 0; i < extra_characters.size(); ++i) {
-        const std::string& text = extra_characters[i];
-        if (text.empty() || decode_utf8(text, 0).size != text.size()) {
-            throw std::invalid_argument("extra character " + std::to_string(i) + " is not one character");
-        }
-        character(decode_utf8(text, 0).point) = static_cast<TokenId>(num_pieces_ + i);
-    }
-}
-
-void SentencePieceEncoder::add_rules(std::span<const MergeRule> merges, std::span<const PieceKind> kinds) {
-    // Ids that stand for parts of characters, or for any: their neighbours in text are not those in texts of
-    // pieces, so that borders cannot be told.
-    bool is_regular = has_all_bytes_ || (!options_.byte_fallback && unknown_ != kNone);
-    unused_.resize(pieces_.size());
-    for (std::size_t id = 0; id < num_pieces_; ++id) unused_[id] = kinds[id] == PieceKind::kUnused;
-    std::unordered_map<std::uint32_t, TokenId> result_of_rank;
-    std::unordered_set<std::uint32_t> tied;
-    for (const MergeRule& rule : merges) {
-        const auto found = result_of_rank.emplace(rule.rank, rule.merged).first;
-        if (found->second != rule.merged || unused_[rule.merged]) tied.insert(rule.rank);
-        for (const TokenId id : {rule.left, rule.right, rule.merged}) {
-            if (id >= num_pieces_) continue;
-            is_regular = is_regular && kinds[id] != PieceKind::kByte && kinds[id] != PieceKind::kUnknown;
-        }
-    }
-    const bool has_unused = std::find(unused_.begin(), unused_.end(), true) != unused_.end();
-    const auto add_pairs = [&](const MergeRule& rule, std::unordered_set<std::uint64_t>& pairs) {
-        const std::string& text = pieces_[rule.merged];
-        TokenId before = kNone;
-        for (std::size_t i = 0; i < text.size();) {
-            const Decoded decoded = decode_utf8(text, i);
-            const TokenId here = symbol_of(decoded.point);
-            if (i > 0) pairs.insert(pair_of(before, here));
-            before = here;
-            i += decoded.size;
-        }
-    };
-    if (!tied.empty() || has_unused) {
-        in_order_.resize(pieces_.size());
-        for (const MergeRule& rule : merges) {
-            rules_.emplace(pair_of(rule.left, rule.right), rule);
-            if (tied.contains(rule.rank)) add_pairs(rule, ordered_pairs_);
-        }
-        for (const std::uint64_t pair : ordered_pairs_) {
-            if (static_cast<TokenId>(pair) != kNone) in_order_[static_cast<TokenId>(pair)] = true;
-        }
-    }
-    whole_in_order_ = has_unused;
-    if (!is_regular || has_unused) {
-        if (options_.split_words) throw std::invalid_argument("words cannot be split with this vocabulary");
-        return;
-    }
-    std::vector<std::string_view> results;
-    std::unordered_set<TokenId> seen;
-    for (const MergeRule& rule : merges) {
-        if (!seen.insert(rule.merged).second) continue;
-        results.push_back(pieces_[rule.merged]);
-        add_pairs(rule, joined_);
-    }
-    std::string all;
-    if (options_.ignore_merges && options_.split_words) {
-        // Nothing but spaces may cut a word that could be a piece.
-        for (int before = 0; before < 0x80; ++before) {
-            for (int after = 0; after < 0x80; ++after) {
-                if (after != ' ') all += {static_cast<char>(before), static_cast<char>(after)};
-            }
-            all += "\xC2\x80";
-            all += static_cast<char>(before);
-            all += "\xC2\x80";
-        }
-        results.push_back(all);
-    }
-    cuts_ = CutTable(results, options_.split_words);
-}
-
 std::string_view SentencePieceEncoder::prepare(std::string_view text, bool with_prefix, bool& prefix,
                                                std::string& buffer) const {
     prefix = with_prefix && !text.empty() && options_.prefix != SpacePrefix::kNever;
@@ -244,7 +77,7 @@ std::string_view SentencePieceEncoder::prepare(std::string_view text, bool with_
         if (!marked && (!prefix || user_defined_.empty())) return text;
         buffer.assign(prefix ? 1 : 0, ' ');
         buffer += text;
-        if (marked) buffer = with_spaces(buffer);
+        if (marked) buffer = spaces_for_marks(buffer);
         prefix = false;
         return buffer;
     }
@@ -421,6 +254,18 @@ void SentencePieceEncoder::encode_word(std::string_view word, Scratch& scratch, 
     cache.add_long(word, hash, out.since(before));
 }
 
+void SentencePieceEncoder::encode_first(std::string_view word, Scratch& scratch, Output& out) const {
+    if (word.size() < PieceKey::kMaxBytes) {
+        std::array<char, PieceKey::kMaxBytes> spaced;
+        spaced[0] = ' ';
+        std::copy(word.begin(), word.end(), spaced.begin() + 1);
+        return encode_word({spaced.data(), word.size() + 1}, scratch, out);
+    }
+    scratch.word.assign(1, ' ');
+    scratch.word += word;
+    encode_word(scratch.word, scratch, out);
+}
+
 void SentencePieceEncoder::encode_cut(std::string_view text, bool prefix, Scratch& scratch, Output& out) const {
     PieceCache& cache = *scratch.cache;
     const char* const text_end = text.data() + text.size();
@@ -444,9 +289,7 @@ void SentencePieceEncoder::encode_cut(std::string_view text, bool prefix, Scratc
         if (base == 0) borders &= ~std::uint64_t{1};
         if (prefix && borders != 0) {  // the first word, with a space before it
             begin = base + static_cast<std::size_t>(std::countr_zero(borders));
-            scratch.word.assign(1, ' ');
-            scratch.word += text.substr(0, begin);
-            encode_word(scratch.word, scratch, out);
+            encode_first(text.substr(0, begin), scratch, out);
             borders &= borders - 1;
             prefix = false;
         }
@@ -480,10 +323,7 @@ void SentencePieceEncoder::encode_cut(std::string_view text, bool prefix, Scratc
             }
         }
     }
-    if (!prefix) return;
-    scratch.word.assign(1, ' ');
-    scratch.word += text;
-    encode_word(scratch.word, scratch, out);
+    if (prefix) encode_first(text, scratch, out);
 }
 
 void SentencePieceEncoder::encode_segment(std::string_view text, bool prefix, Scratch& scratch, Output& out) const {
@@ -583,17 +423,23 @@ TokenBatch SentencePieceEncoder::encode_batch(std::span<const std::string_view> 
     };
     std::vector<Share> shares;
     std::vector<std::size_t> borders{0};  // of chunks of shares, by the sizes alone
+    shares.reserve(texts.size());
     std::size_t bytes = 0, all_bytes = 0;
     for (std::size_t i = 0; i < texts.size(); ++i) {
-        const std::vector<std::string_view> parts = cut_large(texts[i]);
-        for (std::size_t k = 0; k < parts.size(); ++k) {
-            shares.push_back({parts[k], i, k == 0, k + 1 == parts.size()});
-            bytes += parts[k].size();
-            if (bytes < kChunkBytes) continue;
+        const auto add = [&](const Share& share) {
+            shares.push_back(share);
+            bytes += share.text.size();
+            if (bytes < kChunkBytes) return;
             borders.push_back(shares.size());
             all_bytes += bytes;
             bytes = 0;
+        };
+        if (texts[i].size() < 2 * kChunkBytes) {
+            add({texts[i], i, true, true});
+            continue;
         }
+        const std::vector<std::string_view> parts = cut_large(texts[i]);
+        for (std::size_t k = 0; k < parts.size(); ++k) add({parts[k], i, k == 0, k + 1 == parts.size()});
     }
     all_bytes += bytes;
     if (borders.back() != shares.size()) borders.push_back(shares.size());

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -15,6 +16,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "text/hash.hpp"
 #include "tokenizer/bpe_encode.hpp"
 #include "tokenizer/merges.hpp"
 #include "tokenizer/piece_cache.hpp"
@@ -71,10 +73,35 @@ class SentencePieceEncoder {
 
   private:
     using Symbols = std::vector<TokenId>;
+
+    // Pairs of symbols, as left << 32 | right; open addressing.
+    class PairSet {
+      public:
+        PairSet() = default;
+        explicit PairSet(const std::unordered_set<std::uint64_t>& pairs)
+            : slots_(std::bit_ceil(2 * pairs.size() + 2), kEmpty) {
+            for (const std::uint64_t pair : pairs) slots_[place_of(pair)] = pair;
+        }
+        bool contains(std::uint64_t pair) const noexcept { return slots_[place_of(pair)] == pair; }
+
+      private:
+        static constexpr std::uint64_t kEmpty = std::numeric_limits<std::uint64_t>::max();
+        std::size_t place_of(std::uint64_t pair) const noexcept {
+            std::size_t place = static_cast<std::size_t>(mix64(pair)) & (slots_.size() - 1);
+            while (slots_[place] != pair && slots_[place] != kEmpty) place = (place + 1) & (slots_.size() - 1);
+            return place;
+        }
+        std::vector<std::uint64_t> slots_;
+    };
+
     class Output;
     struct Scratch;
 
     static constexpr TokenId kNone = std::numeric_limits<TokenId>::max();
+
+    static std::uint64_t pair_of(TokenId left, TokenId right) noexcept {
+        return (static_cast<std::uint64_t>(left) << 32) | right;
+    }
 
     void add_characters(std::span<const std::string> extra_characters);
     void add_rules(std::span<const MergeRule> merges, std::span<const PieceKind> kinds);
@@ -89,6 +116,7 @@ class SentencePieceEncoder {
     void encode_segment(std::string_view text, bool prefix, Scratch& scratch, Output& out) const;
     void encode_cut(std::string_view text, bool prefix, Scratch& scratch, Output& out) const;
     void encode_word(std::string_view word, Scratch& scratch, Output& out) const;
+    void encode_first(std::string_view word, Scratch& scratch, Output& out) const;  // with a space before it
     void encode_word_uncached(std::string_view word, Symbols& symbols, Output& out) const;
     void append_symbols(std::string_view text, Symbols& symbols) const;
     void emit(std::span<const TokenId> symbols, Output& out) const;
@@ -114,7 +142,7 @@ class SentencePieceEncoder {
     std::unordered_set<std::uint64_t> ordered_pairs_;
     std::unordered_map<std::uint64_t, MergeRule> rules_;
     std::vector<bool> unused_;
-    std::unordered_set<std::uint64_t> joined_;  // pairs of symbols that results hold side by side
+    PairSet joined_;  // pairs of symbols that results hold side by side
     CutTable cuts_;
     NormalizeRules rules_of_text_;
     PrefixMatcher user_defined_raw_, user_defined_;

@@ -89,6 +89,16 @@ Charsmap::Match Charsmap::longest(std::string_view text, std::size_t position) c
     return match;
 }
 
+std::string spaces_for_marks(std::string_view text) {
+    std::string spaced;
+    while (!text.empty()) {
+        const bool mark = text.starts_with(kSpaceMark);
+        spaced.push_back(mark ? ' ' : text.front());
+        text.remove_prefix(mark ? kSpaceMark.size() : 1);
+    }
+    return spaced;
+}
+
 std::string normalize(std::string_view text, const NormalizeRules& rules, const PrefixMatcher& keep) {
     std::string out;
     out.reserve(text.size() + 4);
@@ -131,15 +141,7 @@ std::string normalize(std::string_view text, const NormalizeRules& rules, const 
             after_space = rules.collapse_spaces && piece.ends_with(' ');
         }
     }
-    if (rules.space_is_mark && out.find(kSpaceMark) != std::string::npos) {
-        std::size_t end = 0;
-        for (std::size_t i = 0; i < out.size(); ++end) {
-            const bool mark = std::string_view(out).substr(i).starts_with(kSpaceMark);
-            out[end] = mark ? ' ' : out[i];
-            i += mark ? kSpaceMark.size() : 1;
-        }
-        out.resize(end);
-    }
+    if (rules.space_is_mark && out.find(kSpaceMark) != std::string::npos) out = spaces_for_marks(out);
     if (rules.collapse_spaces) {
         while (out.ends_with(' ')) out.pop_back();
     }

@@ -61,6 +61,9 @@ class Charsmap {
     std::string replacements_;  // each ends with a null byte
 };
 
+// `text` with a space for every "▁".
+std::string spaces_for_marks(std::string_view text);
+
 struct NormalizeRules {
     Charsmap charsmap;
     bool collapse_spaces = false;  // drop spaces at both ends and after spaces

@@ -32,7 +32,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._special_by_id = {v: k for k, v in self._special.items()}
         self._vocab_size = max(len(parts.pieces), *(i + 1 for i in self._special.values()), 0)
         try:
-            self._core = parts.encoder()
+            self._core = self._sentencepiece = parts.encoder()
         except ValueError as error:
             raise InputError(str(error)) from error
         names = sorted(self._special, key=len, reverse=True)
@@ -90,4 +90,5 @@ class SentencePieceTokenizer(Tokenizer):
             temporary.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _encode_part(self, text: str, *, is_first: bool) -> list[int]:
-        return self._core.encode(self._to_bytes(text), with_prefix=is_first or self._parts.prefix_everywhere)
+        with_prefix = is_first or self._parts.prefix_everywhere
+        return self._sentencepiece.encode(self._to_bytes(text), with_prefix=with_prefix)

@@ -268,7 +268,7 @@ def write(parts: SentencePieceParts) -> dict[str, object]:
             raise InputError(f"tokenizer.json cannot express {reason}; keep the tokenizer.model instead")
     unknown = np.flatnonzero(kinds == UNKNOWN)
     added = [(i, text, True) for text, i in parts.special_tokens.items()]
-    added += [(int(i), parts.pieces[i], False) for i in user_defined]
+    added += [(i, parts.pieces[i], False) for i in user_defined.tolist()]
     return {
         "version": "1.0",
         "truncation": None,
@@ -292,7 +292,7 @@ def write(parts: SentencePieceParts) -> dict[str, object]:
         "model": {
             "type": "BPE",
             "dropout": None,
-            "unk_token": parts.pieces[unknown[0]] if len(unknown) else None,
+            "unk_token": parts.pieces[int(unknown[0])] if len(unknown) else None,
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
             "fuse_unk": parts.fuse_unknown,
@@ -310,9 +310,9 @@ def write(parts: SentencePieceParts) -> dict[str, object]:
 def order_of_merges(parts: SentencePieceParts) -> NDArray[np.intp]:
     """Give the places of the merges by rank.
 
-    SentencePiece merges pieces of equal score from left to right, `tokenizers` one merge after the other. With
-    the longest result first, a run of one character grows from its left end in both: such runs (of spaces) are
-    the pieces that have equal scores in practice.
+    SentencePiece merges pieces of equal score from left to right, `tokenizers` one merge after the other.
+    With the longest result first, a run of one character grows from its left end in both: such runs (of
+    spaces) are the pieces that have equal scores in practice.
     """
     sizes = np.array([len(text) for text in (*parts.pieces, *parts.extra_characters)])
     left, _, merged, rank = parts.merges.T

@@ -124,8 +124,8 @@ class Tokenizer:
             path = path / ("tokenizer.model" if has_model else "tokenizer.json")
         if not path.is_file():
             raise InputError(
-                f"no tokenizer at {path}; expected a tokenizer.json, a .tiktoken file, a tokenizer.model or a "
-                "folder"
+                f"no tokenizer at {path}; expected a tokenizer.json, a tokenizer.model, a .tiktoken file or "
+                "a folder"
             )
         if _sentencepiece_format.is_for(path):
             from pylm.text._sentencepiece import SentencePieceTokenizer  # it derives from this class

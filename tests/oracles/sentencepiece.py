@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Sequence
+from itertools import pairwise
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 MARK = "▁"
@@ -41,7 +42,7 @@ def encode(
     while True:
         pairs = [
             (-mergeable[a + b][0], i)
-            for i, ((a, a_frozen), (b, b_frozen)) in enumerate(zip(symbols, symbols[1:], strict=False))
+            for i, ((a, a_frozen), (b, b_frozen)) in enumerate(pairwise(symbols))
             if not a_frozen and not b_frozen and a + b in mergeable
         ]
         if not pairs:

@@ -23,8 +23,9 @@ from pylm.text._sentencepiece_format import read_model
 
 BYTES: list[Piece] = [(f"<0x{byte:02X}>", 0.0, BYTE) for byte in range(256)]
 META: list[Piece] = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
-ALPHABET = list(" ▁\t\n\r\xa0aetéQq.,09<>日本語ﬁⅧ\U0001f600\u0301\u200b\ufeff\x00\u3000") + [
-    *("the", "th", " the", "  ", "<sep>", "<s>", "<unk>", "<0x0A>", "a b", "e\u0301", "ス\u3099", "    ")
+ALPHABET = [
+    *" ▁\t\n\r\xa0aetéQq.,09<>日本語ﬁⅧ\U0001f600\u0301\u200b\ufeff\x00\u3000",
+    *("the", "th", " the", "  ", "<sep>", "<s>", "<unk>", "<0x0A>", "a b", "e\u0301", "ス\u3099", "    "),
 ]
 HOSTILE = st.lists(st.sampled_from(ALPHABET) | st.characters(exclude_categories=["Cs"]), max_size=30).map(
     "".join
@@ -299,7 +300,7 @@ TRAINED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", TRAINED)
 def test_ids_equal_sentencepiece_with_trained_models(name: str, folder: Path) -> None:
     peers = pytest.importorskip("sentencepiece")
-    lines = Path(__file__).read_text(encoding="utf-8").split("\n") + ["été  naïve ﬁ Ⅷ ①", "日本語 テキスト"]
+    lines = [*Path(__file__).read_text(encoding="utf-8").split("\n"), "été  naïve ﬁ Ⅷ ①", "日本語 テキスト"]
     model = io.BytesIO()
     options = {"model_type": "bpe", "vocab_size": 400, "hard_vocab_limit": False, "minloglevel": 2}
     peers.SentencePieceTrainer.train(
@@ -343,7 +344,8 @@ def _json_model(**changes: Any) -> dict[str, Any]:
         "c",
     ]
     merges = [["▁", "a"], ["a", "b"], ["▁", "ab"], ["▁a", "b"], ["▁", "▁"], ["b", "▁"]]
-    model = {"type": "BPE", "vocab": {p: i for i, p in enumerate(pieces)}, "merges": merges, "unk_token": "<unk>",
+    vocabulary = {p: i for i, p in enumerate(pieces)}
+    model = {"type": "BPE", "vocab": vocabulary, "merges": merges, "unk_token": "<unk>",
              "fuse_unk": True, "byte_fallback": True, "ignore_merges": False, "dropout": None}  # fmt: skip
     special = {"id": 1, "content": "<s>", "special": True, "normalized": False, "single_word": False,
                "lstrip": False, "rstrip": False}  # fmt: skip
@@ -356,8 +358,10 @@ def _json_model(**changes: Any) -> dict[str, Any]:
 
 MARKS = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 PREPEND = {"type": "Prepend", "prepend": "▁"}
+LLAMA = {"type": "Sequence", "normalizers": [PREPEND, MARKS]}
+METASPACE = {"type": "Metaspace", "replacement": "▁"}
 JSON_KINDS: dict[str, dict[str, Any]] = {
-    "llama": {"normalizer": {"type": "Sequence", "normalizers": [PREPEND, MARKS]}},
+    "llama": {"normalizer": LLAMA},
     "gemma": {
         "normalizer": MARKS,
         "pre_tokenizer": {
@@ -366,22 +370,22 @@ JSON_KINDS: dict[str, dict[str, Any]] = {
     },
     **{
         f"metaspace {scheme} {split}": {
-            "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
+            "pre_tokenizer": {**METASPACE, "prepend_scheme": scheme, "split": split}
         }
         for scheme in ("first", "always", "never")
         for split in (True, False)
     },
-    "ignore merges": {"normalizer": {"type": "Sequence", "normalizers": [PREPEND, MARKS]}, "ignore_merges": True},
+    "ignore merges": {"normalizer": LLAMA, "ignore_merges": True},
     "words, ignore merges": {
-        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+        "pre_tokenizer": {**METASPACE, "prepend_scheme": "always", "split": True},
         "ignore_merges": True,
     },
     "no bytes": {
-        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False},
+        "pre_tokenizer": {**METASPACE, "prepend_scheme": "first", "split": False},
         "byte_fallback": False,
     },
     "no bytes, each unknown": {
-        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True},
+        "pre_tokenizer": {**METASPACE, "prepend_scheme": "first", "split": True},
         "byte_fallback": False,
         "fuse_unk": False,
     },
