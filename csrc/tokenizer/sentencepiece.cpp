@@ -247,11 +247,34 @@ void SentencePieceEncoder::encode_word(std::string_view word, Scratch& scratch, 
         }
         return;
     }
-    if (word.size() > PieceCache::kMaxLong) return encode_word_uncached(word, scratch.symbols, out);
+    if (word.size() > PieceCache::kMaxLong) return encode_long_word(word, scratch, out);
     const std::uint64_t hash = hash_bytes(word);
     if (const auto ids = cache.find_long(word, hash); !ids.empty()) return out.add(ids);
     encode_word_uncached(word, scratch.symbols, out);
     cache.add_long(word, hash, out.since(before));
+}
+
+// A word that is too long to be remembered, as a sentence of Chinese: its rows of characters that pieces may
+// hold side by side are words of their own.
+void SentencePieceEncoder::encode_long_word(std::string_view word, Scratch& scratch, Output& out) const {
+    if (is_word_whole_) return encode_word_uncached(word, scratch.symbols, out);
+    std::size_t begin = 0;
+    TokenId before = kNone;
+    for (std::size_t i = 0; i <= word.size();) {
+        const Decoded decoded = i < word.size() ? decode_utf8(word, i) : Decoded{0, 1};
+        const TokenId here = i < word.size() ? symbol_of(decoded.point) : kNone;
+        if (i > begin && (i == word.size() || !joined_.contains(pair_of(before, here)))) {
+            const std::string_view row = word.substr(begin, i - begin);
+            if (row.size() <= PieceCache::kMaxLong) {
+                encode_word(row, scratch, out);
+            } else {
+                encode_word_uncached(row, scratch.symbols, out);
+            }
+            begin = i;
+        }
+        before = here;
+        i += decoded.size;
+    }
 }
 
 void SentencePieceEncoder::encode_first(std::string_view word, Scratch& scratch, Output& out) const {

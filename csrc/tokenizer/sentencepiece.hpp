@@ -116,6 +116,7 @@ class SentencePieceEncoder {
     void encode_segment(std::string_view text, bool prefix, Scratch& scratch, Output& out) const;
     void encode_cut(std::string_view text, bool prefix, Scratch& scratch, Output& out) const;
     void encode_word(std::string_view word, Scratch& scratch, Output& out) const;
+    void encode_long_word(std::string_view word, Scratch& scratch, Output& out) const;
     void encode_first(std::string_view word, Scratch& scratch, Output& out) const;  // with a space before it
     void encode_word_uncached(std::string_view word, Symbols& symbols, Output& out) const;
     void append_symbols(std::string_view text, Symbols& symbols) const;
@@ -129,6 +130,7 @@ class SentencePieceEncoder {
     TokenId unknown_ = kNone;
     std::array<TokenId, 256> byte_ids_;
     bool has_all_bytes_ = true;
+    bool is_word_whole_ = false;  // no border but that before a space counts
     std::vector<std::string> pieces_;  // with the extra characters
     std::vector<std::uint16_t> page_of_ = std::vector<std::uint16_t>(0x1100);
     std::vector<TokenId> pages_ = std::vector<TokenId>(256, kNone);  // symbol by code point

@@ -152,8 +152,10 @@ void SentencePieceEncoder::add_rules(std::span<const MergeRule> merges, std::spa
     }
     joined_ = PairSet(pairs);
     std::string all;
-    if (options_.ignore_merges && options_.split_words) {
-        // Nothing but spaces may cut a word that could be a piece.
+    // A word could be a piece, or end in a run of unknown characters that begins in another part of it.
+    is_word_whole_ =
+        options_.split_words && (options_.ignore_merges || (options_.fuse_unknown && !has_all_bytes_));
+    if (is_word_whole_) {
         for (int before = 0; before < 0x80; ++before) {
             for (int after = 0; after < 0x80; ++after) {
                 if (after != ' ') all += {static_cast<char>(before), static_cast<char>(after)};

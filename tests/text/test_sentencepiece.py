@@ -384,6 +384,10 @@ JSON_KINDS: dict[str, dict[str, Any]] = {
         "pre_tokenizer": {**METASPACE, "prepend_scheme": "first", "split": False},
         "byte_fallback": False,
     },
+    "no bytes, words": {
+        "pre_tokenizer": {**METASPACE, "prepend_scheme": "always", "split": True},
+        "byte_fallback": False,
+    },
     "no bytes, each unknown": {
         "pre_tokenizer": {**METASPACE, "prepend_scheme": "first", "split": True},
         "byte_fallback": False,
