@@ -15,11 +15,14 @@ std::vector<std::string> joined(std::vector<std::string> pieces, std::span<const
     return pieces;
 }
 
-// The same rules with a rank for every result: equal ranks stay neighbours, in the order of ids.
-std::vector<MergeRule> with_own_ranks(std::span<const MergeRule> rules) {
+// The same rules with a rank for every result. Of equal ranks the longest result comes first.
+std::vector<MergeRule> with_own_ranks(std::span<const std::string> pieces, std::span<const MergeRule> rules) {
     std::vector<MergeRule> ordered(rules.begin(), rules.end());
-    std::stable_sort(ordered.begin(), ordered.end(), [](const MergeRule& a, const MergeRule& b) {
-        return std::tie(a.rank, a.merged) < std::tie(b.rank, b.merged);
+    const auto size_of = [&](const MergeRule& rule) {
+        return rule.merged < pieces.size() ? pieces[rule.merged].size() : 0;
+    };
+    std::stable_sort(ordered.begin(), ordered.end(), [&](const MergeRule& a, const MergeRule& b) {
+        return std::tuple(a.rank, size_of(b), a.merged) < std::tuple(b.rank, size_of(a), b.merged);
     });
     std::uint32_t next = 0;
     MergeRule last{};
@@ -31,6 +34,37 @@ std::vector<MergeRule> with_own_ranks(std::span<const MergeRule> rules) {
     return ordered;
 }
 
+// Whether merging the longest result first does the same as merging from left to right for all rules of
+// `rank`: if they make runs of one character (of spaces, in practice) of every length to the longest, and
+// that character follows no other one in any result. Then a run stands alone on its left, and grows from its
+// left end in either order.
+bool are_runs(std::span<const std::string> pieces, std::span<const MergeRule> rules, std::uint32_t rank) {
+    std::string_view unit;
+    std::vector<bool> grows;  // by length: made of a run one shorter and the character
+    std::size_t longest = 0;
+    for (const MergeRule& rule : rules) {
+        if (rule.rank != rank) continue;
+        const std::string_view text = pieces[rule.merged];
+        if (unit.empty()) unit = text.substr(0, decode_utf8(text, 0).size);
+        for (std::size_t i = 0; i < text.size(); i += unit.size()) {
+            if (text.substr(i, unit.size()) != unit) return false;
+        }
+        longest = std::max(longest, text.size() / unit.size());
+        grows.resize(longest + 1);
+        if (pieces[rule.right] == unit) grows[text.size() / unit.size()] = true;
+    }
+    for (std::size_t size = 2; size <= longest; ++size) {
+        if (!grows[size]) return false;
+    }
+    for (const MergeRule& rule : rules) {
+        const std::string_view text = pieces[rule.merged];
+        for (std::size_t i = text.find(unit, 1); i != std::string_view::npos; i = text.find(unit, i + 1)) {
+            if (i < unit.size() || text.substr(i - unit.size(), unit.size()) != unit) return false;
+        }
+    }
+    return true;
+}
+
 }  // namespace
 
 SentencePieceEncoder::SentencePieceEncoder(std::vector<std::string> pieces, std::span<const PieceKind> kinds,
@@ -39,7 +73,7 @@ SentencePieceEncoder::SentencePieceEncoder(std::vector<std::string> pieces, std:
     : options_(std::move(options)),
       num_pieces_(pieces.size()),
       pieces_(joined(std::move(pieces), extra_characters)),
-      merges_(pieces_, with_own_ranks(merges)) {
+      merges_(pieces_, with_own_ranks(pieces_, merges)) {
     if (kinds.size() != num_pieces_) throw std::invalid_argument("kinds must have an entry for every piece");
     byte_ids_.fill(kNone);
     for (std::size_t id = 0; id < num_pieces_; ++id) {
@@ -109,13 +143,17 @@ void SentencePieceEncoder::add_rules(std::span<const MergeRule> merges, std::spa
     std::unordered_set<std::uint32_t> tied;
     for (const MergeRule& rule : merges) {
         const auto found = result_of_rank.emplace(rule.rank, rule.merged).first;
-        if (found->second != rule.merged || unused_[rule.merged]) tied.insert(rule.rank);
+        if (found->second != rule.merged) tied.insert(rule.rank);
         for (const TokenId id : {rule.left, rule.right, rule.merged}) {
             if (id >= num_pieces_) continue;
             is_regular = is_regular && kinds[id] != PieceKind::kByte && kinds[id] != PieceKind::kUnknown;
         }
     }
     const bool has_unused = std::find(unused_.begin(), unused_.end(), true) != unused_.end();
+    if (tied.size() == 1 && are_runs(pieces_, merges, *tied.begin())) tied.clear();
+    for (const MergeRule& rule : merges) {
+        if (unused_[rule.merged]) tied.insert(rule.rank);
+    }
     const auto add_pairs = [&](const MergeRule& rule, std::unordered_set<std::uint64_t>& pairs) {
         const std::string& text = pieces_[rule.merged];
         TokenId before = kNone;

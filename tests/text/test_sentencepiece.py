@@ -240,8 +240,11 @@ SMALL_PIECES = st.dictionaries(
 ).map(lambda found: [(text, score, kind) for text, (score, kind) in found.items()])
 
 
+RUNS: list[Piece] = [("▁" * size, -50.0, NORMAL) for size in range(2, 6)]  # as Llama 2 has them
+
+
 @given(
-    pieces=SMALL_PIECES,
+    pieces=SMALL_PIECES | SMALL_PIECES.map(lambda pieces: [p for p in pieces if "▁▁" not in p[0]] + RUNS),
     texts=st.lists(SMALL_TEXT, min_size=1, max_size=6),
     byte_fallback=st.booleans(),
     prefix=st.booleans(),
