@@ -13,10 +13,12 @@
 #include "bindings/arrow.hpp"
 #include "bindings/buffers.hpp"
 #include "bindings/module.hpp"
+#include "bindings/tokens.hpp"
 #include "text/mapped_file.hpp"
+#include "text/unicode.hpp"
 #include "tokenizer/bpe_encode.hpp"
 #include "tokenizer/bpe_train.hpp"
-#include "tokenizer/sentencepiece.hpp"
+#include "tokenizer/pretokenize.hpp"
 
 namespace py = pybind11;
 
@@ -24,196 +26,75 @@ namespace pylm::bindings {
 
 namespace {
 
-// Hand the ids to NumPy without copying.
-py::array_t<TokenId> to_token_array(TokenBuffer&& ids) {
-    auto owner = std::make_unique<TokenBuffer>(std::move(ids));
-    const TokenId* data = owner->data();
-    const auto size = static_cast<py::ssize_t>(owner->size());
-    py::capsule capsule(owner.get(), [](void* p) { delete static_cast<TokenBuffer*>(p); });
-    owner.release();
-    return py::array_t<TokenId>(size, data, capsule);
-}
-
-py::tuple to_tuple(TokenBatch&& batch) {
-    return py::make_tuple(to_token_array(std::move(batch.ids)), to_array(std::move(batch.offsets)));
-}
-
-// A list of int, as tiktoken gives it.
-py::list to_list(std::span<const TokenId> ids) {
-    py::list list(ids.size());
-    for (std::size_t i = 0; i < ids.size(); ++i) {
-        PyObject* number = PyLong_FromUnsignedLong(ids[i]);
-        if (number == nullptr) throw py::error_already_set();
-        PyList_SET_ITEM(list.ptr(), static_cast<py::ssize_t>(i), number);
+std::string_view name_of(SimdLevel level) noexcept {
+    switch (level) {
+        case SimdLevel::kNone: return "none";
+        case SimdLevel::kWords: return "words";
+        case SimdLevel::kAvx2: return "avx2";
+        case SimdLevel::kAvx512: return "avx512";
+        case SimdLevel::kNeon: return "neon";
     }
-    return list;
+    return "";
 }
 
-std::vector<MergeRule> rules_of(const py::array_t<std::uint32_t, py::array::c_style>& merges) {
-    const auto rows = merges.unchecked<2>();
-    if (rows.shape(1) != 4) throw py::value_error("merges must have the columns left, right, merged, rank");
-    std::vector<MergeRule> rules;
-    rules.reserve(static_cast<std::size_t>(rows.shape(0)));
-    for (py::ssize_t i = 0; i < rows.shape(0); ++i) {
-        rules.push_back({rows(i, 0), rows(i, 1), rows(i, 2), rows(i, 3)});
+SimdLevel level_of(std::string_view name) {
+    for (const SimdLevel level : simd_levels()) {
+        if (name_of(level) == name) return level;
     }
-    return rules;
+    throw py::value_error("this machine has no SIMD level '" + std::string(name) + "'");
 }
 
-std::vector<PieceKind> kinds_of(const py::array_t<std::uint8_t, py::array::c_style>& numbers) {
-    std::vector<PieceKind> kinds;
-    for (const std::uint8_t number : std::span(numbers.data(), static_cast<std::size_t>(numbers.size()))) {
-        if (number < 1 || number > 6) throw py::value_error("kinds must be 1 to 6");
-        kinds.push_back(static_cast<PieceKind>(number));
+std::vector<std::int64_t> all_ends(Pattern pattern, CutFunction cut, std::string_view text) {
+    std::vector<std::int64_t> ends;
+    std::vector<std::uint32_t> block(4096);
+    for (std::size_t position = 0; position < text.size();) {
+        const std::size_t count = cut(text, position, block);
+        for (std::size_t i = 0; i < count; ++i) ends.push_back(static_cast<std::int64_t>(position + block[i]));
+        if (count == 0) ends.push_back(static_cast<std::int64_t>(end_of_piece(pattern, text, position)));
+        position = static_cast<std::size_t>(ends.back());
     }
-    return kinds;
-}
-
-SpacePrefix prefix_of(const std::string& name) {
-    if (name == "never") return SpacePrefix::kNever;
-    if (name == "always") return SpacePrefix::kAlways;
-    if (name == "unless_space") return SpacePrefix::kUnlessSpace;
-    throw py::value_error("prefix must be never, always or unless_space");
-}
-
-py::dict read_model(std::string_view file) {
-    SentencePieceModel model;
-    {
-        const py::gil_scoped_release release;
-        model = parse_sentencepiece_model(file);
-    }
-    const std::size_t size = model.pieces.size();
-    py::list pieces(size);
-    std::vector<float> scores(size);
-    std::vector<std::uint8_t> kinds(size);
-    for (std::size_t i = 0; i < size; ++i) {
-        pieces[i] = py::str(model.pieces[i].text);
-        scores[i] = model.pieces[i].score;
-        kinds[i] = static_cast<std::uint8_t>(model.pieces[i].kind);
-    }
-    py::dict parts;
-    parts["pieces"] = pieces;
-    parts["scores"] = to_array(std::move(scores));
-    parts["kinds"] = to_array(std::move(kinds));
-    parts["byte_fallback"] = model.byte_fallback;
-    parts["add_dummy_prefix"] = model.add_dummy_prefix;
-    parts["remove_extra_whitespaces"] = model.remove_extra_whitespaces;
-    parts["escape_whitespaces"] = model.escape_whitespaces;
-    parts["charsmap"] = py::bytes(model.charsmap);
-    return parts;
-}
-
-void bind_sentencepiece(py::module_& module) {
-    module.def(
-        "read_sentencepiece_model", [](const py::bytes& file) { return read_model(file); }, py::arg("file"));
-
-    module.def(
-        "merges_of_scores",
-        [](const std::vector<std::string>& pieces, const py::array_t<std::uint8_t, py::array::c_style>& kinds,
-           const py::array_t<float, py::array::c_style>& scores) {
-            const auto size = static_cast<py::ssize_t>(pieces.size());
-            if (kinds.size() != size || scores.size() != size)
-                throw py::value_error("pieces, kinds and scores must have the same length");
-            const ScoredMerges merges =
-                merges_of_scores(pieces, kinds_of(kinds), std::span(scores.data(), pieces.size()));
-            std::vector<std::uint32_t> rows;
-            for (const MergeRule& rule : merges.rules) {
-                rows.insert(rows.end(), {rule.left, rule.right, rule.merged, rule.rank});
-            }
-            const auto count = static_cast<py::ssize_t>(merges.rules.size());
-            return py::make_tuple(to_array(std::move(rows), {count, 4}), merges.extra_characters);
-        },
-        py::arg("pieces"), py::arg("kinds"), py::arg("scores"));
-
-    py::class_<SentencePieceEncoder>(module, "SentencePieceEncoder")
-        .def(py::init([](std::vector<std::string> pieces,
-                         const py::array_t<std::uint8_t, py::array::c_style>& kinds,
-                         const std::vector<std::string>& extra_characters,
-                         const py::array_t<std::uint32_t, py::array::c_style>& merges, bool byte_fallback,
-                         bool fuse_unknown, const std::string& prefix, bool space_is_mark, bool collapse_spaces,
-                         bool split_words, bool ignore_merges, const py::bytes& charsmap, bool simd) {
-                 const std::vector<MergeRule> rules = rules_of(merges);
-                 const std::vector<PieceKind> enums = kinds_of(kinds);
-                 SentencePieceOptions options{byte_fallback,   fuse_unknown, prefix_of(prefix),
-                                              space_is_mark,   collapse_spaces, split_words,
-                                              ignore_merges,   std::string(charsmap),
-                                              simd};
-                 const py::gil_scoped_release release;
-                 return std::make_unique<SentencePieceEncoder>(std::move(pieces), enums, extra_characters, rules,
-                                                               std::move(options));
-             }),
-             py::arg("pieces"), py::arg("kinds"), py::arg("extra_characters"), py::arg("merges"), py::kw_only(),
-             py::arg("byte_fallback"), py::arg("fuse_unknown"), py::arg("prefix"), py::arg("space_is_mark"),
-             py::arg("collapse_spaces"), py::arg("split_words"), py::arg("ignore_merges"), py::arg("charsmap"),
-             py::arg("simd") = true)
-        .def_property_readonly("cuts_text", &SentencePieceEncoder::cuts_text)
-        .def(
-            "encode",
-            [](const SentencePieceEncoder& encoder, const py::bytes& text, bool with_prefix) {
-                const std::string_view view = text;
-                TokenBuffer ids;
-                {
-                    const py::gil_scoped_release release;
-                    ids = encoder.encode(view, with_prefix);
-                }
-                return to_list(ids.ids());
-            },
-            py::arg("text"), py::kw_only(), py::arg("with_prefix") = true)
-        .def(
-            "encode_texts",
-            [](const SentencePieceEncoder& encoder, const py::object& texts, std::optional<TokenId> end_id,
-               unsigned num_threads) {
-                const Texts read(texts, "texts", Texts::Items::kStrOrBytes);
-                TokenBatch batch;
-                {
-                    const py::gil_scoped_release release;
-                    batch = encoder.encode_batch(read.views(), num_threads, end_id);
-                }
-                return to_tuple(std::move(batch));
-            },
-            py::arg("texts"), py::kw_only(), py::arg("end_id"), py::arg("num_threads"))
-        .def(
-            "encode_file",
-            [](const SentencePieceEncoder& encoder, const std::string& path, const std::string& separator,
-               unsigned num_threads) {
-                TokenBatch batch;
-                {
-                    const py::gil_scoped_release release;
-                    const MappedFile file(path);
-                    batch = encoder.encode_batch(split(file.bytes(), separator), num_threads);
-                }
-                return to_tuple(std::move(batch));
-            },
-            py::arg("path"), py::arg("separator"), py::kw_only(), py::arg("num_threads"));
+    return ends;
 }
 
 }  // namespace
 
 void bind_tokenizer(py::module_& module) {
-    py::class_<Pattern>(module, "Pattern")
-        .def(py::init([](bool gpt2, unsigned max_digits, bool trailing_space_whole) {
-                 return Pattern{gpt2, max_digits, trailing_space_whole};
-             }),
-             py::kw_only(), py::arg("gpt2"), py::arg("max_digits"), py::arg("trailing_space_whole"));
+    py::class_<Pattern>(module, "Pattern").def(py::init(&parse_pattern), py::arg("name"));
 
+    module.def("simd_levels", [] {
+        std::vector<std::string> names;
+        for (const SimdLevel level : simd_levels()) names.emplace_back(name_of(level));
+        return names;
+    });
     module.def(
         "pretokenize",
-        [](const py::bytes& text, const Pattern& pattern) {
+        [](const py::bytes& text, Pattern pattern, const std::optional<std::string>& level) {
             const std::string_view view = text;
             std::vector<std::int64_t> ends;
-            Pretokenizer pieces(pattern, view);
-            std::int64_t end = 0;
-            for (std::string_view piece = pieces.next(); !piece.empty(); piece = pieces.next()) {
-                end += static_cast<std::int64_t>(piece.size());
-                ends.push_back(end);
+            const CutFunction cut = level ? find_cut(pattern, level_of(*level)) : find_cut(pattern);
+            {
+                const py::gil_scoped_release release;
+                ends = all_ends(pattern, cut, view);
             }
             return to_array(std::move(ends));
         },
-        py::arg("text"), py::arg("pattern"));
+        py::arg("text"), py::arg("pattern"), py::kw_only(), py::arg("level") = py::none());
+    module.def(
+        "next_safe_border",
+        [](const py::bytes& text, std::size_t position, Pattern pattern) {
+            return next_safe_border(pattern, text, position);
+        },
+        py::arg("text"), py::arg("position"), py::arg("pattern"));
+    module.def("char_classes", [] {
+        std::vector<std::uint8_t> classes(0x110000);
+        for (std::size_t point = 0; point < classes.size(); ++point)
+            classes[point] = classify(static_cast<char32_t>(point));
+        return to_array(std::move(classes));
+    });
 
     py::class_<BpeEncoder>(module, "BpeEncoder")
         .def(py::init([](const std::vector<py::bytes>& tokens,
-                         const py::array_t<std::uint32_t, py::array::c_style>& merges, const Pattern& pattern,
+                         const py::array_t<std::uint32_t, py::array::c_style>& merges, Pattern pattern,
                          bool ignore_merges) {
                  std::vector<std::string> bytes(tokens.begin(), tokens.end());
                  const auto rows = merges.unchecked<2>();
@@ -269,7 +150,7 @@ void bind_tokenizer(py::module_& module) {
             py::arg("path"), py::arg("separator"), py::kw_only(), py::arg("num_threads"));
 
     py::class_<WordCounter>(module, "WordCounter")
-        .def(py::init<const Pattern&>(), py::arg("pattern"))
+        .def(py::init<Pattern>(), py::arg("pattern"))
         .def(
             "add",
             [](WordCounter& counter, const py::object& texts, unsigned num_threads) {
@@ -298,8 +179,6 @@ void bind_tokenizer(py::module_& module) {
             },
             py::kw_only(), py::arg("num_merges"), py::arg("min_frequency"), py::arg("byte_ids"),
             py::arg("first_id"));
-
-    bind_sentencepiece(module);
 }
 
 }  // namespace pylm::bindings

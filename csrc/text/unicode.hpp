@@ -1,4 +1,4 @@
-// UTF-8 decoding and the three classes of code points that tokenizer patterns ask for.
+// UTF-8 decoding and the classes of code points that tokenizer patterns ask for.
 #pragma once
 
 #include <cstddef>
@@ -9,13 +9,28 @@
 
 namespace pylm {
 
-enum CharClass : std::uint8_t { kOther = 0, kLetter = 1, kNumber = 2, kSpace = 4 };
+// Classes of code points, as bits so that patterns can ask for several at once. Every code point has at most
+// one; control, format, private, surrogate and unassigned ones have none. Unicode 17.0.0.
+enum CharClass : std::uint8_t {
+    kUpper = 1,     // Lu, Lt
+    kLower = 2,     // Ll
+    kCaseless = 4,  // Lm, Lo
+    kMark = 8,      // M
+    kNumber = 16,   // N
+    kPunctuation = 32,  // P
+    kSymbol = 64,   // S
+    kSpace = 128,   // White_Space
+};
+inline constexpr std::uint8_t kLetter = kUpper | kLower | kCaseless;
 
-// Class of a code point (\p{L}, \p{N}, \p{White_Space}); kOther beyond U+10FFFF. O(1), no branches on data.
-inline CharClass classify(char32_t point) noexcept {
-    if (point > 0x10FFFF) return kOther;
+// Class of an ASCII character.
+inline std::uint8_t classify_ascii(std::uint8_t byte) noexcept { return unicode_table::class_of[byte]; }
+
+// Class of a code point; 0 beyond U+10FFFF. O(1), no branches on data.
+inline std::uint8_t classify(char32_t point) noexcept {
+    if (point > 0x10FFFF) return 0;
     const std::size_t block = unicode_table::block_of[point >> 8];
-    return static_cast<CharClass>(unicode_table::class_of[block * 256 + (point & 0xFF)]);
+    return unicode_table::class_of[block * 256 + (point & 0xFF)];
 }
 
 struct Decoded {

@@ -15,7 +15,7 @@ namespace {
 
 constexpr TokenId kNone = std::numeric_limits<TokenId>::max();
 constexpr std::size_t kChunkBytes = 1 << 18;
-constexpr std::size_t kBlock = 128;             // pieces that are cut before they are looked up
+constexpr std::size_t kBlock = 256;             // pieces that are cut before they are looked up
 constexpr std::size_t kBytesPerToken = 3;       // a low guess, to reserve the output
 
 // A share of the work: whole texts, or a part of a large one.
@@ -24,29 +24,12 @@ struct Chunk {
     std::size_t begin, end;   // bytes of the text, where it is a single one
 };
 
-// Whether every pattern has a border between pieces before `position`, also where the text ends there: a
-// single newline between characters that are no white space ends a piece or is one.
-bool is_border(std::string_view text, std::size_t position) noexcept {
-    const auto is_visible = [&](std::size_t at) { return text[at] > ' ' && text[at] < 0x7F; };
-    return text[position - 1] == '\n' && is_visible(position - 2) && is_visible(position);
-}
-
-// Where the part of `text` that starts at `begin` may end: kChunkBytes on, or as soon after as possible.
-std::size_t find_border(std::string_view text, std::size_t begin) noexcept {
-    for (std::size_t at = begin + kChunkBytes; at < text.size(); ++at) {
-        at = text.find('\n', at);
-        if (at == std::string_view::npos || at + 1 >= text.size()) break;
-        if (is_border(text, at + 1)) return at + 1;
-    }
-    return text.size();
-}
-
 PieceKey key_of(std::string_view bytes) noexcept {
     return PieceKey::of(bytes.data(), bytes.size(), bytes.data() + bytes.size());
 }
 
 // Cut by the sizes alone, so that chunks are the same for any number of threads.
-std::vector<Chunk> cut_chunks(std::span<const std::string_view> texts) {
+std::vector<Chunk> cut_chunks(std::span<const std::string_view> texts, Pattern pattern) {
     std::vector<Chunk> chunks;
     std::size_t first = 0, bytes = 0;
     const auto close = [&](std::size_t last) {
@@ -58,7 +41,7 @@ std::vector<Chunk> cut_chunks(std::span<const std::string_view> texts) {
         if (texts[i].size() >= 2 * kChunkBytes) {
             close(i);
             for (std::size_t begin = 0; begin < texts[i].size();) {
-                const std::size_t end = find_border(texts[i], begin);
+                const std::size_t end = next_safe_border(pattern, texts[i], begin + kChunkBytes);
                 chunks.push_back({i, i + 1, begin, end});
                 begin = end;
             }
@@ -75,9 +58,10 @@ std::vector<Chunk> cut_chunks(std::span<const std::string_view> texts) {
 }  // namespace
 
 BpeEncoder::BpeEncoder(std::vector<std::string> tokens, const std::vector<MergeRule>& merges,
-                       const Pattern& pattern, bool ignore_merges)
+                       Pattern pattern, bool ignore_merges)
     : tokens_(std::move(tokens)),
       pattern_(pattern),
+      cut_(find_cut(pattern)),
       ignore_merges_(ignore_merges),
       merges_(tokens_, merges),
       whole_(std::make_unique<std::atomic<Whole>[]>(tokens_.size())) {
@@ -115,6 +99,8 @@ BpeEncoder::BpeEncoder(std::vector<std::string> tokens, const std::vector<MergeR
         }
     }
 }
+
+BpeEncoder::~BpeEncoder() = default;
 
 TokenId BpeEncoder::find_short(const PieceKey& key, std::uint64_t hash) const noexcept {
     const std::size_t mask = short_tokens_.size() - 1;
@@ -158,11 +144,49 @@ std::size_t BpeEncoder::encode_piece(std::string_view piece, TokenId token, Toke
     return merges_.apply_bytes(piece, out);
 }
 
-TokenId* BpeEncoder::encode_unseen(std::string_view piece, const PieceKey& key, std::uint64_t hash,
-                                   PieceCache& cache, TokenId* out) const {
-    const std::size_t count = encode_piece(piece, find_short(key, hash), out);
-    cache.add(key, hash, {out, count});
-    return out + count;
+// What a thread encodes with: the pieces it knows, and the block of pieces that it cuts, looks up and writes
+// together.
+struct BpeEncoder::Worker {
+    PieceCache cache;
+    const char* base = nullptr;
+    std::array<std::uint32_t, kBlock> ends;
+    std::array<PieceKey, kBlock> keys;
+    std::array<std::uint64_t, kBlock> hashes;
+    std::array<const PieceCache::Entry*, kBlock> entries;  // null for long pieces
+    std::array<std::uint16_t, kBlock> unseen;              // pieces that the cache does not know
+    std::size_t num_unseen = 0;
+    std::array<PieceCache::Entry, kBlock> new_entries;  // of those
+    std::array<MergeTable::Row, kBlock> rows;
+
+    std::string_view piece(std::size_t i) const noexcept {
+        const std::uint32_t start = i == 0 ? 0 : ends[i - 1];
+        return {base + start, ends[i] - start};
+    }
+};
+
+// Find the ids of all pieces that the cache does not know, and make their entries.
+void BpeEncoder::solve_unseen(Worker& block) const {
+    std::array<MergeTable::Row*, kBlock> open;
+    std::size_t num_open = 0;
+    for (std::size_t n = 0; n < block.num_unseen; ++n) {
+        const std::size_t i = block.unseen[n];
+        const std::string_view piece = block.piece(i);
+        const TokenId token = find_short(block.keys[i], block.hashes[i]);
+        block.rows[n].bytes = piece.data();
+        block.rows[n].size = piece.size();
+        if (token != kNone && (ignore_merges_ || is_whole(token))) {
+            block.rows[n].ids[0] = token;
+            block.rows[n].size = 1;
+        } else {
+            open[num_open++] = &block.rows[n];
+        }
+    }
+    merges_.apply_bytes(std::span(open).first(num_open));
+    for (std::size_t n = 0; n < block.num_unseen; ++n) {
+        const std::size_t i = block.unseen[n];
+        block.new_entries[n] = block.cache.make(block.keys[i], std::span(block.rows[n].ids).first(block.rows[n].size));
+        block.entries[i] = &block.new_entries[n];
+    }
 }
 
 TokenId* BpeEncoder::encode_long(std::string_view piece, PieceCache& cache, TokenId* out) const {
@@ -176,57 +200,66 @@ TokenId* BpeEncoder::encode_long(std::string_view piece, PieceCache& cache, Toke
     return out + count;
 }
 
-void BpeEncoder::encode_cached(std::string_view text, PieceCache& cache, TokenBuffer& buffer) const {
+void BpeEncoder::encode(std::string_view text, Worker& block, TokenBuffer& buffer) const {
+    PieceCache& cache = block.cache;
     // Never more ids than bytes; an entry's ids are written with the word behind them.
     buffer.reserve(buffer.size() + text.size() + PieceCache::kMaxInline + 1);
     TokenId* out = buffer.data() + buffer.size();
     const char* const text_end = text.data() + text.size();
-    std::string_view pieces[kBlock];
-    PieceKey keys[kBlock];
-    std::uint64_t hashes[kBlock];
-    Pretokenizer cutter(pattern_, text);
-    for (;;) {
-        std::size_t count = 0;
-        for (; count < kBlock; ++count) {
-            const std::string_view piece = cutter.next();
-            if (piece.empty()) break;
-            pieces[count] = piece;
-            if (piece.size() > PieceKey::kMaxBytes) continue;
-            keys[count] = PieceKey::of(piece.data(), piece.size(), text_end);
-            hashes[count] = keys[count].hash();
-            cache.prefetch(hashes[count]);
+    for (std::size_t position = 0; position < text.size();) {
+        const std::size_t count = cut_(text, position, block.ends);
+        if (count == 0) {  // a piece of 4 GiB
+            const std::size_t end = end_of_piece(pattern_, text, position);
+            out = encode_long(text.substr(position, end - position), cache, out);
+            position = end;
+            continue;
         }
-        if (count == 0) break;
+        block.base = text.data() + position;
         for (std::size_t i = 0; i < count; ++i) {
-            if (pieces[i].size() > PieceKey::kMaxBytes) [[unlikely]] {
-                out = encode_long(pieces[i], cache, out);
-                continue;
-            }
-            const PieceCache::Entry* entry = cache.find(keys[i], hashes[i]);
+            const std::string_view piece = block.piece(i);
+            if (piece.size() > PieceKey::kMaxBytes) [[unlikely]] continue;
+            block.keys[i] = PieceKey::of(piece.data(), piece.size(), text_end);
+            block.hashes[i] = block.keys[i].hash();
+            cache.prefetch(block.hashes[i]);
+        }
+        block.num_unseen = 0;
+        cache.make_room(count);
+        for (std::size_t i = 0; i < count; ++i) {
+            block.entries[i] = nullptr;
+            if (block.piece(i).size() > PieceKey::kMaxBytes) [[unlikely]] continue;
+            block.entries[i] = cache.find(block.keys[i], block.hashes[i]);
+            if (block.entries[i] != nullptr) [[likely]] continue;
+            __builtin_prefetch(&short_tokens_[block.hashes[i] & (short_tokens_.size() - 1)]);
+            block.unseen[block.num_unseen++] = static_cast<std::uint16_t>(i);
+        }
+        if (block.num_unseen > 0) solve_unseen(block);
+        for (std::size_t i = 0; i < count; ++i) {
+            const PieceCache::Entry* entry = block.entries[i];
             if (entry == nullptr) [[unlikely]] {
-                out = encode_unseen(pieces[i], keys[i], hashes[i], cache, out);
-            } else if (entry->num_ids <= PieceCache::kMaxInline) [[likely]] {
-                std::memcpy(out, &entry->ids, sizeof entry->ids);
-                out += entry->num_ids;
+                out = encode_long(block.piece(i), cache, out);
+            } else if (const std::size_t num_ids = entry->num_ids(); num_ids <= PieceCache::kMaxInline) [[likely]] {
+                std::memcpy(out, entry->words.data(), sizeof entry->words);
+                out += num_ids;
             } else {
-                out = std::copy_n(cache.more() + entry->ids[0], entry->num_ids, out);
+                out = std::copy_n(cache.more() + entry->words[0], num_ids, out);
             }
         }
+        for (std::size_t n = 0; n < block.num_unseen; ++n)
+            cache.insert(block.new_entries[n], block.hashes[block.unseen[n]]);
+        position += block.ends[count - 1];
     }
     buffer.resize(static_cast<std::size_t>(out - buffer.data()));
 }
 
 TokenBuffer BpeEncoder::encode(std::string_view text) const {
-    std::unique_ptr<PieceCache> cache = caches_.take();
     TokenBuffer ids;
-    encode_cached(text, *cache, ids);
-    caches_.give(std::move(cache));
+    encode(text, *workers_.take(), ids);
     return ids;
 }
 
 TokenBatch BpeEncoder::encode_batch(std::span<const std::string_view> texts, unsigned num_threads,
                                     std::optional<TokenId> end) const {
-    const std::vector<Chunk> chunks = cut_chunks(texts);
+    const std::vector<Chunk> chunks = cut_chunks(texts, pattern_);
     std::size_t num_bytes = 0;
     for (const std::string_view text : texts) num_bytes += text.size();
     TokenBatch batch;
@@ -236,7 +269,7 @@ TokenBatch BpeEncoder::encode_batch(std::span<const std::string_view> texts, uns
     // One cache a worker; chunks go to whoever is free.
     const std::size_t num_workers = std::min<std::size_t>(resolve_threads(num_threads), chunks.size());
     parallel_for(num_workers, num_threads, [&](std::size_t) {
-        std::unique_ptr<PieceCache> cache = caches_.take();
+        const auto worker = workers_.take();
         for (;;) {
             const std::size_t index = next_chunk.fetch_add(1, std::memory_order_relaxed);
             if (index >= chunks.size()) break;
@@ -244,8 +277,7 @@ TokenBatch BpeEncoder::encode_batch(std::span<const std::string_view> texts, uns
             TokenBuffer buffer = output.take_buffer();
             for (std::size_t i = chunk.first; i < chunk.last; ++i) {
                 const bool is_single = chunk.last - chunk.first == 1;
-                encode_cached(is_single ? texts[i].substr(chunk.begin, chunk.end - chunk.begin) : texts[i], *cache,
-                              buffer);
+                encode(is_single ? texts[i].substr(chunk.begin, chunk.end - chunk.begin) : texts[i], *worker, buffer);
                 if (is_single && chunk.end != texts[i].size()) continue;
                 if (end) buffer.push_back(*end);
                 batch.offsets[i + 1] = static_cast<std::int64_t>(buffer.size());
@@ -258,7 +290,6 @@ TokenBatch BpeEncoder::encode_batch(std::span<const std::string_view> texts, uns
                     batch.offsets[i + 1] += static_cast<std::int64_t>(offset);
             });
         }
-        caches_.give(std::move(cache));
     });
     batch.ids = std::move(output).finish();
     return batch;

@@ -15,6 +15,7 @@
 #include "huge_pages.hpp"
 #include "tokenizer/merges.hpp"
 #include "tokenizer/piece_cache.hpp"
+#include "tokenizer/pool.hpp"
 #include "tokenizer/pretokenize.hpp"
 #include "tokenizer/token_output.hpp"
 
@@ -32,8 +33,9 @@ class BpeEncoder {
     // a token. With `ignore_merges`, a piece that is a token is taken whole before any merge. Throws
     // std::invalid_argument naming the entry: a merge with an id out of range or whose bytes do not
     // concatenate, a single byte without a token.
-    BpeEncoder(std::vector<std::string> tokens, const std::vector<MergeRule>& merges, const Pattern& pattern,
+    BpeEncoder(std::vector<std::string> tokens, const std::vector<MergeRule>& merges, Pattern pattern,
                bool ignore_merges);
+    ~BpeEncoder();
 
     // Ids of one text. Linear in its size, but for pieces of length n: O(n log n).
     TokenBuffer encode(std::string_view text) const;
@@ -48,6 +50,7 @@ class BpeEncoder {
     std::size_t vocab_size() const noexcept { return tokens_.size(); }
 
   private:
+    struct Worker;
     struct ShortToken {  // of at most PieceKey::kMaxBytes
         PieceKey key;
         TokenId id = std::numeric_limits<TokenId>::max();
@@ -58,9 +61,8 @@ class BpeEncoder {
     };
     enum Whole : std::uint8_t { kUnknown, kMergesToItself, kMergesToOthers };
 
-    void encode_cached(std::string_view text, PieceCache& cache, TokenBuffer& out) const;
-    TokenId* encode_unseen(std::string_view piece, const PieceKey& key, std::uint64_t hash, PieceCache& cache,
-                           TokenId* out) const;
+    void encode(std::string_view text, Worker& worker, TokenBuffer& out) const;
+    void solve_unseen(Worker& worker) const;
     TokenId* encode_long(std::string_view piece, PieceCache& cache, TokenId* out) const;
     std::size_t encode_piece(std::string_view piece, TokenId token, TokenId* out) const;
     bool is_whole(TokenId id) const;
@@ -70,13 +72,14 @@ class BpeEncoder {
 
     std::vector<std::string> tokens_;
     Pattern pattern_;
+    CutFunction cut_;
     bool ignore_merges_;
     MergeTable merges_;
     std::vector<ShortToken, HugePageAllocator<ShortToken>> short_tokens_;  // open addressing, powers of two
     std::vector<LongToken> long_tokens_;
     // What merging a token's own bytes gives, found out when first asked for; by id.
     std::unique_ptr<std::atomic<Whole>[]> whole_;
-    mutable CachePool caches_;
+    mutable Pool<Worker> workers_;
 };
 
 }  // namespace pylm

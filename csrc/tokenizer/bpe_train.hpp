@@ -18,7 +18,7 @@ namespace pylm {
 // Counts pieces of text. Holds each different piece once, never the text.
 class WordCounter {
   public:
-    explicit WordCounter(const Pattern& pattern) : pattern_(pattern) {}
+    explicit WordCounter(Pattern pattern) : pattern_(pattern) {}
 
     // Count the pieces of these texts, in parallel. The result does not depend on the threads.
     void add(std::span<const std::string_view> texts, unsigned num_threads);

@@ -56,7 +56,10 @@ MergeTable::MergeTable(std::span<const std::string> tokens, std::span<const Merg
 }
 
 MergeTable::Rank MergeTable::find(TokenId left, TokenId right) const noexcept {
-    const std::uint64_t pair = pair_of(left, right);
+    return find(pair_of(left, right));
+}
+
+MergeTable::Rank MergeTable::find(std::uint64_t pair) const noexcept {
     const std::size_t mask = slots_.size() - 1;
     for (std::size_t slot = slot_of(pair);; slot = (slot + 1) & mask) {
         const std::uint64_t found = slots_[slot];
@@ -119,57 +122,123 @@ std::size_t MergeTable::apply_short(TokenId* ids, std::uint64_t* candidates, std
     return count;
 }
 
-// A heap of candidate merges over a linked list: O(n log n) however long the row.
-std::size_t MergeTable::apply_long(std::span<TokenId> symbols) const {
-    struct Node {
-        TokenId id;
-        std::int64_t previous, next;
+// A row between two of its merges. The pairs that a merge has made are looked up a turn later, when the cache
+// lines of their slots have come.
+struct MergeTable::RowState {
+    static constexpr std::uint64_t kNone = ~std::uint64_t{0};
+    Row* row;
+    std::uint32_t alive;       // a bit a symbol that is left
+    std::uint32_t num_pairs;   // candidates in use
+    std::uint32_t place, previous;
+    std::uint64_t right_pair = kNone, left_pair = kNone;  // of `place` and of `previous`, not looked up yet
+    std::array<std::uint64_t, Row::kMaxBytes> candidates;
+};
+
+void MergeTable::apply_bytes(std::span<Row* const> rows) const noexcept {
+    constexpr std::size_t kAtOnce = 16;
+    RowState states[kAtOnce];
+    const auto start = [&](RowState& state, Row& row) {
+        const auto byte = [&](std::size_t i) -> std::size_t { return static_cast<std::uint8_t>(row.bytes[i]); };
+        state.row = &row;
+        state.alive = (std::uint32_t{1} << row.size) - 1;
+        state.num_pairs = static_cast<std::uint32_t>(row.size - 1);
+        state.right_pair = state.left_pair = RowState::kNone;
+        for (std::size_t i = 0; i < row.size; ++i) row.ids[i] = byte_ids_[byte(i)];
+        for (std::size_t i = 0; i + 1 < row.size; ++i)
+            state.candidates[i] = candidate(byte_pairs_[byte(i) * 256 + byte(i + 1)], i);
     };
-    struct Candidate {
-        Rank rank;
-        TokenId left, right;
-        std::int64_t place;
-        bool operator>(const Candidate& other) const noexcept {
-            return rank != other.rank ? rank > other.rank : place > other.place;
-        }
-    };
-    const auto size = static_cast<std::int64_t>(symbols.size());
-    std::vector<Node> nodes(symbols.size());
-    const auto node = [&](std::int64_t place) -> Node& { return nodes[static_cast<std::size_t>(place)]; };
-    for (std::int64_t i = 0; i < size; ++i) {
-        node(i) = {symbols[static_cast<std::size_t>(i)], i - 1, i + 1 < size ? i + 1 : -1};
-    }
-    std::vector<Candidate> heap;
-    const auto propose = [&](std::int64_t place) -> bool {
-        if (place < 0 || node(place).next < 0) return false;
-        const TokenId left = node(place).id;
-        const TokenId right = node(node(place).next).id;
-        const Rank rank = find(left, right);
+    // One merge; false where none is left.
+    const auto step = [&](RowState& state) {
+        Row& row = *state.row;
+        if (state.right_pair != RowState::kNone)
+            state.candidates[state.place] = candidate(find(state.right_pair), state.place);
+        if (state.left_pair != RowState::kNone)
+            state.candidates[state.previous] = candidate(find(state.left_pair), state.previous);
+        std::uint64_t best = candidate(kNoRank, 0);
+        for (std::size_t i = 0; i < state.num_pairs; ++i) best = std::min(best, state.candidates[i]);
+        const auto rank = static_cast<Rank>(best >> 8);
         if (rank == kNoRank) return false;
-        heap.push_back({rank, left, right, place});
+        state.place = static_cast<std::uint32_t>(best & 0xFF);
+        const std::uint32_t behind = ~std::uint32_t{0} << state.place << 1;
+        const auto removed = static_cast<std::uint32_t>(std::countr_zero(state.alive & behind));
+        state.alive &= ~(std::uint32_t{1} << removed);
+        row.ids[state.place] = merged_[rank];
+        state.candidates[state.place] = state.candidates[removed < state.num_pairs ? removed : state.place] =
+            candidate(kNoRank, 0);
+        const auto expect = [&](TokenId left, TokenId right) {
+            const std::uint64_t pair = pair_of(left, right);
+            __builtin_prefetch(&slots_[slot_of(pair)]);
+            return pair;
+        };
+        const std::uint32_t after = state.alive & behind;
+        state.right_pair =
+            after != 0 ? expect(row.ids[state.place], row.ids[std::countr_zero(after)]) : RowState::kNone;
+        const std::uint32_t before = state.alive & ((std::uint32_t{1} << state.place) - 1);
+        state.previous = 31U - static_cast<std::uint32_t>(std::countl_zero(before | 1));
+        state.left_pair = before != 0 ? expect(row.ids[state.previous], row.ids[state.place]) : RowState::kNone;
         return true;
     };
-    for (std::int64_t i = 0; i + 1 < size; ++i) propose(i);
+    for (std::size_t next = 0, active = 0; next < rows.size() || active > 0;) {
+        while (active < kAtOnce && next < rows.size()) start(states[active++], *rows[next++]);
+        for (std::size_t i = 0; i < active;) {
+            if (step(states[i])) {
+                ++i;
+                continue;
+            }
+            Row& row = *states[i].row;
+            row.size = 0;
+            for (std::uint32_t alive = states[i].alive; alive != 0; alive &= alive - 1)
+                row.ids[row.size++] = row.ids[static_cast<std::size_t>(std::countr_zero(alive))];
+            states[i] = states[--active];
+        }
+    }
+}
+
+// A heap of candidate merges over a linked list: O(n log n) however long the row. A candidate is its rank and
+// its place in one number; it is outdated where the pair that starts there has another rank by now.
+std::size_t MergeTable::apply_long(std::span<TokenId> symbols) const {
+    constexpr unsigned kPlaceBits = 64 - kBits;
+    constexpr std::size_t kEnd = ~std::size_t{0};
+    struct Node {
+        std::size_t previous, next;
+        Rank rank;  // of the pair that starts here
+    };
+    std::vector<Node> nodes(symbols.size());
+    std::vector<std::uint64_t> heap;
+    heap.reserve(symbols.size());
+    const auto propose = [&](std::size_t place) {
+        Node& node = nodes[place];
+        node.rank = node.next == kEnd ? kNoRank : find(symbols[place], symbols[node.next]);
+        if (node.rank == kNoRank) return false;
+        heap.push_back((static_cast<std::uint64_t>(node.rank) << kPlaceBits) | place);
+        return true;
+    };
+    for (std::size_t i = 0; i < nodes.size(); ++i) {
+        nodes[i].previous = i == 0 ? kEnd : i - 1;
+        nodes[i].next = i + 1 < nodes.size() ? i + 1 : kEnd;
+        propose(i);
+    }
     std::make_heap(heap.begin(), heap.end(), std::greater<>{});
-    const auto push = [&](std::int64_t place) {
+    const auto push = [&](std::size_t place) {
         if (propose(place)) std::push_heap(heap.begin(), heap.end(), std::greater<>{});
     };
     while (!heap.empty()) {
+        const std::uint64_t top = heap.front();
         std::pop_heap(heap.begin(), heap.end(), std::greater<>{});
-        const Candidate top = heap.back();
         heap.pop_back();
-        Node& left = node(top.place);
-        if (left.id != top.left || left.next < 0 || node(left.next).id != top.right) continue;  // outdated
-        const std::int64_t removed = left.next;
-        left.id = merged_[top.rank];
-        left.next = node(removed).next;
-        if (left.next >= 0) node(left.next).previous = top.place;
-        node(removed).id = kNone;
-        push(left.previous);
-        push(top.place);
+        const std::size_t place = top & ((std::uint64_t{1} << kPlaceBits) - 1);
+        Node& node = nodes[place];
+        if (node.rank != top >> kPlaceBits) continue;
+        const std::size_t removed = node.next;
+        symbols[place] = merged_[node.rank];
+        node.next = nodes[removed].next;
+        if (node.next != kEnd) nodes[node.next].previous = place;
+        nodes[removed].rank = kNoRank;
+        if (node.previous != kEnd) push(node.previous);
+        push(place);
     }
     std::size_t count = 0;
-    for (std::int64_t i = 0; i >= 0; i = node(i).next) symbols[count++] = node(i).id;
+    for (std::size_t i = 0; i != kEnd; i = nodes[i].next) symbols[count++] = symbols[i];
     return count;
 }
 

@@ -42,10 +42,22 @@ class MergeTable {
     // The same for a row of bytes; `out` has room for one symbol a byte.
     std::size_t apply_bytes(std::string_view bytes, TokenId* out) const;
 
+    // A short row of bytes, and what is left of it.
+    struct Row {
+        static constexpr std::size_t kMaxBytes = 16;
+        const char* bytes = nullptr;
+        std::size_t size = 0;  // bytes, at most kMaxBytes; then symbols
+        std::array<TokenId, kMaxBytes> ids;
+    };
+
+    // The same for many rows, their lookups overlapped: most of the time goes into waiting for memory.
+    void apply_bytes(std::span<Row* const> rows) const noexcept;
+
     // Say what the symbols of bytes are: once, before `apply_bytes` and before any use from several threads.
     void set_bytes(std::span<const TokenId, 256> byte_ids);
 
   private:
+    struct RowState;
     using Rank = std::uint32_t;
     static constexpr Rank kNoRank = std::numeric_limits<Rank>::max();
     static constexpr std::uint64_t kEmpty = std::numeric_limits<std::uint64_t>::max();
@@ -54,6 +66,7 @@ class MergeTable {
     std::size_t apply_short(TokenId* ids, std::uint64_t* candidates, std::size_t size) const noexcept;
     std::size_t apply_long(std::span<TokenId> symbols) const;
     Rank find(TokenId left, TokenId right) const noexcept;
+    Rank find(std::uint64_t pair) const noexcept;
     std::size_t slot_of(std::uint64_t pair) const noexcept {
         return static_cast<std::size_t>((pair * 0x9E3779B97F4A7C15ULL) >> shift_);
     }

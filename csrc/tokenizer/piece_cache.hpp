@@ -6,8 +6,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
@@ -56,47 +54,67 @@ struct PieceKey {
     }();
 };
 
-// Two places a cache line; what hits moves to the first, what is new replaces the second: what comes often
-// stays. Grows with the number of different pieces up to a bound. Not for several threads at once.
+// Two places a cache line; of two that are taken, one that has not been asked for lately gives way: what
+// comes often stays. Grows with the number of different pieces up to a bound. Not for several threads at once.
 class PieceCache {
   public:
-    struct alignas(32) Entry {
-        PieceKey key;
-        std::array<TokenId, 3> ids{};  // or, where there are more, ids[0] is their place in `more()`
-        std::uint32_t num_ids = 0;
-    };
     static constexpr std::size_t kMaxInline = 3;
     static constexpr std::size_t kMaxLong = 256;  // longer pieces are not kept
 
+    struct alignas(32) Entry {
+        PieceKey key;
+        // The first kMaxInline ids, or, where there are more, their place in `more()`; then flag and count.
+        std::array<TokenId, kMaxInline + 1> words{};
+
+        std::size_t num_ids() const noexcept { return words[kMaxInline] & 0xFF; }
+        bool is_recent() const noexcept { return (words[kMaxInline] & kRecent) != 0; }
+        void set_recent(bool recent) noexcept {
+            words[kMaxInline] = (words[kMaxInline] & 0xFF) | (recent ? kRecent : 0);
+        }
+
+      private:
+        static constexpr std::uint32_t kRecent = 0x100;
+    };
+
     PieceCache() : entries_(kMinEntries), long_entries_(kLongEntries) {}
 
-    const Entry* line_of(std::uint64_t hash) const noexcept {
-        return &entries_[(hash & (entries_.size() - 1)) & ~std::size_t{1}];
-    }
+    void prefetch(std::uint64_t hash) const noexcept { __builtin_prefetch(&entries_[line_of(hash)]); }
 
-    void prefetch(std::uint64_t hash) const noexcept { __builtin_prefetch(line_of(hash)); }
-
-    // Null where the piece is not known. Valid until the next call that is not const.
+    // Null where the piece is not known. Valid until `insert` or `make_room`.
     const Entry* find(const PieceKey& key, std::uint64_t hash) noexcept {
-        Entry* line = const_cast<Entry*>(line_of(hash));
-        if (line[0].key == key) [[likely]] return &line[0];
-        if (line[1].key != key) return nullptr;
-        std::swap(line[0], line[1]);
-        return &line[0];
+        Entry* entry = &entries_[line_of(hash)];
+        if (entry->key != key) {
+            ++entry;
+            if (entry->key != key) return nullptr;
+        }
+        if (!entry->is_recent()) entry->set_recent(true);
+        return entry;
     }
 
-    // Remember a piece that `find` does not know.
-    void add(const PieceKey& key, std::uint64_t hash, std::span<const TokenId> ids) {
-        if (++num_added_ * 2 > entries_.size() && entries_.size() < kMaxEntries) grow();
-        Entry entry{key, {}, static_cast<std::uint32_t>(ids.size())};
+    // Call before up to `num_entries` pieces are looked up and, where new, made; may forget everything.
+    void make_room(std::size_t num_entries) {
+        if (more_.size() + num_entries * PieceKey::kMaxBytes <= kMaxMore) return;
+        entries_.assign(entries_.size(), Entry{});
+        more_.clear();
+        num_added_ = 0;
+    }
+
+    // The entry of a piece of 1 to kMaxBytes ids.
+    Entry make(const PieceKey& key, std::span<const TokenId> ids) {
+        Entry entry{key, {}};
         if (ids.size() <= kMaxInline) {
-            std::copy(ids.begin(), ids.end(), entry.ids.begin());
+            std::copy(ids.begin(), ids.end(), entry.words.begin());
         } else {
-            if (more_.size() + ids.size() > kMaxMore) forget();
-            entry.ids[0] = static_cast<TokenId>(more_.size());
+            entry.words[0] = static_cast<TokenId>(more_.size());
             more_.insert(more_.end(), ids.begin(), ids.end());
         }
-        insert(entry, hash);
+        entry.words[kMaxInline] = static_cast<std::uint32_t>(ids.size());
+        return entry;
+    }
+
+    void insert(const Entry& entry, std::uint64_t hash) {
+        if (++num_added_ * 2 > entries_.size() && entries_.size() < kMaxEntries) grow();
+        place(entry, hash);
     }
 
     // Where the ids of entries with more than kMaxInline lie.
@@ -135,19 +153,23 @@ class PieceCache {
         std::uint32_t ids = 0, num_ids = 0;
     };
 
-    void insert(const Entry& entry, std::uint64_t hash) noexcept {
-        Entry* line = const_cast<Entry*>(line_of(hash));
-        if (line[0].key.high == 0) {
-            line[0] = entry;
-        } else {
-            line[1] = entry;
-        }
+    std::size_t line_of(std::uint64_t hash) const noexcept {
+        return (hash & (entries_.size() - 1)) & ~std::size_t{1};
     }
 
-    void forget() {
-        entries_.assign(entries_.size(), Entry{});
-        more_.clear();
-        num_added_ = 0;
+    void place(const Entry& entry, std::uint64_t hash) noexcept {
+        Entry* line = &entries_[line_of(hash)];
+        const auto is_free = [&](const Entry& there) { return there.key.high == 0 || there.key == entry.key; };
+        if (is_free(line[0])) {
+            line[0] = entry;
+        } else if (is_free(line[1]) || !line[1].is_recent()) {
+            line[1] = entry;
+        } else if (!line[0].is_recent()) {
+            line[0] = entry;
+        } else {
+            line[0].set_recent(false);
+            line[1] = entry;
+        }
     }
 
     void grow() {
@@ -156,7 +178,7 @@ class PieceCache {
         num_added_ = 0;
         for (const Entry& entry : old) {
             if (entry.key.high == 0) continue;
-            insert(entry, entry.key.hash());
+            place(entry, entry.key.hash());
             ++num_added_;
         }
     }
@@ -167,32 +189,6 @@ class PieceCache {
     std::vector<LongEntry> long_entries_;
     std::string long_bytes_;
     std::vector<TokenId> long_ids_;
-};
-
-// Caches that wait for the next call: later batches find the pieces of earlier ones.
-class CachePool {
-  public:
-    // A cache of one's own until `give` returns it.
-    std::unique_ptr<PieceCache> take() {
-        {
-            const std::scoped_lock lock(mutex_);
-            if (!idle_.empty()) {
-                std::unique_ptr<PieceCache> cache = std::move(idle_.back());
-                idle_.pop_back();
-                return cache;
-            }
-        }
-        return std::make_unique<PieceCache>();
-    }
-
-    void give(std::unique_ptr<PieceCache> cache) {
-        const std::scoped_lock lock(mutex_);
-        idle_.push_back(std::move(cache));
-    }
-
-  private:
-    std::mutex mutex_;
-    std::vector<std::unique_ptr<PieceCache>> idle_;  // as many as threads have ever encoded at once
 };
 
 }  // namespace pylm

@@ -1,96 +1,152 @@
 #include "tokenizer/pretokenize.hpp"
 
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "tokenizer/pretokenize_rules.hpp"
+
 namespace pylm {
 
 namespace {
 
-constexpr char32_t kLongS = 0x017F;  // folds to "s", so (?i:s) matches it
+constexpr std::array<std::pair<std::string_view, Pattern>, 10> kNames = {{
+    {"whole", Pattern::kWhole},
+    {"gpt2", Pattern::kGpt2},
+    {"starcoder", Pattern::kStarCoder},
+    {"cl100k", Pattern::kCl100k},
+    {"llama3", Pattern::kLlama3},
+    {"qwen2", Pattern::kQwen2},
+    {"qwen35", Pattern::kQwen35},
+    {"o200k", Pattern::kO200k},
+    {"tekken", Pattern::kTekken},
+    {"deepseek3", Pattern::kDeepSeek3},
+}};
 
-bool is_newline(char32_t point) noexcept { return point == '\n' || point == '\r'; }
+bool has(SimdLevel level) noexcept {
+    switch (level) {
+        case SimdLevel::kNone:
+        case SimdLevel::kWords: return true;
+        case SimdLevel::kAvx2:
+#if defined(__x86_64__)
+            return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
+                   __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
+#else
+            return false;
+#endif
+        case SimdLevel::kAvx512:
+#if defined(__x86_64__)
+            return has(SimdLevel::kAvx2) && __builtin_cpu_supports("avx512f") &&
+                   __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                   __builtin_cpu_supports("avx512vbmi2");
+#else
+            return false;
+#endif
+        case SimdLevel::kNeon:
+#if defined(__aarch64__)
+            return true;
+#else
+            return false;
+#endif
+    }
+    return false;
+}
 
-char32_t lower(char32_t point, bool any_case) noexcept {
-    if (!any_case) return point;
-    if (point >= 'A' && point <= 'Z') return point + 32;
-    return point == kLongS ? U's' : point;
+// Whether a letter or number ends at `position` > 0. Bytes in front of a valid character's first byte never
+// reach into it, so reading backwards finds the characters that reading forwards does.
+bool ends_word(std::string_view text, std::size_t position) noexcept {
+    constexpr std::uint8_t kinds = kLetter | kNumber;
+    const auto last = static_cast<std::uint8_t>(text[position - 1]);
+    if (last < 0x80) return (classify_ascii(last) & kinds) != 0;
+    std::size_t first = position - 1;
+    while (first > 0 && position - first < 4 && (static_cast<std::uint8_t>(text[first]) & 0xC0U) == 0x80U)
+        --first;
+    const Decoded decoded = decode_utf8(text, first);
+    return decoded.size > 1 && first + decoded.size == position && (classify(decoded.point) & kinds) != 0;
 }
 
 }  // namespace
 
-std::size_t Pretokenizer::end_contraction(std::size_t start, bool any_case) const noexcept {
-    const std::size_t first_at = start + 1;
-    if (first_at >= text_.size()) return start;
-    const Char first = at(first_at);
-    const char32_t a = lower(first.point, any_case);
-    const std::size_t second_at = first_at + first.size;
-    if (a == 's' || a == 'd' || a == 'm' || a == 't') return second_at;
-    if (second_at >= text_.size() || (a != 'l' && a != 'v' && a != 'r')) return start;
-    const Char second = at(second_at);
-    const char32_t b = lower(second.point, any_case);
-    return (a == 'l' && b == 'l') || (a != 'l' && b == 'e') ? second_at + second.size : start;
+Pattern parse_pattern(std::string_view name) {
+    for (const auto& [known, pattern] : kNames) {
+        if (known == name) return pattern;
+    }
+    throw std::invalid_argument("no machine for the pattern '" + std::string(name) + "'");
 }
 
-// White space from `start`: up to its last newline, or all but the last character before a non-space.
-std::size_t Pretokenizer::end_space(std::size_t start, bool stop_at_newline) const noexcept {
-    std::size_t end = start;
-    std::size_t last = start;          // start of the run's last character
-    std::size_t after_newline = start; // end of the run's last newline
-    while (end < text_.size()) {
-        const Char c = at(end);
-        if (c.kind != kSpace) break;
-        last = end;
-        end += c.size;
-        if (is_newline(c.point)) after_newline = end;
+std::vector<SimdLevel> simd_levels() {
+    std::vector<SimdLevel> levels;
+    for (const SimdLevel level : {SimdLevel::kNone, SimdLevel::kWords, SimdLevel::kAvx2, SimdLevel::kAvx512,
+                                  SimdLevel::kNeon}) {
+        if (has(level)) levels.push_back(level);
     }
-    const bool at_end = end == text_.size();
-    if (at_end && (pattern_.trailing_space_whole || !stop_at_newline)) return end;
-    if (stop_at_newline && after_newline > start) return after_newline;
-    return at_end || last == start ? end : last;
+    return levels;
 }
 
-std::size_t Pretokenizer::end_gpt2(std::size_t start) const noexcept {
-    const Char c = at(start);
-    if (c.point == '\'') {
-        const std::size_t end = end_contraction(start, false);
-        if (end > start) return end;
+CutFunction find_cut(Pattern pattern, SimdLevel level) {
+    using namespace pretokenize;
+    if (!has(level)) throw std::invalid_argument("this machine does not have the SIMD level asked for");
+    if (pattern == Pattern::kWhole) return find_cut_none(pattern);
+    switch (level) {
+        case SimdLevel::kNone: return find_cut_none(pattern);
+        case SimdLevel::kWords: return find_cut_words(pattern);
+        case SimdLevel::kAvx2: return find_cut_avx2(pattern);
+        case SimdLevel::kAvx512: return find_cut_avx512(pattern);
+        case SimdLevel::kNeon: return find_cut_neon(pattern);
     }
-    const std::size_t next = start + c.size;
-    if (c.kind != kSpace) return skip(next, c.kind);
-    if (c.point == ' ' && next < text_.size()) {
-        const Char following = at(next);
-        if (following.kind != kSpace) return skip(next + following.size, following.kind);
-    }
-    return end_space(start, false);
+    throw std::invalid_argument("no such SIMD level");
 }
 
-std::size_t Pretokenizer::end_cl100k(std::size_t start) const noexcept {
-    const Char c = at(start);
-    const std::size_t next = start + c.size;
-    if (c.kind == kLetter) return skip(next, kLetter);
-    if (c.kind == kNumber) {
-        std::size_t end = next;
-        for (unsigned digits = 1; digits < pattern_.max_digits && end < text_.size(); ++digits) {
-            const Char digit = at(end);
-            if (digit.kind != kNumber) break;
-            end += digit.size;
-        }
-        return end;
+CutFunction find_cut(Pattern pattern) {
+    for (const SimdLevel level : {SimdLevel::kAvx512, SimdLevel::kNeon, SimdLevel::kAvx2}) {
+        if (has(level)) return find_cut(pattern, level);
     }
-    if (c.point == '\'') {
-        const std::size_t end = end_contraction(start, true);
-        if (end > start) return end;
+    return find_cut(pattern, SimdLevel::kWords);
+}
+
+std::size_t end_of_piece(Pattern pattern, std::string_view text, std::size_t start) noexcept {
+    using namespace pretokenize;
+    switch (pattern) {
+        case Pattern::kWhole: return end_piece<Pattern::kWhole>(text, start);
+        case Pattern::kGpt2: return end_piece<Pattern::kGpt2>(text, start);
+        case Pattern::kStarCoder: return end_piece<Pattern::kStarCoder>(text, start);
+        case Pattern::kCl100k: return end_piece<Pattern::kCl100k>(text, start);
+        case Pattern::kLlama3: return end_piece<Pattern::kLlama3>(text, start);
+        case Pattern::kQwen2: return end_piece<Pattern::kQwen2>(text, start);
+        case Pattern::kQwen35: return end_piece<Pattern::kQwen35>(text, start);
+        case Pattern::kO200k: return end_piece<Pattern::kO200k>(text, start);
+        case Pattern::kTekken: return end_piece<Pattern::kTekken>(text, start);
+        case Pattern::kDeepSeek3: return end_piece<Pattern::kDeepSeek3>(text, start);
     }
-    std::size_t symbols = start;
-    if (next < text_.size()) {
-        const Char following = at(next);
-        if (following.kind == kLetter && !is_newline(c.point)) return skip(next + following.size, kLetter);
-        if (c.point == ' ' && following.kind == kOther) symbols = next;
+    return text.size();
+}
+
+// Why such a border is safe, for every pattern but kWhole. Call the letter or number x and the white space w.
+// (1) A piece that holds x ends with it: a word takes white space only as its first character, so do numbers
+// (GPT-2's), a contraction has none, symbols and white space do not take x, except that a symbol or white
+// space may precede it. So w starts a piece, and since machines look at nothing before it, the right half's
+// pieces are those of the whole. (2) The pieces up to x depend on what follows them only by the question
+// whether the next character belongs to some set or to white space: `x` itself answers that for those before
+// its own piece, and for that one w and the end of the text give the same answer, that nothing more fits.
+// `\s+(?!\S)` and `\s++$` match white space only, which x is not.
+std::size_t next_safe_border(Pattern pattern, std::string_view text, std::size_t position) noexcept {
+    if (pattern == Pattern::kWhole) return text.size();
+    for (std::size_t border = std::max<std::size_t>(position, 1); border < text.size(); ++border) {
+        const char c = text[border];
+        if ((c == ' ' || c == '\n' || c == '\t') && ends_word(text, border)) return border;
     }
-    if (c.kind == kOther || symbols > start) {
-        std::size_t end = skip(symbols, kOther);
-        while (end < text_.size() && is_newline(static_cast<unsigned char>(text_[end]))) ++end;
-        return end;
-    }
-    return end_space(start, true);
+    return text.size();
+}
+
+void Pretokenizer::fill() noexcept {
+    base_ = position_;
+    taken_ = 0;
+    count_ = cut_(text_, position_, ends_);
+}
+
+std::size_t Pretokenizer::end_of_longest() const noexcept {
+    return position_ < text_.size() ? end_of_piece(pattern_, text_, position_) : position_;
 }
 
 }  // namespace pylm

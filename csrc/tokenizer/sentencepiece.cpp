@@ -53,18 +53,6 @@ class SentencePieceEncoder::Output {
     TokenBuffer& ids_;
 };
 
-struct SentencePieceEncoder::Scratch {
-    explicit Scratch(CachePool& pool) : caches(pool), cache(pool.take()) {}
-    ~Scratch() { caches.give(std::move(cache)); }
-    Scratch(const Scratch&) = delete;
-    Scratch& operator=(const Scratch&) = delete;
-
-    CachePool& caches;
-    std::unique_ptr<PieceCache> cache;
-    std::string normalized, word;
-    Symbols symbols;
-};
-
 std::string_view SentencePieceEncoder::prepare(std::string_view text, bool with_prefix, bool& prefix,
                                                std::string& buffer) const {
     prefix = with_prefix && !text.empty() && options_.prefix != SpacePrefix::kNever;
@@ -232,7 +220,7 @@ void SentencePieceEncoder::encode_word_uncached(std::string_view word, Symbols& 
 }
 
 void SentencePieceEncoder::encode_word(std::string_view word, Scratch& scratch, Output& out) const {
-    PieceCache& cache = *scratch.cache;
+    PieceCache& cache = scratch.cache;
     const std::size_t before = out.size();
     if (word.size() <= PieceKey::kMaxBytes) {
         const PieceKey key = PieceKey::of(word.data(), word.size(), word.data() + word.size());
@@ -240,10 +228,11 @@ void SentencePieceEncoder::encode_word(std::string_view word, Scratch& scratch, 
         const PieceCache::Entry* entry = cache.find(key, hash);
         if (entry == nullptr) {
             encode_word_uncached(word, scratch.symbols, out);
-            cache.add(key, hash, out.since(before));
+            cache.make_room(1);
+            cache.insert(cache.make(key, out.since(before)), hash);
         } else {
-            out.add({entry->num_ids <= PieceCache::kMaxInline ? entry->ids.data() : cache.more() + entry->ids[0],
-                     entry->num_ids});
+            const std::size_t count = entry->num_ids();
+            out.add({count <= PieceCache::kMaxInline ? entry->words.data() : cache.more() + entry->words[0], count});
         }
         return;
     }
@@ -290,7 +279,7 @@ void SentencePieceEncoder::encode_first(std::string_view word, Scratch& scratch,
 }
 
 void SentencePieceEncoder::encode_cut(std::string_view text, bool prefix, Scratch& scratch, Output& out) const {
-    PieceCache& cache = *scratch.cache;
+    PieceCache& cache = scratch.cache;
     const char* const text_end = text.data() + text.size();
     std::array<char, 64> padded;
     std::array<std::string_view, 65> words;
@@ -337,9 +326,9 @@ void SentencePieceEncoder::encode_cut(std::string_view text, bool prefix, Scratc
         for (std::size_t i = 0; i < count; ++i) {
             const PieceCache::Entry* entry =
                 words[i].size() <= PieceKey::kMaxBytes ? cache.find(keys[i], hashes[i]) : nullptr;
-            if (entry != nullptr && entry->num_ids <= PieceCache::kMaxInline) [[likely]] {
-                std::memcpy(out.end(), &entry->ids, sizeof entry->ids);
-                out.advance(entry->num_ids);
+            if (entry != nullptr && entry->num_ids() <= PieceCache::kMaxInline) [[likely]] {
+                std::memcpy(out.end(), entry->words.data(), sizeof entry->words);
+                out.advance(entry->num_ids());
             } else {
                 encode_word(words[i], scratch, out);
                 out.reserve((count - i) * (PieceCache::kMaxInline + 1));
@@ -411,10 +400,10 @@ void SentencePieceEncoder::encode_text(std::string_view original, bool with_pref
 }
 
 TokenBuffer SentencePieceEncoder::encode(std::string_view text, bool with_prefix) const {
-    Scratch scratch(caches_);
+    const auto scratch = scratches_.take();
     TokenBuffer ids;
     Output output(ids);
-    encode_text(text, with_prefix, scratch, output);
+    encode_text(text, with_prefix, *scratch, output);
     return ids;
 }
 
@@ -473,7 +462,7 @@ TokenBatch SentencePieceEncoder::encode_batch(std::span<const std::string_view> 
     std::atomic<std::size_t> next_chunk{0};
     const std::size_t num_workers = std::min<std::size_t>(resolve_threads(num_threads), num_chunks);
     parallel_for(num_workers, num_threads, [&](std::size_t) {
-        Scratch scratch(caches_);
+        const auto scratch = scratches_.take();
         for (;;) {
             const std::size_t chunk = next_chunk.fetch_add(1, std::memory_order_relaxed);
             if (chunk >= num_chunks) break;
@@ -481,7 +470,7 @@ TokenBatch SentencePieceEncoder::encode_batch(std::span<const std::string_view> 
             Output ids(buffer);
             for (std::size_t i = borders[chunk]; i < borders[chunk + 1]; ++i) {
                 const Share& share = shares[i];
-                encode_text(share.text, share.is_first, scratch, ids);
+                encode_text(share.text, share.is_first, *scratch, ids);
                 if (!share.is_last) continue;
                 if (end) ids.add(*end);
                 batch.offsets[share.index + 1] = static_cast<std::int64_t>(ids.size());

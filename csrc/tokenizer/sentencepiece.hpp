@@ -20,6 +20,7 @@
 #include "tokenizer/bpe_encode.hpp"
 #include "tokenizer/merges.hpp"
 #include "tokenizer/piece_cache.hpp"
+#include "tokenizer/pool.hpp"
 #include "tokenizer/sentencepiece_cuts.hpp"
 #include "tokenizer/sentencepiece_model.hpp"
 #include "tokenizer/sentencepiece_normalize.hpp"
@@ -95,7 +96,11 @@ class SentencePieceEncoder {
     };
 
     class Output;
-    struct Scratch;
+    struct Scratch {  // what a thread encodes with
+        PieceCache cache;
+        std::string normalized, word;
+        Symbols symbols;
+    };
 
     static constexpr TokenId kNone = std::numeric_limits<TokenId>::max();
 
@@ -148,7 +153,7 @@ class SentencePieceEncoder {
     CutTable cuts_;
     NormalizeRules rules_of_text_;
     PrefixMatcher user_defined_raw_, user_defined_;
-    mutable CachePool caches_;
+    mutable Pool<Scratch> scratches_;
 };
 
 }  // namespace pylm

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylm.errors import InputError
-from pylm.text.patterns import PATTERNS
+from pylm.text.patterns import PATTERNS, PretokenPattern, find_pattern, find_splits
 
 
 def _byte_alphabet() -> dict[int, str]:
@@ -30,7 +30,7 @@ class Parts:
 
     tokens: list[bytes]
     merges: NDArray[np.uint32]
-    pattern: str
+    pattern: str | PretokenPattern
     special_tokens: Mapping[str, int]
     ignore_merges: bool
     normalizer: Literal["NFC"] | None
@@ -107,19 +107,25 @@ def _read_normalizer(path: Path, value: Mapping[str, Any] | None) -> Literal["NF
     return "NFC"
 
 
-def _read_pattern(path: Path, value: Mapping[str, Any] | None) -> str:
+def _read_pattern(path: Path, value: Mapping[str, Any] | None) -> PretokenPattern:
     parts = value.get("pretokenizers", [value]) if value else []
-    if any(p["type"] == "ByteLevel" and p.get("add_prefix_space") for p in parts):
+    expressions: list[str] = []
+    for part in parts:
+        match part:
+            case {"type": "Split", "pattern": {"Regex": str(expression)}, "behavior": "Isolated"} if (
+                not part.get("invert")
+            ):
+                expressions.append(expression)
+            case {"type": "Digits"}:
+                expressions.append(r"\p{N}" if part.get("individual_digits") else r"\p{N}+")
+            case {"type": "ByteLevel"} if part is parts[-1] and not part.get("add_prefix_space"):
+                if part.get("use_regex", True):
+                    expressions.append(PATTERNS["gpt2"].expression)
+            case _:
+                _unsupported(path, "pre-tokenizer", value)
+    if not parts or parts[-1]["type"] != "ByteLevel" or not expressions:
         _unsupported(path, "pre-tokenizer", value)
-    match [p["type"] for p in parts]:
-        case ["ByteLevel"] if parts[0].get("use_regex", True):
-            return "gpt2"
-        case ["Split", "ByteLevel"] if not parts[1].get("use_regex", True):
-            expression = parts[0].get("pattern", {}).get("Regex")
-            for pattern in PATTERNS.values():
-                if pattern.expression == expression and parts[0].get("behavior") == "Isolated":
-                    return pattern.name
-    _unsupported(path, "pre-tokenizer", value)
+    return find_splits(expressions)
 
 
 def write(parts: Parts) -> dict[str, object]:
@@ -127,12 +133,10 @@ def write(parts: Parts) -> dict[str, object]:
     chars = ["".join(BYTE_TO_CHAR[b] for b in token) for token in parts.tokens]
     vocabulary = {text: i for i, text in enumerate(chars) if text} | dict(parts.special_tokens)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {
-        "type": "Split",
-        "pattern": {"Regex": PATTERNS[parts.pattern].expression},
-        "behavior": "Isolated",
-        "invert": False,
-    }
+    splits = [
+        {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+        for expression in find_pattern(parts.pattern).expressions
+    ]
     return {
         "version": "1.0",
         "truncation": None,
@@ -150,7 +154,7 @@ def write(parts: Parts) -> dict[str, object]:
             for text, token_id in sorted(parts.special_tokens.items(), key=lambda item: item[1])
         ],
         "normalizer": {"type": parts.normalizer} if parts.normalizer else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, byte_level]},
         "post_processor": None,
         "decoder": byte_level,
         "model": {

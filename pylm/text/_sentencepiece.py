@@ -13,6 +13,7 @@ from pylm.errors import InputError
 from pylm.files import atomic_path
 from pylm.text import _sentencepiece_format as sentencepiece_format
 from pylm.text._sentencepiece_format import BYTE, CONTROL, NORMAL, SPACE_MARK, SentencePieceParts
+from pylm.text.patterns import PretokenPattern
 from pylm.text.tokenizer import Tokenizer
 
 
@@ -26,6 +27,7 @@ class SentencePieceTokenizer(Tokenizer):
             InputError: the parts do not fit each other; names the entry.
         """
         self.pattern = "sentencepiece"
+        self._pretoken = PretokenPattern(self.pattern, ())  # the core cuts text by the vocabulary
         self._parts = parts
         self._normalizer = None
         self._special = dict(parts.special_tokens)

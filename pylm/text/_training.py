@@ -44,11 +44,12 @@ def learn_merges(
         raise InputError(f"special_tokens must be different and not empty, got {list(special_tokens)}")
     if min_frequency < 1:
         raise InputError(f"min_frequency must be at least 1, got {min_frequency}")
-    counter = _core.WordCounter(find_pattern(pattern).machine())
+    pretoken = find_pattern(pattern)
+    counter = _core.WordCounter(pretoken.machine() or _core.Pattern("whole"))
     num_texts = 0
     for batch in _text_batches(corpus):
         num_texts += len(batch)
-        counter.add(batch, num_threads=num_threads)
+        counter.add(batch if pretoken.has_machine else pretoken.split_all(batch)[0], num_threads=num_threads)
     if num_texts == 0:
         raise InputError("the corpus to train a tokenizer on holds no text")
     tokens = [b""] * num_special

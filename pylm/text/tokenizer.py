@@ -17,7 +17,7 @@ from pylm.errors import InputError
 from pylm.files import atomic_path
 from pylm.text import _hf_format, _rank_format, _sentencepiece_format
 from pylm.text._training import learn_merges
-from pylm.text.patterns import PATTERNS, find_pattern
+from pylm.text.patterns import PATTERNS, PretokenPattern, find_pattern
 from pylm.text.texts import Texts
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Tokenizer:
         tokens: Sequence[bytes],
         merges: NDArray[np.uint32],
         *,
-        pattern: str,
+        pattern: str | PretokenPattern,
         special_tokens: Mapping[str, int],
         ignore_merges: bool = False,
         normalizer: Literal["NFC"] | None = None,
@@ -69,7 +69,7 @@ class Tokenizer:
         Args:
             tokens: bytes of each id, without special tokens (empty where an id has none).
             merges: uint32 (num_merges, 4) rows of left id, right id, merged id, rank.
-            pattern: name of the pre-tokenization, a key of `PATTERNS`.
+            pattern: the pre-tokenization: a key of `PATTERNS`, or a regular expression, which is slower.
             special_tokens: text to id; ids may lie within or past `tokens`.
             ignore_merges: take a piece that is a token whole before any merge.
             normalizer: Unicode form that text is brought to first.
@@ -77,7 +77,8 @@ class Tokenizer:
         Raises:
             InputError: the parts do not fit each other; names the entry.
         """
-        self.pattern = find_pattern(pattern).name
+        self._pretoken = find_pattern(pattern)
+        self.pattern = self._pretoken.name
         self._tokens = tuple(tokens)
         self._merges = merges
         self._special = dict(special_tokens)
@@ -87,9 +88,9 @@ class Tokenizer:
         self._vocab_size = max(len(self._tokens), *(i + 1 for i in self._special.values()), 0)
         self._core: _core.BpeEncoder | _core.SentencePieceEncoder
         try:
-            self._core = _core.BpeEncoder(
-                self._tokens, merges, PATTERNS[self.pattern].machine(), ignore_merges=ignore_merges
-            )
+            # Pieces of a custom pattern are cut here, and each is a whole text for the core.
+            machine = self._pretoken.machine() or _core.Pattern("whole")
+            self._core = _core.BpeEncoder(self._tokens, merges, machine, ignore_merges=ignore_merges)
         except ValueError as error:
             raise InputError(str(error)) from error
         names = sorted(self._special, key=len, reverse=True)
@@ -108,7 +109,7 @@ class Tokenizer:
         Args:
             path: the file, or a folder with a tokenizer.json or a tokenizer.model. What a tokenizer.model
                 is, ranks (Llama 3) or a model of SentencePiece (Llama 2), shows in its first bytes.
-            pattern: pre-tokenization of a rank file, which does not name it.
+            pattern: pre-tokenization of a rank file, which does not name it; see `PATTERNS`.
             special_tokens: of a rank file, which does not hold them.
 
         Raises:
@@ -171,7 +172,7 @@ class Tokenizer:
         Args:
             corpus: texts, an Arrow string array, or paths of UTF-8 files.
             vocab_size: ids in all: special tokens, 256 bytes, merges.
-            pattern: pre-tokenization, a key of `PATTERNS`.
+            pattern: pre-tokenization: a key of `PATTERNS`, or a regular expression, which is slower.
             special_tokens: get the first ids, in this order.
             min_frequency: pairs seen less often are not merged.
             num_threads: 0 takes all cores; the result does not depend on it.
@@ -206,7 +207,7 @@ class Tokenizer:
         """Hash of all that decides ids: equal for tokenizers that give equal ids."""
         digest = xxhash.xxh3_128()
         for part in (
-            self.pattern,
+            self.pattern if self._pretoken.has_machine else repr(self._pretoken.expressions),
             str(self._ignore_merges),
             str(self._normalizer),
             str(sorted(self._special.items())),
@@ -254,7 +255,10 @@ class Tokenizer:
 
     def encode_ordinary(self, text: str | bytes) -> list[int]:
         """Turn text into ids, special tokens in it being ordinary text. Bytes need not be UTF-8."""
-        return self._core.encode(self._to_bytes(text) if isinstance(text, str) else text)
+        content = self._to_bytes(text) if isinstance(text, str) else text
+        if not self._pretoken.has_machine:
+            return [int(i) for i in self._encode_custom([content], None, 1).ids]
+        return self._core.encode(content)
 
     def encode_batch(
         self,
@@ -285,6 +289,8 @@ class Tokenizer:
             columns = [self._normalize(t) if isinstance(t, str) else t for t in _to_list(texts)]
         elif not hasattr(texts, "__arrow_c_array__") and not hasattr(texts, "__arrow_c_stream__"):
             columns = _to_list(texts)
+        if not self._pretoken.has_machine:
+            return self._encode_custom(_to_list(columns), end_id, num_threads)
         return TokenArray(*self._core.encode_texts(columns, end_id=end_id, num_threads=num_threads))
 
     def encode_files(
@@ -303,13 +309,19 @@ class Tokenizer:
         mark = separator.encode() if isinstance(separator, str) else separator or b""
         arrays = []
         for path in paths:
-            if self._normalizer is None:
+            if self._normalizer is None and self._pretoken.has_machine:
                 arrays.append(TokenArray(*self._core.encode_file(str(path), mark, num_threads=num_threads)))
                 continue
             content = Path(path).read_bytes()
             texts = content.split(mark) if mark else [content]
-            texts = [self._normalize(t.decode("utf-8", "replace")).encode() for t in texts]
-            arrays.append(TokenArray(*self._core.encode_texts(texts, end_id=None, num_threads=num_threads)))
+            if self._normalizer is not None:
+                texts = [self._normalize(t.decode("utf-8", "replace")).encode() for t in texts]
+            if self._pretoken.has_machine:
+                arrays.append(
+                    TokenArray(*self._core.encode_texts(texts, end_id=None, num_threads=num_threads))
+                )
+            else:
+                arrays.append(self._encode_custom(texts, None, num_threads))
         return _join(arrays)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -343,7 +355,7 @@ class Tokenizer:
             _hf_format.Parts(
                 tokens=list(self._tokens),
                 merges=self._merges,
-                pattern=self.pattern,
+                pattern=self._pretoken,
                 special_tokens=self._special,
                 ignore_merges=self._ignore_merges,
                 normalizer=self._normalizer,
@@ -357,7 +369,7 @@ class Tokenizer:
 
     def _encode_part(self, text: str, *, is_first: bool) -> list[int]:
         """Turn what stands between special tokens into ids."""
-        return self._core.encode(self._to_bytes(text))
+        return self.encode_ordinary(text)
 
     def _to_bytes(self, text: str) -> bytes:
         try:
@@ -366,6 +378,16 @@ class Tokenizer:
             raise InputError(
                 f"the text holds a lone surrogate at character {error.start}, which no UTF-8 can express"
             ) from error
+
+    def _encode_custom(self, texts: Sequence[Any], end_id: int | None, num_threads: int) -> TokenArray:
+        """Encode texts whose pattern no machine knows, piece by piece."""
+        pieces, borders = self._pretoken.split_all(texts)
+        ids, offsets = self._core.encode_texts(pieces, end_id=None, num_threads=num_threads)
+        offsets = offsets[borders]
+        if end_id is not None:
+            ids = np.insert(ids, offsets[1:], np.uint32(end_id))
+            offsets = offsets + np.arange(len(offsets))
+        return TokenArray(ids, offsets)
 
     def _normalize(self, text: str) -> str:
         return text if self._normalizer is None else unicodedata.normalize(self._normalizer, text)
