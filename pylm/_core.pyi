@@ -1,6 +1,7 @@
 """C++ core: see the headers in csrc/ for contracts."""
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,49 @@ class BpeEncoder:
         ignore_merges: bool,
     ) -> None: ...
     def encode(self, text: bytes) -> list[int]: ...
+    def encode_texts(
+        self, texts: Texts | Sequence[bytes], *, end_id: int | None, num_threads: int
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...
+    def encode_file(
+        self, path: str, separator: bytes, *, num_threads: int
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...
+
+class _SentencePieceModel(TypedDict):
+    pieces: list[str]
+    scores: NDArray[np.float32]
+    kinds: NDArray[np.uint8]
+    byte_fallback: bool
+    add_dummy_prefix: bool
+    remove_extra_whitespaces: bool
+    escape_whitespaces: bool
+    charsmap: bytes
+
+def read_sentencepiece_model(file: bytes) -> _SentencePieceModel: ...
+def merges_of_scores(
+    pieces: Sequence[str], kinds: NDArray[np.uint8], scores: NDArray[np.float32]
+) -> tuple[NDArray[np.uint32], list[str]]: ...
+
+class SentencePieceEncoder:
+    def __init__(
+        self,
+        pieces: Sequence[str],
+        kinds: NDArray[np.uint8],
+        extra_characters: Sequence[str],
+        merges: NDArray[np.uint32],
+        *,
+        byte_fallback: bool,
+        fuse_unknown: bool,
+        prefix: str,
+        space_is_mark: bool,
+        collapse_spaces: bool,
+        split_words: bool,
+        ignore_merges: bool,
+        charsmap: bytes,
+        simd: bool = True,
+    ) -> None: ...
+    @property
+    def cuts_text(self) -> bool: ...
+    def encode(self, text: bytes, *, with_prefix: bool = True) -> list[int]: ...
     def encode_texts(
         self, texts: Texts | Sequence[bytes], *, end_id: int | None, num_threads: int
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...

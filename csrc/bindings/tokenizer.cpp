@@ -13,6 +13,7 @@
 #include "bindings/arrow.hpp"
 #include "bindings/buffers.hpp"
 #include "bindings/module.hpp"
+#include "bindings/tokens.hpp"
 #include "text/mapped_file.hpp"
 #include "text/unicode.hpp"
 #include "tokenizer/bpe_encode.hpp"
@@ -24,31 +25,6 @@ namespace py = pybind11;
 namespace pylm::bindings {
 
 namespace {
-
-// Hand the ids to NumPy without copying.
-py::array_t<TokenId> to_token_array(TokenBuffer&& ids) {
-    auto owner = std::make_unique<TokenBuffer>(std::move(ids));
-    const TokenId* data = owner->data();
-    const auto size = static_cast<py::ssize_t>(owner->size());
-    py::capsule capsule(owner.get(), [](void* p) { delete static_cast<TokenBuffer*>(p); });
-    owner.release();
-    return py::array_t<TokenId>(size, data, capsule);
-}
-
-py::tuple to_tuple(TokenBatch&& batch) {
-    return py::make_tuple(to_token_array(std::move(batch.ids)), to_array(std::move(batch.offsets)));
-}
-
-// A list of int, as tiktoken gives it.
-py::list to_list(std::span<const TokenId> ids) {
-    py::list list(ids.size());
-    for (std::size_t i = 0; i < ids.size(); ++i) {
-        PyObject* number = PyLong_FromUnsignedLong(ids[i]);
-        if (number == nullptr) throw py::error_already_set();
-        PyList_SET_ITEM(list.ptr(), static_cast<py::ssize_t>(i), number);
-    }
-    return list;
-}
 
 std::string_view name_of(SimdLevel level) noexcept {
     switch (level) {

@@ -1,4 +1,4 @@
-"""Byte-level BPE: text to token ids and back, with the ids of tiktoken and Hugging Face tokenizers."""
+"""BPE: text to token ids and back, with the ids of tiktoken, SentencePiece and Hugging Face tokenizers."""
 
 import json
 import unicodedata
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pylm import _core
 from pylm.errors import InputError
 from pylm.files import atomic_path
-from pylm.text import _hf_format, _rank_format
+from pylm.text import _hf_format, _rank_format, _sentencepiece_format
 from pylm.text._training import learn_merges
 from pylm.text.patterns import PATTERNS, PretokenPattern, find_pattern
 from pylm.text.texts import Texts
@@ -86,6 +86,7 @@ class Tokenizer:
         self._normalizer = normalizer
         self._special_by_id = {v: k for k, v in self._special.items()}
         self._vocab_size = max(len(self._tokens), *(i + 1 for i in self._special.values()), 0)
+        self._core: _core.BpeEncoder | _core.SentencePieceEncoder
         try:
             # Pieces of a custom pattern are cut here, and each is a whole text for the core.
             machine = self._pretoken.machine() or _core.Pattern("whole")
@@ -103,15 +104,16 @@ class Tokenizer:
         pattern: str | None = None,
         special_tokens: Mapping[str, int] | None = None,
     ) -> "Tokenizer":
-        """Read a tokenizer.json, a .tiktoken rank file, or a Hugging Face model folder.
+        """Read a tokenizer.json, a rank file, a SentencePiece model, or a Hugging Face model folder.
 
         Args:
-            path: the file, or a folder with a tokenizer.json.
+            path: the file, or a folder with a tokenizer.json or a tokenizer.model. What a tokenizer.model
+                is, ranks (Llama 3) or a model of SentencePiece (Llama 2), shows in its first bytes.
             pattern: pre-tokenization of a rank file, which does not name it; see `PATTERNS`.
             special_tokens: of a rank file, which does not hold them.
 
         Raises:
-            InputError: no such file, a damaged entry, or a feature that is not byte-level BPE.
+            InputError: no such file, a damaged entry, or a feature that cannot be reproduced exactly.
 
         Example:
             >>> Tokenizer.load("cl100k_base.tiktoken", pattern="cl100k").encode("hello world")
@@ -119,12 +121,18 @@ class Tokenizer:
         """
         path = Path(path)
         if path.is_dir():
-            path = path / "tokenizer.json"
+            has_model = not (path / "tokenizer.json").exists() and (path / "tokenizer.model").exists()
+            path = path / ("tokenizer.model" if has_model else "tokenizer.json")
         if not path.is_file():
             raise InputError(
-                f"no tokenizer at {path}; expected a tokenizer.json, a .tiktoken file or a folder"
+                f"no tokenizer at {path}; expected a tokenizer.json, a tokenizer.model, a .tiktoken file or "
+                "a folder"
             )
-        if path.suffix == ".tiktoken":
+        if _sentencepiece_format.is_for(path):
+            from pylm.text._sentencepiece import SentencePieceTokenizer  # it derives from this class
+
+            return SentencePieceTokenizer(_sentencepiece_format.read(path))
+        if path.suffix in (".tiktoken", ".model"):
             if pattern is None:
                 raise InputError(
                     f"{path}: a rank file does not name its pattern; give pattern=, one of "
@@ -240,23 +248,17 @@ class Tokenizer:
                     f"the text holds the special token {name!r} at character {match.start()}; pass "
                     f"allowed_special={{{name!r}}} to encode it as one, or use encode_ordinary for text"
                 )
-            ids += self.encode_ordinary(text[start : match.start()])
+            ids += self._encode_part(text[start : match.start()], is_first=start == 0)
             ids.append(self._special[name])
             start = match.end()
-        return ids + self.encode_ordinary(text[start:]) if start else self.encode_ordinary(text)
+        return ids + self._encode_part(text[start:], is_first=start == 0)
 
     def encode_ordinary(self, text: str | bytes) -> list[int]:
         """Turn text into ids, special tokens in it being ordinary text. Bytes need not be UTF-8."""
-        if isinstance(text, str):
-            try:
-                text = self._normalize(text).encode()
-            except UnicodeEncodeError as error:
-                raise InputError(
-                    f"the text holds a lone surrogate at character {error.start}, which no UTF-8 can express"
-                ) from error
+        content = self._to_bytes(text) if isinstance(text, str) else text
         if not self._pretoken.has_machine:
-            return [int(i) for i in self._encode_custom([text], None, 1).ids]
-        return self._core.encode(text)
+            return [int(i) for i in self._encode_custom([content], None, 1).ids]
+        return self._core.encode(content)
 
     def encode_batch(
         self,
@@ -364,6 +366,18 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, pattern={self.pattern!r})"
+
+    def _encode_part(self, text: str, *, is_first: bool) -> list[int]:
+        """Turn what stands between special tokens into ids."""
+        return self.encode_ordinary(text)
+
+    def _to_bytes(self, text: str) -> bytes:
+        try:
+            return self._normalize(text).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the text holds a lone surrogate at character {error.start}, which no UTF-8 can express"
+            ) from error
 
     def _encode_custom(self, texts: Sequence[Any], end_id: int | None, num_threads: int) -> TokenArray:
         """Encode texts whose pattern no machine knows, piece by piece."""

@@ -51,6 +51,7 @@ void test_parallel();
 void test_arrow();
 void test_pretokenize();
 void test_tokenizer();
+void test_sentencepiece();
 void test_dedup();
 void test_signals();
 

@@ -13,6 +13,7 @@ int main(int argc, char** argv) {
     const std::vector<std::pair<std::string_view, void (*)()>> tests = {
         {"parallel", test_parallel},   {"arrow", test_arrow}, {"pretokenize", test_pretokenize},
         {"tokenizer", test_tokenizer}, {"dedup", test_dedup}, {"signals", test_signals},
+        {"sentencepiece", test_sentencepiece},
     };
     const std::vector<std::string_view> wanted(argv + 1, argv + argc);
     int failed = 0;
