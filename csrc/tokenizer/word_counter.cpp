@@ -1,0 +1,205 @@
+#include "tokenizer/word_counter.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <fstream>
+#include <stdexcept>
+#include <thread>
+
+#include "parallel.hpp"
+#include "text/unicode.hpp"
+
+namespace pylm {
+
+namespace {
+
+constexpr std::size_t kPartBytes = 1 << 19;      // what a thread takes at a time
+constexpr std::size_t kRoundBytes = 8 << 20;     // a thread's share between two checks
+constexpr std::size_t kPiecesBetweenChecks = 1 << 20;
+
+bool is_ascii_letter(char c) noexcept { return static_cast<unsigned char>((c | 0x20) - 'a') < 26; }
+
+// Class of the character that ends before `end`; kSpace where that is unclear.
+CharClass class_before(std::string_view text, std::size_t end) noexcept {
+    for (std::size_t size = 1; size <= std::min<std::size_t>(4, end); ++size) {
+        const Decoded decoded = decode_utf8(text, end - size);
+        if (decoded.size == size && (size > 1 || decoded.point < 0x80)) return classify(decoded.point);
+    }
+    return kSpace;
+}
+
+// Last safe cut of the text after its start, or 0.
+std::size_t find_last_safe_cut(std::string_view text) noexcept {
+    for (std::size_t step = 4096;; step *= 4) {
+        std::size_t from = text.size() > step ? text.size() - step : 1;
+        std::size_t last = 0;
+        for (std::size_t cut = find_safe_cut(text, from); cut < text.size(); cut = find_safe_cut(text, cut + 1))
+            last = cut;
+        if (last > 0 || from == 1) return last;
+    }
+}
+
+}  // namespace
+
+std::size_t find_safe_cut(std::string_view text, std::size_t from) noexcept {
+    for (std::size_t i = std::max<std::size_t>(from, 1); i + 1 < text.size(); ++i) {
+        if (text[i] == ' ' && is_ascii_letter(text[i - 1]) && is_ascii_letter(text[i + 1])) return i;
+        if (text[i - 1] == '\n' && i >= 2 && classify(decode_utf8(text, i).point) == kLetter &&
+            class_before(text, i - 1) != kSpace)
+            return i;
+    }
+    return text.size();
+}
+
+void WordCounter::count_text(WordTable& table, std::string_view text,
+                             const std::function<void()>* check) const {
+    // The one place that knows how pieces are found.
+    Pretokenizer pieces(pattern_, text);
+    const char* const end = text.data() + text.size();
+    std::size_t until_check = kPiecesBetweenChecks;
+    for (std::string_view piece = pieces.next(); !piece.empty(); piece = pieces.next()) {
+        table.add(piece, end, 1);
+        if (--until_check == 0) {
+            until_check = kPiecesBetweenChecks;
+            if (check != nullptr) (*check)();
+        }
+    }
+}
+
+void WordCounter::add(std::span<const std::string_view> texts, unsigned num_threads,
+                      const std::function<void()>& check) {
+    std::vector<std::string_view> parts;
+    const std::size_t round = kRoundBytes * resolve_threads(num_threads);
+    std::size_t bytes = 0;
+    const auto flush = [&] {
+        add_parts(parts, num_threads, check);
+        parts.clear();
+        bytes = 0;
+    };
+    for (const std::string_view text : texts) {
+        for (std::size_t start = 0; start < text.size();) {
+            const std::string_view rest = text.substr(start);
+            const std::size_t size = rest.size() <= kPartBytes ? rest.size() : find_safe_cut(rest, kPartBytes);
+            parts.push_back(rest.substr(0, size));
+            start += size;
+            bytes += size;
+            if (bytes >= round) flush();
+        }
+    }
+    flush();
+}
+
+void WordCounter::add_parts(std::span<const std::string_view> parts, unsigned num_threads,
+                            const std::function<void()>& check) {
+    std::vector<std::size_t> borders{0};
+    std::size_t bytes = 0;
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+        bytes += parts[i].size();
+        if (bytes >= kPartBytes || i + 1 == parts.size()) {
+            borders.push_back(i + 1);
+            bytes = 0;
+        }
+    }
+    const std::size_t num_tasks = borders.size() - 1;
+    const std::size_t num_workers = std::min<std::size_t>(resolve_threads(num_threads), num_tasks);
+    num_threads_ = std::max(num_threads_, static_cast<unsigned>(num_workers));
+    if (tables_.size() < num_workers) tables_.resize(num_workers);
+    std::atomic<std::size_t> next{0};
+    const std::thread::id caller = std::this_thread::get_id();
+    parallel_for(num_workers, num_threads, [&](std::size_t worker) {
+        const auto* own = check && std::this_thread::get_id() == caller ? &check : nullptr;
+        // Which thread counts which part makes no difference to the sums.
+        for (std::size_t task = next.fetch_add(1); task < num_tasks; task = next.fetch_add(1)) {
+            for (std::size_t i = borders[task]; i < borders[task + 1]; ++i)
+                count_text(tables_[worker], parts[i], own);
+        }
+    });
+    if (check) check();
+}
+
+std::uint64_t WordCounter::add_file(const std::string& path, std::uint64_t offset, std::size_t max_bytes,
+                                    const FileFormat& format, unsigned num_threads,
+                                    const std::function<void()>& check) {
+    std::ifstream file(path, std::ios::binary);
+    if (!file.seekg(static_cast<std::streamoff>(offset)))
+        throw std::runtime_error(path + ": cannot be opened at byte " + std::to_string(offset));
+    const std::string& mark = format.separator;
+    std::size_t size = 0;
+    std::size_t scanned = 0;  // up to here separators have been looked for
+    std::size_t start = 0;    // of the text that has not ended yet
+    std::vector<std::string_view> texts;
+    std::vector<std::pair<std::size_t, std::size_t>> ranges;
+    for (std::size_t wanted = std::max<std::size_t>(max_bytes, 1);; wanted *= 2) {
+        if (buffer_.size() < wanted) buffer_.resize(wanted);
+        file.read(buffer_.data() + size, static_cast<std::streamsize>(wanted - size));
+        size += static_cast<std::size_t>(file.gcount());
+        if (file.bad()) throw std::runtime_error(path + ": reading failed after byte " + std::to_string(offset));
+        const bool at_end = size < wanted;
+        const std::string_view read(buffer_.data(), size);
+        if (mark.empty()) {
+            const std::size_t cut = at_end ? size : find_last_safe_cut(read);
+            if (cut == 0 && !at_end) continue;
+            ranges.emplace_back(0, cut);
+            start = cut;
+        } else {
+            for (std::size_t at = read.find(mark, scanned); at != std::string_view::npos;
+                 at = read.find(mark, start)) {
+                ranges.emplace_back(start, at + (format.keep_separator ? mark.size() : 0));
+                start = at + mark.size();
+            }
+            scanned = std::max(start, size - std::min(size, mark.size() - 1));
+            if (at_end) {
+                ranges.emplace_back(start, size);
+                start = size;
+            }
+            if (start == 0 && !at_end) continue;
+        }
+        break;
+    }
+    texts.reserve(ranges.size());
+    for (const auto& [begin, end] : ranges) texts.emplace_back(buffer_.data() + begin, end - begin);
+    add(texts, num_threads, check);
+    return offset + start;
+}
+
+void WordCounter::add_word(std::string_view word, std::uint64_t count) {
+    tables_[0].add(word, word.data() + word.size(), count);
+}
+
+void WordCounter::gather() {
+    if (tables_.size() == 1) return;
+    parallel_for(WordTable::kShards, num_threads_, [&](std::size_t i) {
+        for (std::size_t t = 1; t < tables_.size(); ++t) {
+            tables_[0].shard(i).add_all(tables_[t].shard(i));
+            tables_[t].shard(i) = WordShard();
+        }
+    });
+    tables_.resize(1);
+}
+
+std::size_t WordCounter::num_words() {
+    gather();
+    std::size_t sum = 0;
+    for (std::size_t i = 0; i < WordTable::kShards; ++i) sum += tables_[0].shard(i).size();
+    return sum;
+}
+
+void WordCounter::visit(const WordVisit& call, bool release) {
+    gather();
+    if (release) buffer_ = std::vector<char>();
+    for (std::size_t i = 0; i < WordTable::kShards; ++i) {
+        tables_[0].shard(i).visit(
+            [&](std::string_view word, std::uint64_t, std::uint64_t count) { call(word, count); });
+        if (release) tables_[0].shard(i) = WordShard();
+    }
+}
+
+std::vector<std::pair<std::string, std::uint64_t>> WordCounter::sorted() {
+    std::vector<std::pair<std::string, std::uint64_t>> words;
+    words.reserve(num_words());
+    visit([&](std::string_view word, std::uint64_t count) { words.emplace_back(word, count); });
+    std::sort(words.begin(), words.end());
+    return words;
+}
+
+}  // namespace pylm

@@ -1,0 +1,46 @@
+#include "tokenizer/word_table.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace pylm {
+
+WordShard::Slot* WordShard::claim(Slot* slot, std::uint64_t hash, Key key) {
+    if (4 * (used_ + 1) > 3 * slots_.size()) {
+        grow();
+        slot = find(hash, [](const Slot&) { return false; });
+    }
+    ++used_;
+    slot->low = key.low;
+    slot->high = key.high;
+    return slot;
+}
+
+void WordShard::grow() {
+    std::vector<Slot> old(2 * slots_.size());
+    old.swap(slots_);
+    for (const Slot& slot : old) {
+        if (slot.count == 0) continue;
+        const std::uint64_t hash =
+            is_long(slot) ? hash_bytes(in_arena(slot.low)) : hash_key({slot.low, slot.high});
+        *find(hash, [](const Slot&) { return false; }) = slot;
+    }
+}
+
+std::uint64_t WordShard::keep(std::string_view word) {
+    const std::uint64_t size = word.size();
+    const std::size_t needed = sizeof size + word.size();
+    if (chunks_.empty() || chunk_used_ + needed > kChunkBytes) {
+        // A word that no chunk would hold gets one of its own; the next word opens a new one.
+        chunks_.push_back(std::make_unique_for_overwrite<char[]>(std::max(needed, kChunkBytes)));
+        chunk_used_ = 0;
+    }
+    char* data = chunks_.back().get() + chunk_used_;
+    std::memcpy(data, &size, sizeof size);
+    std::memcpy(data + sizeof size, word.data(), word.size());
+    const std::uint64_t place = (static_cast<std::uint64_t>(chunks_.size() - 1) << 32) | chunk_used_;
+    chunk_used_ += needed;
+    return place;
+}
+
+}  // namespace pylm
