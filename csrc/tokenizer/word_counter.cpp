@@ -39,6 +39,19 @@ std::size_t find_last_safe_cut(std::string_view text) noexcept {
     }
 }
 
+// End of the first text that ends at or after kPartBytes from `start`, its separator included. Separators count
+// from left to right, as they may overlap themselves; those of one byte do not, so what lies between is skipped.
+std::size_t end_of_text(std::string_view texts, std::size_t start, std::string_view mark) noexcept {
+    const std::size_t least = start + kPartBytes;
+    std::size_t end = mark.size() == 1 ? least : start;
+    do {
+        const std::size_t at = texts.find(mark, end);
+        if (at == texts.npos) return texts.size();
+        end = at + mark.size();
+    } while (end < least);
+    return end;
+}
+
 }  // namespace
 
 std::size_t find_safe_cut(std::string_view text, std::size_t from) noexcept {
@@ -51,11 +64,10 @@ std::size_t find_safe_cut(std::string_view text, std::size_t from) noexcept {
     return text.size();
 }
 
-void WordCounter::count_text(WordTable& table, std::string_view text,
+void WordCounter::count_text(WordTable& table, std::string_view text, const char* end,
                              const std::function<void()>* check) const {
     // The one place that knows how pieces are found.
     Pretokenizer pieces(pattern_, text);
-    const char* const end = text.data() + text.size();
     std::size_t until_check = kPiecesBetweenChecks;
     for (std::string_view piece = pieces.next(); !piece.empty(); piece = pieces.next()) {
         table.add(piece, end, 1);
@@ -66,31 +78,43 @@ void WordCounter::count_text(WordTable& table, std::string_view text,
     }
 }
 
+void WordCounter::count_texts(WordTable& table, std::string_view texts, const FileFormat& format,
+                              const std::function<void()>* check) const {
+    const char* const end = texts.data() + texts.size();
+    const std::string& mark = format.separator;
+    if (mark.empty()) return count_text(table, texts, end, check);
+    for (std::size_t start = 0; start < texts.size();) {
+        const std::size_t at = std::min(texts.find(mark, start), texts.size());
+        const std::size_t next = std::min(at + mark.size(), texts.size());
+        count_text(table, texts.substr(start, (format.keep_separator ? next : at) - start), end, check);
+        start = next;
+    }
+}
+
 void WordCounter::add(std::span<const std::string_view> texts, unsigned num_threads,
                       const std::function<void()>& check) {
     std::vector<std::string_view> parts;
     const std::size_t round = kRoundBytes * resolve_threads(num_threads);
     std::size_t bytes = 0;
     const auto flush = [&] {
-        add_parts(parts, num_threads, check);
+        add_parts(parts, {}, num_threads, check);
         parts.clear();
         bytes = 0;
     };
     for (const std::string_view text : texts) {
         for (std::size_t start = 0; start < text.size();) {
-            const std::string_view rest = text.substr(start);
-            const std::size_t size = rest.size() <= kPartBytes ? rest.size() : find_safe_cut(rest, kPartBytes);
-            parts.push_back(rest.substr(0, size));
-            start += size;
-            bytes += size;
+            const std::size_t end = find_safe_cut(text, start + kPartBytes);
+            parts.push_back(text.substr(start, end - start));
+            bytes += end - start;
+            start = end;
             if (bytes >= round) flush();
         }
     }
     flush();
 }
 
-void WordCounter::add_parts(std::span<const std::string_view> parts, unsigned num_threads,
-                            const std::function<void()>& check) {
+void WordCounter::add_parts(std::span<const std::string_view> parts, const FileFormat& format,
+                            unsigned num_threads, const std::function<void()>& check) {
     std::vector<std::size_t> borders{0};
     std::size_t bytes = 0;
     for (std::size_t i = 0; i < parts.size(); ++i) {
@@ -102,7 +126,6 @@ void WordCounter::add_parts(std::span<const std::string_view> parts, unsigned nu
     }
     const std::size_t num_tasks = borders.size() - 1;
     const std::size_t num_workers = std::min<std::size_t>(resolve_threads(num_threads), num_tasks);
-    num_threads_ = std::max(num_threads_, static_cast<unsigned>(num_workers));
     if (tables_.size() < num_workers) tables_.resize(num_workers);
     std::atomic<std::size_t> next{0};
     const std::thread::id caller = std::this_thread::get_id();
@@ -111,7 +134,7 @@ void WordCounter::add_parts(std::span<const std::string_view> parts, unsigned nu
         // Which thread counts which part makes no difference to the sums.
         for (std::size_t task = next.fetch_add(1); task < num_tasks; task = next.fetch_add(1)) {
             for (std::size_t i = borders[task]; i < borders[task + 1]; ++i)
-                count_text(tables_[worker], parts[i], own);
+                count_texts(tables_[worker], parts[i], format, own);
         }
     });
     if (check) check();
@@ -124,41 +147,45 @@ std::uint64_t WordCounter::add_file(const std::string& path, std::uint64_t offse
     if (!file.seekg(static_cast<std::streamoff>(offset)))
         throw std::runtime_error(path + ": cannot be opened at byte " + std::to_string(offset));
     const std::string& mark = format.separator;
+    std::vector<std::string_view> parts;
     std::size_t size = 0;
+    std::size_t start = 0;    // of the part that has not ended yet
     std::size_t scanned = 0;  // up to here separators have been looked for
-    std::size_t start = 0;    // of the text that has not ended yet
-    std::vector<std::string_view> texts;
-    std::vector<std::pair<std::size_t, std::size_t>> ranges;
     for (std::size_t wanted = std::max<std::size_t>(max_bytes, 1);; wanted *= 2) {
         if (buffer_.size() < wanted) buffer_.resize(wanted);
         file.read(buffer_.data() + size, static_cast<std::streamsize>(wanted - size));
         size += static_cast<std::size_t>(file.gcount());
         if (file.bad()) throw std::runtime_error(path + ": reading failed after byte " + std::to_string(offset));
         const bool at_end = size < wanted;
+        std::size_t end = size;  // of the last text that is whole
         const std::string_view read(buffer_.data(), size);
-        if (mark.empty()) {
-            const std::size_t cut = at_end ? size : find_last_safe_cut(read);
-            if (cut == 0 && !at_end) continue;
-            ranges.emplace_back(0, cut);
-            start = cut;
-        } else {
-            for (std::size_t at = read.find(mark, scanned); at != std::string_view::npos;
-                 at = read.find(mark, start)) {
-                ranges.emplace_back(start, at + (format.keep_separator ? mark.size() : 0));
-                start = at + mark.size();
+        if (!at_end) {
+            if (mark.empty()) {
+                end = find_last_safe_cut(read);
+            } else if (mark.size() == 1) {
+                const std::size_t last = read.rfind(mark);
+                end = last == read.npos ? 0 : last + 1;
+            } else {
+                // From left to right, since separators such as two line feeds may overlap.
+                end = 0;
+                for (std::size_t at = read.find(mark, scanned); at != read.npos; at = read.find(mark, end))
+                    end = at + mark.size();
+                scanned = std::max(end, size - std::min(size, mark.size() - 1));
             }
-            scanned = std::max(start, size - std::min(size, mark.size() - 1));
-            if (at_end) {
-                ranges.emplace_back(start, size);
-                start = size;
+            if (end == 0) continue;  // longer than what has been read
+        }
+        while (start < end) {
+            std::size_t next = end;
+            if (end - start > kPartBytes) {
+                next = mark.empty() ? find_safe_cut(read.substr(0, end), start + kPartBytes)
+                                    : end_of_text(read.substr(0, end), start, mark);
             }
-            if (start == 0 && !at_end) continue;
+            parts.push_back(read.substr(start, next - start));
+            start = next;
         }
         break;
     }
-    texts.reserve(ranges.size());
-    for (const auto& [begin, end] : ranges) texts.emplace_back(buffer_.data() + begin, end - begin);
-    add(texts, num_threads, check);
+    add_parts(parts, format, num_threads, check);
     return offset + start;
 }
 
@@ -168,7 +195,7 @@ void WordCounter::add_word(std::string_view word, std::uint64_t count) {
 
 void WordCounter::gather() {
     if (tables_.size() == 1) return;
-    parallel_for(WordTable::kShards, num_threads_, [&](std::size_t i) {
+    parallel_for(WordTable::kShards, static_cast<unsigned>(tables_.size()), [&](std::size_t i) {
         for (std::size_t t = 1; t < tables_.size(); ++t) {
             tables_[0].shard(i).add_all(tables_[t].shard(i));
             tables_[t].shard(i) = WordShard();

@@ -61,14 +61,16 @@ public:
     std::vector<std::pair<std::string, std::uint64_t>> sorted();
 
 private:
-    void count_text(WordTable& table, std::string_view text, const std::function<void()>* check) const;
-    void add_parts(std::span<const std::string_view> parts, unsigned num_threads,
+    void count_text(WordTable& table, std::string_view text, const char* end,
+                    const std::function<void()>* check) const;
+    void count_texts(WordTable& table, std::string_view texts, const FileFormat& format,
+                     const std::function<void()>* check) const;
+    void add_parts(std::span<const std::string_view> parts, const FileFormat& format, unsigned num_threads,
                    const std::function<void()>& check);
     void gather();
 
     Pattern pattern_;
     std::vector<WordTable> tables_;  // one a thread; empty but for the first one after gather()
-    unsigned num_threads_ = 1;
     std::vector<char> buffer_;  // of the file being read
 };
 

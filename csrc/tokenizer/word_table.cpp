@@ -1,29 +1,28 @@
 #include "tokenizer/word_table.hpp"
 
 #include <algorithm>
-#include <utility>
 
 namespace pylm {
 
-WordShard::Slot* WordShard::claim(Slot* slot, std::uint64_t hash, Key key) {
-    if (4 * (used_ + 1) > 3 * slots_.size()) {
-        grow();
-        slot = find(hash, [](const Slot&) { return false; });
-    }
+void WordShard::claim(std::uint64_t hash, Key key, std::uint64_t count) {
+    if (4 * (used_ + 1) > 3 * slots_.size()) grow();
     ++used_;
-    slot->low = key.low;
-    slot->high = key.high;
-    return slot;
+    put(hash, {key.low, key.high, count});
+}
+
+void WordShard::put(std::uint64_t hash, const Slot& slot) noexcept {
+    std::size_t i = hash & mask_;
+    while (slots_[i].count != 0) i = (i + 1) & mask_;
+    slots_[i] = slot;
 }
 
 void WordShard::grow() {
     std::vector<Slot> old(2 * slots_.size());
     old.swap(slots_);
+    mask_ = slots_.size() - 1;
     for (const Slot& slot : old) {
         if (slot.count == 0) continue;
-        const std::uint64_t hash =
-            is_long(slot) ? hash_bytes(in_arena(slot.low)) : hash_key({slot.low, slot.high});
-        *find(hash, [](const Slot&) { return false; }) = slot;
+        put(is_long(slot) ? hash_bytes(in_arena(slot.low)) : hash_key({slot.low, slot.high}), slot);
     }
 }
 

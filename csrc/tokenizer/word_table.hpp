@@ -8,6 +8,7 @@
 #include <cstring>
 #include <memory>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "text/hash.hpp"
@@ -29,19 +30,21 @@ public:
         std::uint64_t high = 0;
     };
 
+    WordShard() : slots_(kFirstSlots) {}
+
     // Add to the count of a short word. O(1).
     void add_short(Key key, std::uint64_t hash, std::uint64_t count) {
-        Slot* slot = find(hash, [&](const Slot& s) { return s.low == key.low && s.high == key.high; });
-        if (slot->count == 0) slot = claim(slot, hash, key);
-        slot->count += count;
+        const auto equal = [&](const Slot& slot) {
+            return ((slot.low ^ key.low) | (slot.high ^ key.high)) == 0;
+        };
+        if (!add_to(hash, count, equal)) claim(hash, key, count);
     }
 
     // Add to the count of a word of more than kInline bytes.
     void add_long(std::string_view word, std::uint64_t hash, std::uint64_t count) {
         const std::uint64_t high = kLong | (hash >> 8);
-        Slot* slot = find(hash, [&](const Slot& s) { return s.high == high && in_arena(s.low) == word; });
-        if (slot->count == 0) slot = claim(slot, hash, {keep(word), high});
-        slot->count += count;
+        const auto equal = [&](const Slot& slot) { return slot.high == high && in_arena(slot.low) == word; };
+        if (!add_to(hash, count, equal)) claim(hash, {keep(word), high}, count);
     }
 
     // Call visit(word, hash, count) for every word. Views live as long as the call.
@@ -99,17 +102,28 @@ private:
 
     static bool is_long(const Slot& slot) noexcept { return (slot.high & kLong) == kLong; }
 
-    // The slot of the word that `equal` knows, or the free one where it belongs.
+    // Add to the count of the word that `equal` knows; false where it is not there. A word that is met behind a
+    // rarer one takes its place, which keeps both within reach: so the frequent ones are found at once.
     template <typename Equal>
-    Slot* find(std::uint64_t hash, Equal&& equal) {
-        if (slots_.empty()) slots_.resize(kFirstSlots);
-        const std::size_t mask = slots_.size() - 1;
-        std::size_t i = hash & mask;
-        while (slots_[i].count != 0 && !equal(slots_[i])) i = (i + 1) & mask;
-        return &slots_[i];
+    bool add_to(std::uint64_t hash, std::uint64_t count, Equal&& equal) noexcept {
+        Slot* const slots = slots_.data();
+        const std::size_t first = hash & mask_;
+        if (equal(slots[first])) [[likely]] {  // never true of a free slot: no key has the length 0
+            slots[first].count += count;
+            return true;
+        }
+        for (std::size_t i = first; slots[i].count != 0;) {
+            i = (i + 1) & mask_;
+            if (!equal(slots[i])) continue;
+            slots[i].count += count;
+            if (slots[i].count > slots[first].count) std::swap(slots[i], slots[first]);
+            return true;
+        }
+        return false;
     }
 
-    Slot* claim(Slot* slot, std::uint64_t hash, Key key);
+    void claim(std::uint64_t hash, Key key, std::uint64_t count);
+    void put(std::uint64_t hash, const Slot& slot) noexcept;
     void grow();
     std::uint64_t keep(std::string_view word);
 
@@ -121,6 +135,7 @@ private:
     }
 
     std::vector<Slot> slots_;
+    std::size_t mask_ = kFirstSlots - 1;
     std::size_t used_ = 0;
     std::vector<std::unique_ptr<char[]>> chunks_;  // a place is chunk << 32 | offset
     std::size_t chunk_used_ = kChunkBytes;
@@ -149,23 +164,25 @@ public:
     const WordShard& shard(std::size_t index) const noexcept { return shards_[index]; }
 
 private:
+    // What of the 16 bytes from its start belongs to a word, by its size.
+    static constexpr auto kMasks = [] {
+        std::array<WordShard::Key, WordShard::kInline + 1> masks{};
+        for (std::size_t size = 0; size < masks.size(); ++size) {
+            masks[size].low = size >= 8 ? ~std::uint64_t{0} : (std::uint64_t{1} << (8 * size)) - 1;
+            masks[size].high = size <= 8 ? 0 : (std::uint64_t{1} << (8 * (size - 8))) - 1;
+        }
+        return masks;
+    }();
+
     static WordShard::Key make_key(std::string_view word, const char* end) noexcept {
         static_assert(std::endian::native == std::endian::little, "lengths lie in the last byte of a key");
-        constexpr auto masks = [] {
-            std::array<WordShard::Key, WordShard::kInline + 1> made{};
-            for (std::size_t size = 0; size < made.size(); ++size) {
-                made[size].low = size >= 8 ? ~std::uint64_t{0} : (std::uint64_t{1} << (8 * size)) - 1;
-                made[size].high = size <= 8 ? 0 : (std::uint64_t{1} << (8 * (size - 8))) - 1;
-            }
-            return made;
-        }();
         std::array<std::uint64_t, 2> bytes{};
         if (end - word.data() >= 16) [[likely]] {
             std::memcpy(bytes.data(), word.data(), 16);
         } else {
             std::memcpy(bytes.data(), word.data(), word.size());
         }
-        const WordShard::Key& mask = masks[word.size()];
+        const WordShard::Key& mask = kMasks[word.size()];
         return {bytes[0] & mask.low,
                 (bytes[1] & mask.high) | (static_cast<std::uint64_t>(word.size()) << 56)};
     }
