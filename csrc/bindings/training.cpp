@@ -117,6 +117,11 @@ void bind_training(py::module_& module) {
                  const py::gil_scoped_release release;
                  return counter.num_words();
              })
+        .def("byte_counts",
+             [](WordCounter& counter) {
+                 const py::gil_scoped_release release;
+                 return counter.byte_counts();
+             })
         .def(
             "train",
             [](WordCounter& counter, std::size_t num_tokens, std::uint64_t min_frequency,

@@ -211,6 +211,14 @@ std::size_t WordCounter::num_words() {
     return sum;
 }
 
+std::array<std::uint64_t, 256> WordCounter::byte_counts() {
+    std::array<std::uint64_t, 256> counts{};
+    visit([&](std::string_view word, std::uint64_t count) {
+        for (const char byte : word) counts[static_cast<std::uint8_t>(byte)] += count;
+    });
+    return counts;
+}
+
 void WordCounter::visit(const WordVisit& call, bool release) {
     gather();
     if (release) buffer_ = std::vector<char>();

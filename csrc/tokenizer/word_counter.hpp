@@ -1,6 +1,7 @@
 // Counting the pieces of texts and files: the first half of training, and all that it keeps of a corpus.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -54,6 +55,8 @@ public:
     void add_word(std::string_view word, std::uint64_t count);
 
     std::size_t num_words();
+    // How often each byte occurs, in all occurrences of all words.
+    std::array<std::uint64_t, 256> byte_counts();
     // Visit all words; with `release`, memory is given back on the way and the counter is empty afterwards.
     void visit(const WordVisit& call, bool release = false);
 

@@ -16,9 +16,10 @@ from pylm import _core
 from pylm.errors import InputError
 from pylm.files import atomic_path
 from pylm.text import _hf_format, _rank_format
-from pylm.text._training import learn_merges
+from pylm.text._training import Ties, TrainingProgress, count_corpus, learn_merges
 from pylm.text.patterns import PATTERNS, find_pattern
 from pylm.text.texts import arrow_chunks
+from pylm.text.word_counter import TextBatches, WordCounter
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -150,38 +151,79 @@ class Tokenizer:
     @classmethod
     def train(
         cls,
-        corpus: "Iterable[str] | Iterable[Path] | pa.Array | pa.ChunkedArray",
+        corpus: TextBatches | WordCounter,
         *,
         vocab_size: int,
         pattern: str = "cl100k",
         special_tokens: Sequence[str] = (),
         min_frequency: int = 2,
+        max_token_length: int | None = None,
+        limit_alphabet: int | None = None,
+        initial_alphabet: bytes = b"",
+        ties: Ties = "hf",
+        separator: str | bytes | None = None,
+        keep_separator: bool = False,
+        counts: str | Path | None = None,
+        progress: TrainingProgress | None = None,
         num_threads: int = 0,
     ) -> "Tokenizer":
         """Learn a vocabulary: the merges of Hugging Face's `BpeTrainer`, ties included.
 
         Args:
-            corpus: texts, an Arrow string array, or paths of UTF-8 files.
+            corpus: texts, Arrow string arrays, paths of UTF-8 files, or what a `WordCounter` has counted, with
+                its pattern. Read a part at a time: memory grows with the different pieces only.
             vocab_size: ids in all: special tokens, 256 bytes, merges.
             pattern: pre-tokenization, a key of `PATTERNS`.
-            special_tokens: get the first ids, in this order.
+            special_tokens: get the first ids, in this order. A merge that arrives at the text of one takes its
+                id, as in Hugging Face's trainer.
             min_frequency: pairs seen less often are not merged.
+            max_token_length: tokens that merges of merges make have fewer bytes than this (Hugging Face's bound
+                is exclusive, and it lets two bytes pass).
+            limit_alphabet: merges hold only this many bytes, the most frequent; the others are left out of
+                words, as in Hugging Face's trainer, but keep their ids, so that any text can be encoded.
+            initial_alphabet: bytes that `limit_alphabet` never leaves out.
+            ties: which of equally frequent pairs is merged first: "hf" takes the smallest ids, "lexicographic"
+                the greatest bytes, as the CS336 reference does.
+            separator: texts in files end here; without it a file is one text.
+            keep_separator: the separator belongs to the text before it.
+            counts: file for the counts of a corpus of paths, written as counting goes on; where it exists,
+                counting continues from it.
+            progress: called now and then with "count" and bytes, then "merge" and tokens: done, in all (None
+                where unknown).
             num_threads: 0 takes all cores; the result does not depend on it.
 
         Raises:
             InputError: a vocabulary too small for bytes and special tokens, an unknown pattern, a corpus
-                without text.
+                without text, a file that cannot be read, an option out of range.
+
+        Example:
+            >>> Tokenizer.train(["low lower lowest"], vocab_size=260, pattern="gpt2").decode([256, 257])
+            'lolow'
         """
-        tokens, merges = learn_merges(
+        counter = count_corpus(
             corpus,
-            vocab_size=vocab_size,
             pattern=pattern,
+            separator=separator,
+            keep_separator=keep_separator,
+            counts=counts,
+            num_threads=num_threads,
+            progress=progress,
+        )
+        tokens, merges = learn_merges(
+            counter,
+            vocab_size=vocab_size,
             special_tokens=special_tokens,
             min_frequency=min_frequency,
+            limit_alphabet=limit_alphabet,
+            initial_alphabet=initial_alphabet,
+            max_token_length=max_token_length,
+            ties=ties,
             num_threads=num_threads,
+            progress=progress,
+            release=counter is not corpus,
         )
         special = {text: i for i, text in enumerate(special_tokens)}
-        return cls(tokens, merges, pattern=pattern, special_tokens=special)
+        return cls(tokens, merges, pattern=counter.pattern, special_tokens=special)
 
     @property
     def vocab_size(self) -> int:
