@@ -7,15 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "tokenizer/pair_queue.hpp"
 #include "tokenizer/word_counter.hpp"
 
 namespace pylm {
-
-// Which of several equally frequent pairs is merged first.
-enum class Ties : std::uint8_t {
-    kSmallestIds,    // smallest left id, then right id: Hugging Face's trainer
-    kGreatestBytes,  // greatest bytes of the left token, then of the right one: the CS336 reference
-};
 
 // A token that has its id before training and that merges may arrive at.
 struct KnownToken {

@@ -35,7 +35,9 @@ private:
 }  // namespace
 
 WordSymbols::WordSymbols(WordCounter& words, std::span<const std::uint32_t> byte_ids, bool release) {
+    const bool all = std::ranges::find(byte_ids, kNoId) == byte_ids.end();
     const auto num_symbols = [&](std::string_view word) {
+        if (all) return static_cast<std::uint64_t>(word.size());
         return static_cast<std::uint64_t>(std::ranges::count_if(
             word, [&](char byte) { return byte_ids[static_cast<std::uint8_t>(byte)] != kNoId; }));
     };

@@ -35,6 +35,17 @@ public:
         return weights_[i];
     }
 
+    // Call visit(place, weight) for every place from `begin` to `end`, in order.
+    template <typename Visit>
+    void visit_weights(std::size_t begin, std::size_t end, Visit&& call) const {
+        if (begin >= end) return;
+        std::size_t run = first_run_[begin / kBlock];
+        for (std::size_t place = begin; place < end; ++place) {
+            while (run_ends_[run] <= place) ++run;
+            call(place, weights_[run]);
+        }
+    }
+
 private:
     static constexpr std::size_t kBlock = 64;
 

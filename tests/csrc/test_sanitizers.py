@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = ("parallel", "arrow", "tokenizer", "dedup", "signals")
+TESTS = ("parallel", "arrow", "tokenizer", "training", "dedup", "signals")
 
 # A report ends the process, and its exit code is no test's.
 OPTIONS = {
