@@ -4,9 +4,10 @@
 
 Each measurement is a process of its own, so that its peak memory is its own; the merges of all must be equal
 before anything is reported. The corpus is source and documentation that the machine has (the running Python's
-library and packages, /usr/include, /usr/share/doc), each text once, in the order of its hash; `--corpus` names a
-file instead. All read it line by line with GPT-2's pattern, which is what the peers can do. A peer that is not
-installed is left out, and the report says so; `--peer-python` names an interpreter that has the peers.
+library and packages, /usr/include, /usr/share/doc), each text once, in the order of its hash; `--corpus`
+names a file instead. All read it line by line with GPT-2's pattern, which is what the peers can do. A peer
+that is not installed is left out, with a line that says so; `--peer-python` names an interpreter that has
+them.
 """
 
 import argparse
@@ -31,23 +32,34 @@ MIN_FREQUENCY = 2
 
 def main() -> None:
     """Measure and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mib", type=int, default=200, help="size of the corpus that is put together")
     parser.add_argument("--corpus", type=Path, help="a text file to use instead")
     parser.add_argument("--vocab-sizes", type=int, nargs="+", default=[32_000, 128_000])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--hf-mib", type=int, default=20, help="Hugging Face gets the first part only; 0: none")
+    parser.add_argument(
+        "--hf-mib", type=int, default=20, help="Hugging Face gets the first part only; 0: none"
+    )
     parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--out", type=Path, help="folder for training.json and training.md")
-    parser.add_argument("--one", nargs=4, metavar=("LIBRARY", "CORPUS", "NUM_MERGES", "THREADS"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--one", nargs=4, metavar=("LIBRARY", "CORPUS", "NUM_MERGES", "THREADS"), help=argparse.SUPPRESS
+    )
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure_here(*args.one)))
         return
     corpus = args.corpus or build_corpus(args.mib << 20)
-    lines = [f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; {corpus.stat().st_size:,} bytes"]
-    lines += ["", "| task | library | wall s (median, range) | CPU s | peak MiB | MB/s | pylm is |", "|---|---|---|---|---|---|---|"]
+    machine = platform.processor() or platform.machine()
+    lines = [f"{machine}, {os.cpu_count()} cores; {corpus.stat().st_size:,} bytes"]
+    lines += [
+        "",
+        "| task | library | wall s (median, range) | CPU s | peak MiB | MB/s | pylm is |",
+        "|---|---|---|---|---|---|---|",
+    ]
     results: list[dict[str, Any]] = []
     for vocab_size in args.vocab_sizes:
         for num_threads in args.threads:
@@ -58,10 +70,14 @@ def main() -> None:
     if args.hf_mib:
         part = corpus.with_name(f"{corpus.name}.{args.hf_mib}")
         with corpus.open("rb") as source:
-            part.write_bytes(source.read(args.hf_mib << 20).rpartition(b"\n")[0].decode("utf-8", "ignore").encode())
+            part.write_bytes(
+                source.read(args.hf_mib << 20).rpartition(b"\n")[0].decode("utf-8", "ignore").encode()
+            )
         rows = compare(["pylm", "gigabpe", "tokenizers"], part, args.vocab_sizes[0], max(args.threads), args)
         results += rows
-        lines += format_rows(f"{args.vocab_sizes[0]}, {max(args.threads)} threads, {args.hf_mib} MiB", rows, part)
+        lines += format_rows(
+            f"{args.vocab_sizes[0]}, {max(args.threads)} threads, {args.hf_mib} MiB", rows, part
+        )
     report = "\n".join(lines) + "\n"
     print(report)
     if args.out:
@@ -80,8 +96,20 @@ def compare(
             if library in runs and runs[library] == []:
                 continue
             python = sys.executable if library == "pylm" else args.peer_python
-            command = [python, __file__, "--one", library, str(corpus), str(vocab_size - 256), str(num_threads)]
-            environment = {**os.environ, "RAYON_NUM_THREADS": str(num_threads), "TOKENIZERS_PARALLELISM": "true"}
+            command = [
+                python,
+                __file__,
+                "--one",
+                library,
+                str(corpus),
+                str(vocab_size - 256),
+                str(num_threads),
+            ]
+            environment = {
+                **os.environ,
+                "RAYON_NUM_THREADS": str(num_threads),
+                "TOKENIZERS_PARALLELISM": "true",
+            }
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
             if done.returncode == 3:
                 print(f"{library} is not installed in {python}: left out", file=sys.stderr)
@@ -92,7 +120,9 @@ def compare(
             runs.setdefault(library, []).append(json.loads(done.stdout))
     digests = {run["digest"] for each in runs.values() for run in each}
     if len(digests) != 1:
-        raise SystemExit(f"merges differ: { {library: [r['digest'] for r in each] for library, each in runs.items()} }")
+        raise SystemExit(
+            f"merges differ: { {library: [r['digest'] for r in each] for library, each in runs.items()} }"
+        )
     return [
         {"library": library, "vocab_size": vocab_size, "num_threads": num_threads, "runs": each}
         for library, each in runs.items()
@@ -127,7 +157,9 @@ def measure_here(library: str, corpus: str, num_merges: str, num_threads: str) -
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
     finish = train(corpus, int(num_merges), int(num_threads), num_bytes)
     wall_s, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1024)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        1 << 20 if sys.platform == "darwin" else 1024
+    )
     digest = hashlib.sha256(repr([tuple(merge) for merge in finish()]).encode()).hexdigest()
     return {"wall_s": wall_s, "cpu_s": cpu_s, "peak_mib": peak, "digest": digest}
 
@@ -194,7 +226,10 @@ def build_corpus(num_bytes: int) -> Path:
     path = Path(os.environ.get("TMPDIR", "/tmp")) / f"pylm_training_corpus_{num_bytes}.txt"
     if path.exists():
         return path
-    roots = [sysconfig.get_paths()[name] for name in ("stdlib", "purelib")] + ["/usr/include", "/usr/share/doc"]
+    roots = [sysconfig.get_paths()[name] for name in ("stdlib", "purelib")] + [
+        "/usr/include",
+        "/usr/share/doc",
+    ]
     texts: dict[bytes, Path] = {}
     for root in dict.fromkeys(roots):
         for file in sorted(Path(root).rglob("*")):

@@ -20,7 +20,7 @@ from pylm.files import atomic_path
 
 if TYPE_CHECKING:
     from pylm.text import Tokenizer, WordCounter
-    from pylm.text.tokenizer import TrainingProgress
+    from pylm.text.word_counter import TrainingProgress
 
 SAVE_INTERVAL_S = 30.0
 
@@ -109,6 +109,7 @@ def _count_sample(
     if counter.note.get("sample") != sample:
         counter = WordCounter(config.pattern)
     num_counted = counter.note.get("num_columns", 0)
+    assert isinstance(num_counted, int)
     saved_s = time.monotonic()
     done = 0
     for i, column in enumerate(columns):

@@ -1,6 +1,6 @@
 """Learning a vocabulary from text: what `Tokenizer.train` does."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -10,10 +10,7 @@ from numpy.typing import NDArray
 from pylm.errors import InputError
 from pylm.text import _hf_format
 from pylm.text.patterns import find_pattern
-from pylm.text.word_counter import TextBatches, WordCounter
-
-TrainingProgress: TypeAlias = Callable[[Literal["count", "merge"], int, int | None], object]
-"""Called with the phase, how far it is, and, where it is known, how far it goes: bytes, then tokens."""
+from pylm.text.word_counter import TextBatches, TrainingProgress, WordCounter
 
 Ties: TypeAlias = Literal["hf", "lexicographic"]
 """Which of several equally frequent pairs is merged first."""
@@ -107,8 +104,8 @@ def learn_merges(
     if ties not in ("hf", "lexicographic"):
         raise InputError(f"ties must be 'hf' or 'lexicographic', got {ties!r}")
     tokens = [b""] * num_special
-    # Hugging Face writes tokens in the byte-level alphabet and knows them by that text, special ones included:
-    # a merge that arrives at the text of one takes its id.
+    # Hugging Face writes tokens in the byte-level alphabet and knows them by that text, special ones
+    # included: a merge that arrives at the text of one takes its id.
     known = {content: i for i, content in _written_as_bytes(special_tokens)}
     byte_ids = [0] * 256
     for byte in sorted(range(256), key=lambda b: _hf_format.BYTE_TO_CHAR[b]):
@@ -129,7 +126,7 @@ def learn_merges(
         if progress is not None:
             progress("merge", made, num_tokens)
 
-    rows = counter.learn(
+    rows = counter.core().train(
         num_tokens=num_tokens,
         min_frequency=min_frequency,
         byte_ids=[byte_ids[byte] if byte in kept else _NO_ID for byte in range(256)],
@@ -152,8 +149,8 @@ def learn_merges(
     for token, content in zip(special_tokens, tokens, strict=False):
         if content and token.encode() != content:
             raise InputError(
-                f"special token {token!r} is how the byte-level alphabet writes {content!r}, which is a token "
-                "of its own; choose another"
+                f"special token {token!r} is how the byte-level alphabet writes {content!r}, a token of its "
+                "own; choose another"
             )
     merges = np.empty((len(rows), 4), dtype=np.uint32)
     merges[:, :3] = rows

@@ -16,10 +16,10 @@ from pylm import _core
 from pylm.errors import InputError
 from pylm.files import atomic_path
 from pylm.text import _hf_format, _rank_format
-from pylm.text._training import Ties, TrainingProgress, count_corpus, learn_merges
+from pylm.text._training import Ties, count_corpus, learn_merges
 from pylm.text.patterns import PATTERNS, find_pattern
 from pylm.text.texts import arrow_chunks
-from pylm.text.word_counter import TextBatches, WordCounter
+from pylm.text.word_counter import TextBatches, TrainingProgress, WordCounter
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -170,20 +170,20 @@ class Tokenizer:
         """Learn a vocabulary: the merges of Hugging Face's `BpeTrainer`, ties included.
 
         Args:
-            corpus: texts, Arrow string arrays, paths of UTF-8 files, or what a `WordCounter` has counted, with
-                its pattern. Read a part at a time: memory grows with the different pieces only.
+            corpus: texts, Arrow string arrays, paths of UTF-8 files, or what a `WordCounter` has counted,
+                with its pattern. Read a part at a time: memory grows with the different pieces only.
             vocab_size: ids in all: special tokens, 256 bytes, merges.
             pattern: pre-tokenization, a key of `PATTERNS`.
-            special_tokens: get the first ids, in this order. A merge that arrives at the text of one takes its
-                id, as in Hugging Face's trainer.
+            special_tokens: get the first ids, in this order. A merge that arrives at the text of one takes
+                its id, as in Hugging Face's trainer.
             min_frequency: pairs seen less often are not merged.
-            max_token_length: tokens that merges of merges make have fewer bytes than this (Hugging Face's bound
-                is exclusive, and it lets two bytes pass).
+            max_token_length: tokens have fewer bytes than this, or two (as in Hugging Face's trainer, whose
+                bound is exclusive and is not asked about pairs of bytes).
             limit_alphabet: merges hold only this many bytes, the most frequent; the others are left out of
                 words, as in Hugging Face's trainer, but keep their ids, so that any text can be encoded.
             initial_alphabet: bytes that `limit_alphabet` never leaves out.
-            ties: which of equally frequent pairs is merged first: "hf" takes the smallest ids, "lexicographic"
-                the greatest bytes, as the CS336 reference does.
+            ties: which of equally frequent pairs is merged first: "hf" takes the smallest ids,
+                "lexicographic" the greatest bytes, as the CS336 reference does.
             separator: texts in files end here; without it a file is one text.
             keep_separator: the separator belongs to the text before it.
             counts: file for the counts of a corpus of paths, written as counting goes on; where it exists,

@@ -4,13 +4,12 @@ import json
 import os
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeGuard
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pylm import _core
 from pylm.errors import InputError
@@ -24,6 +23,9 @@ TextBatches: TypeAlias = Iterable[str] | Iterable[Path] | Iterable[ArrowArray] |
 BytesProgress: TypeAlias = Callable[[int, int | None], object]
 """Called with the bytes counted and, where it is known, the bytes in all."""
 
+TrainingProgress: TypeAlias = Callable[[Literal["count", "merge"], int, int | None], object]
+"""Called with the phase, how far it is, and, where it is known, how far it goes: bytes, then tokens."""
+
 FORMAT = 1
 """Raised when a saved counter changes its meaning."""
 
@@ -31,6 +33,11 @@ _BLOCK_BYTES = 4 << 20  # of a file, for each thread, between two looks at signa
 _BATCH_BYTES = 64 << 20  # of texts that are Python objects
 _SAVE_INTERVAL_S = 30.0
 _MAX_SAVE_SHARE = 0.05  # of the time
+
+
+def is_arrow(values: object) -> TypeGuard[ArrowArray | ArrowStream]:
+    """Whether it is an Arrow column, through the PyCapsule interface."""
+    return hasattr(values, "__arrow_c_array__") or hasattr(values, "__arrow_c_stream__")
 
 
 class WordCounter:
@@ -60,7 +67,7 @@ class WordCounter:
         """
         found = find_pattern(pattern)
         self.pattern = found.name
-        self.note: dict[str, Any] = {}
+        self.note: dict[str, object] = {}
         self._core = _core.WordCounter(found.machine())
         self._files: dict[str, dict[str, Any]] = {}
         self._is_whole = True
@@ -87,24 +94,33 @@ class WordCounter:
             self._core.add(texts, num_threads=num_threads)
 
     def add_batches(
-        self, corpus: TextBatches, *, num_threads: int = 0, progress: BytesProgress | None = None, **files: Any
+        self,
+        corpus: TextBatches,
+        *,
+        separator: str | bytes | None = None,
+        keep_separator: bool = False,
+        num_threads: int = 0,
+        progress: BytesProgress | None = None,
     ) -> int:
         """Count a corpus of any kind, a bounded part of it in memory at a time.
 
         Args:
             corpus: texts, paths of UTF-8 files, Arrow columns, or one Arrow column.
+            separator: texts in files end here, as in `add_files`.
+            keep_separator: the separator belongs to the text before it.
             num_threads: 0 takes all cores.
             progress: called now and then.
-            files: how files are cut, as in `add_files`.
 
         Returns:
             How many texts, files or columns there were.
         """
         if isinstance(corpus, str | bytes | Path):
             raise TypeError("corpus must be an iterable of texts or paths, got a single one; pass [text]")
-        if hasattr(corpus, "__arrow_c_array__") or hasattr(corpus, "__arrow_c_stream__"):
+        if not isinstance(corpus, Iterable) and not is_arrow(corpus):
+            raise TypeError(f"corpus must be an iterable of texts or paths, got {type(corpus).__name__}")
+        if is_arrow(corpus):
             self.add(corpus, num_threads=num_threads)
-            return len(corpus) if hasattr(corpus, "__len__") else 1
+            return len(corpus) if isinstance(corpus, Sized) else 1
         num_items = num_bytes = size = 0
         batch: list[str] = []
 
@@ -118,10 +134,13 @@ class WordCounter:
             if progress is not None:
                 progress(num_bytes, None)
 
+        assert isinstance(corpus, Iterable)
         for item in corpus:
             num_items += 1
             if isinstance(item, Path):
-                self.add_files([item], num_threads=num_threads, **files)
+                self.add_files(
+                    [item], separator=separator, keep_separator=keep_separator, num_threads=num_threads
+                )
                 size += item.stat().st_size
             elif isinstance(item, str):
                 batch.append(item)
@@ -200,9 +219,7 @@ class WordCounter:
         """Give all pieces with their counts, sorted by bytes."""
         data, offsets, counts = self._core.words()
         content, ends = data.tobytes(), offsets.tolist()
-        return {
-            content[ends[i] : ends[i + 1]]: count for i, count in enumerate(counts.tolist())
-        }
+        return {content[ends[i] : ends[i + 1]]: count for i, count in enumerate(counts.tolist())}
 
     def files(self) -> set[Path]:
         """Name the files that it has counted, or begun to."""
@@ -212,14 +229,14 @@ class WordCounter:
         """Give how often each of the 256 bytes occurs."""
         return self._core.byte_counts()
 
-    def learn(self, **options: Any) -> NDArray[np.uint32]:
-        """Learn merges from the counts: what `Tokenizer.train` is built on, options as in the core.
+    def core(self) -> _core.WordCounter:
+        """Give the counts to what learns from them.
 
-        Returns:
-            uint32 (num_merges, 3) rows of left id, right id, merged id.
+        Raises:
+            InputError: counting was interrupted, so that the counts mean nothing.
         """
         self._check_whole()
-        return self._core.train(**options)
+        return self._core
 
     def save(self, path: str | Path) -> None:
         """Write the counts, the note and what is known of files, atomically. The same counts, the same file.
@@ -229,7 +246,12 @@ class WordCounter:
         """
         self._check_whole()
         data, offsets, counts = self._core.words()
-        about = {"format": FORMAT, "pattern": self.pattern, "note": self.note, "files": [*self._files.values()]}
+        about = {
+            "format": FORMAT,
+            "pattern": self.pattern,
+            "note": self.note,
+            "files": [*self._files.values()],
+        }
         with atomic_path(Path(path)) as temporary, temporary.open("wb") as file:
             np.savez(
                 file,
@@ -257,7 +279,9 @@ class WordCounter:
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{path}: not a saved WordCounter ({error}); remove it and count again") from error
+            raise InputError(
+                f"{path}: not a saved WordCounter ({error}); remove it and count again"
+            ) from error
         except FileNotFoundError as error:
             raise InputError(f"{path}: no such file") from error
         counter.note = about["note"]
@@ -272,7 +296,7 @@ class WordCounter:
             raise InputError(f"{path}: no such file") from error
         if path.is_dir():
             raise InputError(f"{path}: a folder, expected a file")
-        fresh = {
+        fresh: dict[str, Any] = {
             "path": str(path.absolute()),
             "size": status.st_size,
             "changed_ns": status.st_mtime_ns,

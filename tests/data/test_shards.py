@@ -330,7 +330,9 @@ def test_tokenizer_needs_its_end_of_text(prepared: Path, tmp_path: Path) -> None
 def test_counting_for_a_tokenizer_goes_on_after_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    documents: list[Document] = [(f"d{i}", f"word{i % 97} and number {i}", "web", None) for i in range(20_000)]
+    documents: list[Document] = [
+        (f"d{i}", f"word{i % 97} and number {i}", "web", None) for i in range(20_000)
+    ]
     path = write_parquet(tmp_path / "train.parquet", documents)
     config = TokenizerConfig(vocab_size=500, max_token_length=6)
     whole = train_tokenizer(config, path, tmp_path / "whole.json", seed=0)

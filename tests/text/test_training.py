@@ -39,8 +39,8 @@ def _learn(words: Mapping[bytes, int], num_tokens: int, **options: Any) -> list[
     """Merges as bytes; the ids of bytes are their values."""
     known = options.pop("known", [])
     settings = {
-        "min_frequency": 2, "byte_ids": list(range(256)), "first_id": 256, "max_token_length": 0, "ties": "hf",
-        "release_words": False, "num_threads": 1, "progress": None, **options,
+        "min_frequency": 2, "byte_ids": list(range(256)), "first_id": 256, "max_token_length": 0,
+        "ties": "hf", "release_words": False, "num_threads": 1, "progress": None, **options,
     }  # fmt: skip
     rows = _counter_of(words).train(num_tokens=num_tokens, known=known, **settings)
     tokens = {byte: bytes([byte]) for byte in range(256)}
@@ -242,8 +242,7 @@ def _read_in_blocks(
 def test_words_of_every_length_and_many_of_them() -> None:
     random = np.random.default_rng(3)
     words = Counter(
-        random.integers(97, 100, size).astype(np.uint8).tobytes()
-        for size in random.integers(1, 40, 60_000)
+        random.integers(97, 100, size).astype(np.uint8).tobytes() for size in random.integers(1, 40, 60_000)
     )
     words[b"z" * 200_000] = 2
     counter = WordCounter("gpt2")
@@ -294,8 +293,8 @@ def test_cutting_files_anywhere_gives_the_pieces_of_the_whole(
 
 
 TRICKY = st.lists(
-    st.sampled_from(["a", "bc", "'s", "'ll", " ", "  ", "\n", "\r\n", "\t", "1", "234", "!", "/", "é", "日", "\u3000",
-                     "\u0301", "a b", "z\nq"])
+    st.sampled_from(["a", "bc", "'s", "'ll", " ", "  ", "\n", "\r\n", "\t", "1", "234", "!", "/", "é", "日",
+                     "\u3000", "\u0301", "a b", "z\nq"])
 ).map("".join)  # fmt: skip
 
 
@@ -516,8 +515,16 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
         np.savez(file, about=np.frombuffer(b'{"format": 99}', np.uint8))
     with pytest.raises(InputError, match="saved by another version"):
         WordCounter.load(broken)
-    about = np.frombuffer(json.dumps({"format": 1, "pattern": "gpt2", "note": {}, "files": []}).encode(), np.uint8)
-    for offsets, counts in (([0, 3], [1]), ([0, 0, 2], [1, 1]), ([0, 1, 2], [1, 0]), ([0, 5, 2], [1, 1]), ([0, 2], [])):
+    about = np.frombuffer(
+        json.dumps({"format": 1, "pattern": "gpt2", "note": {}, "files": []}).encode(), np.uint8
+    )
+    for offsets, counts in (
+        ([0, 3], [1]),
+        ([0, 0, 2], [1, 1]),
+        ([0, 1, 2], [1, 0]),
+        ([0, 5, 2], [1, 1]),
+        ([0, 2], []),
+    ):
         with broken.open("wb") as file:
             np.savez(
                 file, about=about, data=np.frombuffer(b"ab", np.uint8), offsets=np.array(offsets, np.int64),
