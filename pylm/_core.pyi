@@ -1,6 +1,6 @@
 """C++ core: see the headers in csrc/ for contracts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -79,10 +79,36 @@ class SentencePieceEncoder:
 class WordCounter:
     def __init__(self, pattern: Pattern) -> None: ...
     def add(self, texts: Texts | Sequence[bytes], *, num_threads: int) -> None: ...
-    def sorted(self) -> list[tuple[bytes, int]]: ...
+    def add_file(
+        self,
+        path: str,
+        *,
+        offset: int,
+        max_bytes: int,
+        separator: bytes,
+        keep_separator: bool,
+        num_threads: int,
+    ) -> int: ...
+    def add_words(
+        self, data: NDArray[np.uint8], offsets: NDArray[np.int64], counts: NDArray[np.uint64]
+    ) -> None: ...
+    def words(self) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint64]]: ...
+    def num_words(self) -> int: ...
+    def byte_counts(self) -> list[int]: ...
     def train(
-        self, *, num_merges: int, min_frequency: int, byte_ids: Sequence[int], first_id: int
-    ) -> list[tuple[int, int]]: ...
+        self,
+        *,
+        num_tokens: int,
+        min_frequency: int,
+        byte_ids: Sequence[int],
+        first_id: int,
+        known: Sequence[tuple[bytes, int]],
+        max_token_length: int,
+        ties: str,
+        release_words: bool,
+        num_threads: int,
+        progress: Callable[[int], object] | None,
+    ) -> NDArray[np.uint32]: ...
 
 def exact_duplicates(texts: Texts, num_threads: int) -> NDArray[np.int64]: ...
 

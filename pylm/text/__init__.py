@@ -2,5 +2,6 @@
 
 from pylm.text import dedup, signals
 from pylm.text.tokenizer import TokenArray, Tokenizer
+from pylm.text.word_counter import WordCounter
 
-__all__ = ["TokenArray", "Tokenizer", "dedup", "signals"]
+__all__ = ["TokenArray", "Tokenizer", "WordCounter", "dedup", "signals"]

@@ -16,12 +16,13 @@ from pylm import _core
 from pylm.errors import InputError
 from pylm.files import atomic_path
 from pylm.text import _hf_format, _rank_format, _sentencepiece_format
-from pylm.text._training import learn_merges
+from pylm.text._training import Ties, count_corpus, learn_merges
 from pylm.text.patterns import PATTERNS, PretokenPattern, find_pattern
-from pylm.text.texts import Texts
+from pylm.text.texts import Texts, to_list
+from pylm.text.word_counter import TextBatches, TrainingProgress, WordCounter
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
 
 @dataclass(frozen=True)
@@ -159,38 +160,79 @@ class Tokenizer:
     @classmethod
     def train(
         cls,
-        corpus: "Iterable[str] | Iterable[Path] | pa.Array | pa.ChunkedArray",
+        corpus: TextBatches | WordCounter,
         *,
         vocab_size: int,
-        pattern: str = "cl100k",
+        pattern: str | PretokenPattern = "cl100k",
         special_tokens: Sequence[str] = (),
         min_frequency: int = 2,
+        max_token_length: int | None = None,
+        limit_alphabet: int | None = None,
+        initial_alphabet: bytes = b"",
+        ties: Ties = "hf",
+        separator: str | bytes | None = None,
+        keep_separator: bool = False,
+        counts: str | Path | None = None,
+        progress: TrainingProgress | None = None,
         num_threads: int = 0,
     ) -> "Tokenizer":
         """Learn a vocabulary: the merges of Hugging Face's `BpeTrainer`, ties included.
 
         Args:
-            corpus: texts, an Arrow string array, or paths of UTF-8 files.
+            corpus: texts, Arrow string arrays, paths of UTF-8 files, or what a `WordCounter` has counted,
+                with its pattern. Read a part at a time: memory grows with the different pieces only.
             vocab_size: ids in all: special tokens, 256 bytes, merges.
             pattern: pre-tokenization: a key of `PATTERNS`, or a regular expression, which is slower.
-            special_tokens: get the first ids, in this order.
+            special_tokens: get the first ids, in this order. A merge that arrives at the text of one takes
+                its id, as in Hugging Face's trainer.
             min_frequency: pairs seen less often are not merged.
+            max_token_length: tokens have fewer bytes than this, or two (as in Hugging Face's trainer, whose
+                bound is exclusive and is not asked about pairs of bytes).
+            limit_alphabet: merges hold only this many bytes, the most frequent; the others are left out of
+                words, as in Hugging Face's trainer, but keep their ids, so that any text can be encoded.
+            initial_alphabet: bytes that `limit_alphabet` never leaves out.
+            ties: which of equally frequent pairs is merged first: "hf" takes the smallest ids,
+                "lexicographic" the greatest bytes, as the CS336 reference does.
+            separator: texts in files end here; without it a file is one text.
+            keep_separator: the separator belongs to the text before it.
+            counts: file for the counts of a corpus of paths, written as counting goes on; where it exists,
+                counting continues from it.
+            progress: called now and then with "count" and bytes, then "merge" and tokens: done, in all (None
+                where unknown).
             num_threads: 0 takes all cores; the result does not depend on it.
 
         Raises:
             InputError: a vocabulary too small for bytes and special tokens, an unknown pattern, a corpus
-                without text.
+                without text, a file that cannot be read, an option out of range.
+
+        Example:
+            >>> Tokenizer.train(["low lower lowest"], vocab_size=260, pattern="gpt2").decode([256, 257])
+            'lolow'
         """
-        tokens, merges = learn_merges(
+        counter = count_corpus(
             corpus,
-            vocab_size=vocab_size,
             pattern=pattern,
+            separator=separator,
+            keep_separator=keep_separator,
+            counts=counts,
+            num_threads=num_threads,
+            progress=progress,
+        )
+        tokens, merges = learn_merges(
+            counter,
+            vocab_size=vocab_size,
             special_tokens=special_tokens,
             min_frequency=min_frequency,
+            limit_alphabet=limit_alphabet,
+            initial_alphabet=initial_alphabet,
+            max_token_length=max_token_length,
+            ties=ties,
             num_threads=num_threads,
+            progress=progress,
+            release=counter is not corpus,
         )
         special = {text: i for i, text in enumerate(special_tokens)}
-        return cls(tokens, merges, pattern=pattern, special_tokens=special)
+        return cls(tokens, merges, pattern=counter.pretoken, special_tokens=special)
 
     @property
     def vocab_size(self) -> int:
@@ -286,11 +328,11 @@ class Tokenizer:
             raise TypeError("texts must be a sequence of texts, got a single one; use encode")
         columns: Any = texts
         if self._normalizer is not None:
-            columns = [self._normalize(t) if isinstance(t, str) else t for t in _to_list(texts)]
+            columns = [self._normalize(t) if isinstance(t, str) else t for t in to_list(texts)]
         elif not hasattr(texts, "__arrow_c_array__") and not hasattr(texts, "__arrow_c_stream__"):
-            columns = _to_list(texts)
+            columns = to_list(texts)
         if not self._pretoken.has_machine:
-            return self._encode_custom(_to_list(columns), end_id, num_threads)
+            return self._encode_custom(to_list(columns), end_id, num_threads)
         return TokenArray(*self._core.encode_texts(columns, end_id=end_id, num_threads=num_threads))
 
     def encode_files(
@@ -391,14 +433,6 @@ class Tokenizer:
 
     def _normalize(self, text: str) -> str:
         return text if self._normalizer is None else unicodedata.normalize(self._normalizer, text)
-
-
-def _to_list(texts: Any) -> Any:
-    """Give Python objects, None of an Arrow column as the empty text."""
-    for name in ("to_pylist", "to_list", "tolist"):  # pyarrow, polars and pandas, NumPy
-        if hasattr(texts, name):
-            return [t if t is not None else "" for t in getattr(texts, name)()]
-    return texts if isinstance(texts, list | tuple) else list(texts)
 
 
 def _join(arrays: list[TokenArray]) -> TokenArray:

@@ -52,6 +52,7 @@ void test_arrow();
 void test_pretokenize();
 void test_tokenizer();
 void test_sentencepiece();
+void test_training();
 void test_dedup();
 void test_signals();
 

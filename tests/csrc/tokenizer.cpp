@@ -36,16 +36,23 @@ struct Vocabulary {
     std::vector<MergeRule> merges;
 };
 
+// Merges of words that need no counting.
+std::vector<TrainedMerge> train_words(const Words& words, const TrainOptions& options) {
+    WordCounter counter(kPatterns[0]);
+    for (const auto& [word, count] : words) counter.add_word(word, count);
+    return train_bpe(counter, options);
+}
+
 Vocabulary train(const Words& words, std::size_t num_merges) {
     TrainOptions options;
-    options.num_merges = num_merges;
+    options.num_tokens = num_merges;
     Vocabulary vocabulary;
     for (std::uint32_t byte = 0; byte < 256; ++byte) {
         options.byte_ids.push_back(byte);
         vocabulary.tokens.push_back(std::string(1, static_cast<char>(byte)));
     }
-    for (const auto& [left, right] : train_bpe(words, options)) {
-        const auto merged = static_cast<TokenId>(vocabulary.tokens.size());
+    for (const auto& [left, right, merged] : train_words(words, options)) {
+        check(merged == vocabulary.tokens.size(), "each merge makes the next id");
         vocabulary.merges.push_back({left, right, merged, merged});
         vocabulary.tokens.push_back(vocabulary.tokens[left] + vocabulary.tokens[right]);
     }
@@ -127,13 +134,13 @@ void check_errors(const Vocabulary& vocabulary) {
     check(none.ids.empty() && none.offsets.size() == 1, "no texts give no ids");
     TrainOptions options;
     options.byte_ids.assign(256, 0);
-    options.num_merges = std::numeric_limits<std::size_t>::max();
-    check(throws<std::invalid_argument>([&] { (void)train_bpe({}, options); }),
+    options.num_tokens = std::numeric_limits<std::size_t>::max();
+    check(throws<std::invalid_argument>([&] { (void)train_words({}, options); }),
           "ids past 32 bits are refused");
-    options.num_merges = 10;
-    options.check = [] { throw std::runtime_error("stop"); };
+    options.num_tokens = 10;
+    options.progress = [](std::size_t) { throw std::runtime_error("stop"); };
     const Words words = {{"abab", 3}};
-    check(throws<std::runtime_error>([&] { (void)train_bpe(words, options); }), "training can be stopped");
+    check(throws<std::runtime_error>([&] { (void)train_words(words, options); }), "training can be stopped");
 }
 
 }  // namespace

