@@ -13,6 +13,7 @@ installed is left out, with a line that says so; `--peer-python` names an interp
 import argparse
 import gzip
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -150,7 +151,7 @@ def measure_here(library: str, corpus: str, num_merges: str, num_threads: str) -
     """Train once in this process."""
     train = {"pylm": _train_pylm, "gigabpe": _train_gigabpe, "tokenizers": _train_tokenizers}[library]
     try:
-        __import__(library)
+        importlib.import_module("pylm.text.tokenizer" if library == "pylm" else library)
     except ImportError:
         raise SystemExit(3) from None
     if hasattr(os, "sched_setaffinity"):  # gigabpe takes more cores than the threads it is told to
@@ -164,6 +165,17 @@ def measure_here(library: str, corpus: str, num_merges: str, num_threads: str) -
     )
     digest = hashlib.sha256(repr([tuple(merge) for merge in finish()]).encode()).hexdigest()
     return {"wall_s": wall_s, "cpu_s": cpu_s, "peak_mib": peak, "digest": digest}
+
+
+def _peak_mib() -> float:
+    """Peak memory of this process; on Linux not from getrusage, which begins with that of the parent."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (row for row in status.read_text(encoding="ascii").splitlines() if row.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        1 << 20 if sys.platform == "darwin" else 1024
+    )
 
 
 def _count_bytes(path: Path) -> int:
