@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import typer.core
@@ -21,7 +21,16 @@ class _InterruptError(Exception):
     """Carries Ctrl-C past typer, which would end without a word."""
 
 
+TOKENIZER_COMPARE = "tokenizer compare"
+
+
 class _Commands(typer.core.TyperGroup):
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        # `pylm tokenizer RECIPE` is a stage; `pylm tokenizer compare` looks at its results.
+        if " ".join(args[:2]) == TOKENIZER_COMPARE:
+            args = [TOKENIZER_COMPARE, *args[2:]]
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         try:
             return super().invoke(ctx)
@@ -106,6 +115,26 @@ _STAGE_COMMANDS = {
 }
 for _name, _summary in _STAGE_COMMANDS.items():
     _stage_command(_name, _summary)
+
+
+@app.command(TOKENIZER_COMPARE)
+def tokenizer_compare_command(
+    tokenizers: Annotated[
+        list[str],
+        typer.Argument(help="A tokenizer.json, a rank file, a model folder or a run; NAME=PATH to name it."),
+    ],
+    text: Annotated[
+        list[str],
+        typer.Option("--text", "-t", help="A file to encode; LABEL=FILE puts files of a language together."),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array instead of a table.")] = False,
+    num_threads: Annotated[int, typer.Option(min=0, help="Threads that encode; 0 takes all cores.")] = 1,
+) -> None:
+    """Compare tokenizers on texts: tokens a word, bytes a token, use of the vocabulary, speed."""
+    from pylm.text.compare import compare_files, format_json, format_table
+
+    rows = compare_files(tokenizers, text, num_threads=num_threads)
+    typer.echo(format_json(rows) if as_json else format_table(rows))
 
 
 @app.command("report")

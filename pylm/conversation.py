@@ -1,6 +1,5 @@
 """A model at the terminal: it continues texts, answers messages, talks."""
 
-import codecs
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -162,7 +161,7 @@ def talk(
 
 def _stream_text(speaker: Speaker, prompt: list[int], sampling: Sampling, *, seed: int) -> Iterator[str]:
     """Write an answer piece by piece, never half a character."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    text = speaker.tokenizer.stream()
     tokens = stream(
         speaker.model,
         prompt,
@@ -173,5 +172,5 @@ def _stream_text(speaker: Speaker, prompt: list[int], sampling: Sampling, *, see
         seed=seed,
     )
     for token in tokens:
-        yield decoder.decode(speaker.tokenizer.decode_bytes([token]))
-    yield decoder.decode(b"", final=True)
+        yield text.push(token)
+    yield text.flush()

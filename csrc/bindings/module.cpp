@@ -25,6 +25,7 @@ void translate_system_error(std::exception_ptr pointer) {
 PYBIND11_MODULE(_core, module) {
     module.doc() = "C++ core of pylm: tokenizer, deduplication, quality signals.";
     pybind11::register_local_exception_translator(&translate_system_error);
+    pylm::bindings::bind_vocabulary(module);
     pylm::bindings::bind_tokenizer(module);
     pylm::bindings::bind_sentencepiece(module);
     pylm::bindings::bind_training(module);

@@ -18,6 +18,7 @@
 #include "text/unicode.hpp"
 #include "tokenizer/bpe_encode.hpp"
 #include "tokenizer/pretokenize.hpp"
+#include "tokenizer/vocabulary.hpp"
 
 namespace py = pybind11;
 
@@ -92,23 +93,12 @@ void bind_tokenizer(py::module_& module) {
     });
 
     py::class_<BpeEncoder>(module, "BpeEncoder")
-        .def(py::init([](const std::vector<py::bytes>& tokens,
-                         const py::array_t<std::uint32_t, py::array::c_style>& merges, Pattern pattern,
-                         bool ignore_merges) {
-                 std::vector<std::string> bytes(tokens.begin(), tokens.end());
-                 const auto rows = merges.unchecked<2>();
-                 if (rows.shape(1) != 4)
-                     throw py::value_error("merges must have the columns left, right, merged, rank");
-                 std::vector<MergeRule> rules;
-                 rules.reserve(static_cast<std::size_t>(rows.shape(0)));
-                 for (py::ssize_t i = 0; i < rows.shape(0); ++i) {
-                     rules.push_back({rows(i, 0), rows(i, 1), rows(i, 2), rows(i, 3)});
-                 }
+        .def(py::init([](const Vocabulary& vocabulary, Pattern pattern, bool ignore_merges) {
                  const py::gil_scoped_release release;
-                 return std::make_unique<BpeEncoder>(std::move(bytes), rules, pattern, ignore_merges);
+                 return std::make_unique<BpeEncoder>(vocabulary.tokens, vocabulary.merges, pattern,
+                                                     ignore_merges);
              }),
-             py::arg("tokens"), py::arg("merges"), py::arg("pattern"), py::kw_only(),
-             py::arg("ignore_merges"))
+             py::arg("vocabulary"), py::arg("pattern"), py::kw_only(), py::arg("ignore_merges"))
         .def(
             "encode",
             [](const BpeEncoder& encoder, const py::bytes& text) {

@@ -83,10 +83,13 @@ def is_for(path: Path) -> bool:
         return not re.match(rb"[\r\n]*[A-Za-z0-9+/]+={0,2} [0-9]+[\r\n]", content)
     if path.suffix != ".json":
         return False
-    mark = re.compile(rb'"byte_fallback"\s*:\s*true|"type"\s*:\s*"Metaspace"|"(\xe2\x96\x81|\\u2581)"')
     # The switches stand before the vocabulary, or behind it: no need to look through megabytes of tokens.
-    vocabulary = content.find(b'"vocab"')
-    return bool(mark.search(content[:vocabulary]) or mark.search(content[-4096:]))
+    switches = content[: content.find(b'"vocab"')] + content[-4096:]
+    if re.search(rb'"type"\s*:\s*"ByteLevel"', switches):
+        return False
+    return bool(
+        re.search(rb'"byte_fallback"\s*:\s*true|"type"\s*:\s*"Metaspace"|"(\xe2\x96\x81|\\u2581)"', switches)
+    )
 
 
 def read(path: Path) -> SentencePieceParts:

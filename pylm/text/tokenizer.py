@@ -1,14 +1,11 @@
-"""BPE: text to token ids and back, with the ids of tiktoken, SentencePiece and Hugging Face tokenizers."""
+"""Byte-level BPE: text to token ids and back, with the ids of tiktoken and Hugging Face tokenizers."""
 
 import json
-import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import regex
 import xxhash
 from numpy.typing import NDArray
 
@@ -16,86 +13,78 @@ from pylm import _core
 from pylm.errors import InputError
 from pylm.files import atomic_path
 from pylm.text import _hf_format, _rank_format, _sentencepiece_format
+from pylm.text._added_tokens import AddedToken, AddedVocabulary, AllowedSpecial, Masks
+from pylm.text._decoding import Decoding, TokenOffsets, char_offsets
+from pylm.text._hf_config import ROLES, TokenizerConfig, read_config, write_config
+from pylm.text._normalizers import Normalizer
+from pylm.text._templates import Template
 from pylm.text._training import Ties, count_corpus, learn_merges
 from pylm.text.patterns import PATTERNS, PretokenPattern, find_pattern
 from pylm.text.texts import Texts, to_list
+from pylm.text.token_array import TokenArray, join_arrays
 from pylm.text.word_counter import TextBatches, TrainingProgress, WordCounter
 
 if TYPE_CHECKING:
-    pass
+    from transformers import PreTrainedTokenizerFast
 
 
-@dataclass(frozen=True)
-class TokenArray:
-    """Token ids of many texts, end to end.
-
-    Attributes:
-        ids: uint32 (N,) ids of all texts.
-        offsets: int64 (num_docs + 1,); text i is `ids[offsets[i] : offsets[i + 1]]`.
-    """
-
-    ids: NDArray[np.uint32]
-    offsets: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        """Number of texts."""
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: int) -> NDArray[np.uint32]:
-        """Ids of one text, a view."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"text {index} of {len(self)}")
-        index %= len(self)
-        return self.ids[self.offsets[index] : self.offsets[index + 1]]
-
-    def __iter__(self) -> Iterator[NDArray[np.uint32]]:
-        return (self[i] for i in range(len(self)))
-
-
-class Tokenizer:
+class Tokenizer(Decoding):
     """A byte-level BPE tokenizer. Immutable; use one from as many threads as you like."""
 
     def __init__(
         self,
-        tokens: Sequence[bytes],
-        merges: NDArray[np.uint32],
+        vocabulary: _core.Vocabulary,
         *,
         pattern: str | PretokenPattern,
-        special_tokens: Mapping[str, int],
+        added_tokens: Sequence[AddedToken] = (),
         ignore_merges: bool = False,
-        normalizer: Literal["NFC"] | None = None,
+        normalizer: Normalizer | None = None,
+        template: Template | None = None,
+        config: TokenizerConfig | None = None,
     ) -> None:
         """Assemble a tokenizer; `load` and `train` are the usual ways.
 
         Args:
-            tokens: bytes of each id, without special tokens (empty where an id has none).
-            merges: uint32 (num_merges, 4) rows of left id, right id, merged id, rank.
+            vocabulary: bytes of each id, without special tokens, and the merges.
             pattern: the pre-tokenization: a key of `PATTERNS`, or a regular expression, which is slower.
-            special_tokens: text to id; ids may lie within or past `tokens`.
+            added_tokens: words that are cut out first; their ids may lie within or past the vocabulary.
             ignore_merges: take a piece that is a token whole before any merge.
-            normalizer: Unicode form that text is brought to first.
+            normalizer: what is done to a text first.
+            template: what `add_special_tokens` puts around a text.
+            config: roles of special tokens, and the chat template.
 
         Raises:
             InputError: the parts do not fit each other; names the entry.
         """
         self._pretoken = find_pattern(pattern)
         self.pattern = self._pretoken.name
-        self._tokens = tuple(tokens)
-        self._merges = merges
-        self._special = dict(special_tokens)
+        self._vocabulary = vocabulary
         self._ignore_merges = ignore_merges
         self._normalizer = normalizer
-        self._special_by_id = {v: k for k, v in self._special.items()}
-        self._vocab_size = max(len(self._tokens), *(i + 1 for i in self._special.values()), 0)
-        self._core: _core.BpeEncoder | _core.SentencePieceEncoder
+        self._template = template or Template()
+        self._config = config or TokenizerConfig()
+        self._added = AddedVocabulary(added_tokens, normalizer)
+        tokens = self._added.tokens
+        for token in tokens:
+            own = vocabulary.token(token.id) if token.id < len(vocabulary) else b""
+            if own not in (b"", token.content.encode()):
+                raise InputError(
+                    f"added token {token.content!r} has the id {token.id}, which is {own!r} in the vocabulary"
+                )
         try:
             # Pieces of a custom pattern are cut here, and each is a whole text for the core.
             machine = self._pretoken.machine() or _core.Pattern("whole")
-            self._core = _core.BpeEncoder(self._tokens, merges, machine, ignore_merges=ignore_merges)
+            core = _core.BpeEncoder(vocabulary, machine, ignore_merges=ignore_merges)
+            self._decoder = _core.TokenDecoder(
+                vocabulary,
+                added=[(t.id, t.content) for t in tokens],
+                special=[t.id for t in tokens if t.special],
+            )
         except ValueError as error:
             raise InputError(str(error)) from error
-        names = sorted(self._special, key=len, reverse=True)
-        self._special_pattern = regex.compile("|".join(map(regex.escape, names))) if names else None
+        self._core: _core.BpeEncoder | _core.SentencePieceEncoder = core
+        self._added_encoder = self._added.encoder(core, self._pretoken)
+        self._role_ids = {role: self._find_role(role) for role in ROLES}
 
     @classmethod
     def load(
@@ -107,21 +96,27 @@ class Tokenizer:
     ) -> "Tokenizer":
         """Read a tokenizer.json, a rank file, a SentencePiece model, or a Hugging Face model folder.
 
+        The rank files that OpenAI and Meta publish are recognised by their bytes, whatever their name:
+        r50k_base, p50k_base, cl100k_base, o200k_base, and Llama 3's tokenizer.model.
+
         Args:
-            path: the file, or a folder with a tokenizer.json or a tokenizer.model. What a tokenizer.model
-                is, ranks (Llama 3) or a model of SentencePiece (Llama 2), shows in its first bytes.
-            pattern: pre-tokenization of a rank file, which does not name it; see `PATTERNS`.
+            path: the file, or a folder with a tokenizer.json or else a tokenizer.model; roles of tokens and
+                chat template are taken from the files beside it. What a tokenizer.model is, ranks (Llama 3)
+                or a model of SentencePiece (Llama 2), shows in its first bytes.
+            pattern: pre-tokenization of another rank file, which does not name it; see `PATTERNS`.
             special_tokens: of a rank file, which does not hold them.
 
         Raises:
             InputError: no such file, a damaged entry, or a feature that cannot be reproduced exactly.
 
         Example:
-            >>> Tokenizer.load("cl100k_base.tiktoken", pattern="cl100k").encode("hello world")
+            >>> Tokenizer.load("cl100k_base.tiktoken").encode("hello world")
             [15339, 1917]
         """
         path = Path(path)
+        config = TokenizerConfig()
         if path.is_dir():
+            config = read_config(path)
             has_model = not (path / "tokenizer.json").exists() and (path / "tokenizer.model").exists()
             path = path / ("tokenizer.model" if has_model else "tokenizer.json")
         if not path.is_file():
@@ -129,32 +124,48 @@ class Tokenizer:
                 f"no tokenizer at {path}; expected a tokenizer.json, a tokenizer.model, a .tiktoken file or "
                 "a folder"
             )
+        if path.suffix != ".json":
+            content = path.read_bytes()
+            if path.suffix == ".tiktoken" or _rank_format.is_rank_file(content):
+                return cls._from_ranks(path, content, pattern, special_tokens)
         if _sentencepiece_format.is_for(path):
             from pylm.text._sentencepiece import SentencePieceTokenizer  # it derives from this class
 
-            return SentencePieceTokenizer(_sentencepiece_format.read(path))
-        if path.suffix in (".tiktoken", ".model"):
-            if pattern is None:
+            return SentencePieceTokenizer(_sentencepiece_format.read(path), config=config)
+        parts = _hf_format.read(path)
+        try:
+            return cls(
+                parts.vocabulary,
+                pattern=pattern or parts.pattern,
+                added_tokens=parts.added_tokens,
+                ignore_merges=parts.ignore_merges,
+                normalizer=parts.normalizer,
+                template=parts.template,
+                config=config,
+            )
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    @classmethod
+    def _from_ranks(
+        cls, path: Path, content: bytes, pattern: str | None, special_tokens: Mapping[str, int] | None
+    ) -> "Tokenizer":
+        known = _rank_format.find_known(content) if pattern is None or special_tokens is None else None
+        if pattern is None:
+            if known is None:
                 raise InputError(
-                    f"{path}: a rank file does not name its pattern; give pattern=, one of "
+                    f"{path}: a rank file does not name its pattern, and this one is none of "
+                    f"{', '.join(k.name for k in _rank_format.KNOWN)}; give pattern=, one of "
                     f"{', '.join(PATTERNS)}"
                 )
-            tokens = _rank_format.read(path)
-            return cls(
-                tokens,
-                _rank_format.merges_of(tokens),
-                pattern=pattern,
-                special_tokens=special_tokens or {},
-                ignore_merges=True,
-            )
-        parts = _hf_format.read(path)
+            pattern = known.pattern
+        if special_tokens is None:
+            special_tokens = known.special_tokens if known else {}
         return cls(
-            parts.tokens,
-            parts.merges,
-            pattern=pattern or parts.pattern,
-            special_tokens=parts.special_tokens,
-            ignore_merges=parts.ignore_merges,
-            normalizer=parts.normalizer,
+            _rank_format.read(path, content),
+            pattern=pattern,
+            added_tokens=[AddedToken(text, token_id) for text, token_id in special_tokens.items()],
+            ignore_merges=True,
         )
 
     @classmethod
@@ -231,89 +242,185 @@ class Tokenizer:
             progress=progress,
             release=counter is not corpus,
         )
-        special = {text: i for i, text in enumerate(special_tokens)}
-        return cls(tokens, merges, pattern=counter.pretoken, special_tokens=special)
+        # A special token that merges make as well is looked for first: the vocabulary keeps its bytes.
+        added = [AddedToken(text, i) for i, text in enumerate(special_tokens)]
+        return cls(_core.Vocabulary(tokens, merges), pattern=counter.pretoken, added_tokens=added)
 
     @property
     def vocab_size(self) -> int:
         """One more than the largest id."""
-        return self._vocab_size
+        return len(self._decoder)
 
     @property
     def special_tokens(self) -> dict[str, int]:
         """Special tokens and their ids."""
-        return dict(self._special)
+        return dict(self._added.special)
+
+    @property
+    def added_tokens(self) -> tuple[AddedToken, ...]:
+        """All added tokens with their flags: the special ones, and words that are always recognised."""
+        return self._added.tokens
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id that begins a text, where the files of a model folder name one."""
+        return self._role_ids["bos"]
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id that ends a text, where the files of a model folder name one."""
+        return self._role_ids["eos"]
+
+    @property
+    def pad_id(self) -> int | None:
+        """Id that fills up the rows of a batch, where the files of a model folder name one."""
+        return self._role_ids["pad"]
+
+    @property
+    def unk_id(self) -> int | None:
+        """Id for what has no token, where the files of a model folder name one; bytes leave it unused."""
+        return self._role_ids["unk"]
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source of the model folder's chat template."""
+        return self._config.chat_template
+
+    def _find_role(self, role: str) -> int | None:
+        text = getattr(self._config, f"{role}_token")
+        if text is None:
+            return None
+        if text not in self._added.contents:
+            raise InputError(
+                f"{role}_token is {text!r}, which is no added token of this tokenizer; expected one of "
+                f"{', '.join(list(self._added.contents)[:8]) or 'none'}"
+            )
+        return self._added.contents[text]
 
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides ids: equal for tokenizers that give equal ids."""
         digest = xxhash.xxh3_128()
+        spec = self._normalizer.spec if self._normalizer else None
+        simple = {None: "None", '{"type": "NFC"}': "NFC"}
+        normalizer = json.dumps(spec, sort_keys=True) if spec else None
         for part in (
             self.pattern if self._pretoken.has_machine else repr(self._pretoken.expressions),
             str(self._ignore_merges),
-            str(self._normalizer),
-            str(sorted(self._special.items())),
+            simple.get(normalizer, str(normalizer)),
+            str(sorted(self._added.special.items())),
         ):
             digest.update(part.encode() + b"\0")
-        digest.update(self._merges.tobytes())
-        for token in self._tokens:
-            digest.update(len(token).to_bytes(4, "little") + token)
+        digest.update(self._vocabulary.merges().tobytes())
+        digest.update(self._vocabulary.packed())
+        if flagged := sorted(str(t) for t in self._added.tokens if t != AddedToken(t.content, t.id)):
+            digest.update("".join(flagged).encode())
         return digest.hexdigest()
 
-    def encode(self, text: str, *, allowed_special: Collection[str] | Literal["all"] = ()) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        allowed_special: AllowedSpecial = (),
+        disallowed_special: AllowedSpecial = "all",
+        add_special_tokens: bool = False,
+    ) -> list[int]:
         """Turn text into ids.
 
         Args:
             text: any string without lone surrogates.
             allowed_special: special tokens that are recognised in the text, or "all".
+            disallowed_special: special tokens that the text may not hold, or "all" others; () takes them for
+                ordinary text.
+            add_special_tokens: put around it what the tokenizer.json's post-processor says, as a rule a
+                beginning of text.
 
         Raises:
-            InputError: the text holds a special token that is not allowed (it may come from a user who
-                wants to pass for the system), or lone surrogates.
+            InputError: the text holds a disallowed special token (it may come from a user who wants to pass
+                for the system), or lone surrogates.
 
         Example:
             >>> tokenizer.encode("one<|end|>", allowed_special={"<|end|>"})
         """
-        if self._special_pattern is None:
-            return self.encode_ordinary(text)
-        allowed = self._special.keys() if allowed_special == "all" else set(allowed_special)
-        if unknown := set(allowed) - self._special.keys():
-            raise InputError(
-                f"allowed_special has {sorted(unknown)[0]!r}, which is no special token of this tokenizer"
-            )
-        ids: list[int] = []
-        start = 0
-        for match in self._special_pattern.finditer(text):
-            name = match.group()
-            if name not in allowed:
-                raise InputError(
-                    f"the text holds the special token {name!r} at character {match.start()}; pass "
-                    f"allowed_special={{{name!r}}} to encode it as one, or use encode_ordinary for text"
-                )
-            ids += self._encode_part(text[start : match.start()], is_first=start == 0)
-            ids.append(self._special[name])
-            start = match.end()
-        return ids + self._encode_part(text[start:], is_first=start == 0)
+        content = _to_utf8(text)
+        enabled, refused = self._added.masks(allowed_special, disallowed_special)
+        self._added.refuse(content, refused)
+        ids = self._encode_bytes(content, enabled)
+        return [*self._template.before, *ids, *self._template.after] if add_special_tokens else ids
 
     def encode_ordinary(self, text: str | bytes) -> list[int]:
         """Turn text into ids, special tokens in it being ordinary text. Bytes need not be UTF-8."""
-        content = self._to_bytes(text) if isinstance(text, str) else text
-        if not self._pretoken.has_machine:
-            return [int(i) for i in self._encode_custom([content], None, 1).ids]
-        return self._core.encode(content)
+        content = _to_utf8(text) if isinstance(text, str) else text
+        if self._added_encoder is None:
+            return self._core.encode(content)
+        return self._encode_bytes(content, self._added.ordinary)
+
+    def _encode_bytes(self, content: bytes, enabled: Masks) -> list[int]:
+        if self._normalizer is None and 1 not in enabled.raw and 1 not in enabled.normalized:
+            return self._encode_stretch(content)
+        ids: list[int] = []
+        for stretch in self._added.cut(content, enabled):
+            if stretch.token is None:
+                ids += self._encode_stretch(stretch.text)
+            else:
+                ids.append(stretch.token)
+        return ids
+
+    def _encode_stretch(self, content: bytes) -> list[int]:
+        if self._pretoken.has_machine:
+            return self._core.encode(content)
+        pieces = self._pretoken.split_bytes(content)
+        ids, _ = self._core.encode_texts(pieces, end_id=None, num_threads=1)
+        return [int(i) for i in ids]
+
+    def encode_with_offsets(
+        self,
+        text: str,
+        *,
+        allowed_special: AllowedSpecial = (),
+        disallowed_special: AllowedSpecial = "all",
+    ) -> TokenOffsets:
+        """Turn text into ids, and say where each lies in it; arguments and errors as in `encode`.
+
+        White space that a token's `lstrip` or `rstrip` takes along belongs to the token. A token that cuts a
+        character touches all of it in characters, and its own bytes of it in bytes.
+        """
+        content = _to_utf8(text)
+        enabled, refused = self._added.masks(allowed_special, disallowed_special)
+        self._added.refuse(content, refused)
+        ids: list[int] = []
+        spans = [np.zeros((0, 2), np.int64)]
+        for stretch in self._added.cut(content, enabled):
+            if stretch.token is not None:
+                ids.append(stretch.token)
+                spans.append(np.array([[stretch.begin, stretch.end]], np.int64))
+                continue
+            part = np.array(self._encode_stretch(stretch.text), np.uint32)
+            ids += part.tolist()
+            ends = stretch.begin + np.cumsum(self._decoder.lengths(part), dtype=np.int64)
+            spans.append(np.stack([np.append(stretch.begin, ends[:-1]), ends], axis=1))
+        offsets = np.concatenate(spans)
+        normal = self._added.normalize(content, enabled)
+        return TokenOffsets(
+            np.array(ids, np.uint32), offsets, char_offsets(normal, offsets), normal.decode("utf-8")
+        )
 
     def encode_batch(
         self,
         texts: Texts | Sequence[bytes] | NDArray[np.str_ | np.object_],
         *,
+        allowed_special: AllowedSpecial = (),
+        disallowed_special: AllowedSpecial = (),
         end_id: int | None = None,
         num_threads: int = 0,
     ) -> TokenArray:
-        """Turn many texts into ids, special tokens in them being ordinary text.
+        """Turn many texts into ids, special tokens in them being ordinary text unless they are allowed.
 
         Args:
             texts: list or NumPy array of str or bytes, or an Arrow column of strings or binary of any library
                 and layout, in chunks or not, which is read where it lies; null gives no tokens.
+            allowed_special: special tokens that are recognised in the texts, or "all".
+            disallowed_special: special tokens that no text may hold, or "all" others.
             end_id: id to put after each text, as token shards have it; any number below 2^32.
             num_threads: 0 takes all cores; the result does not depend on it.
 
@@ -321,19 +428,27 @@ class Tokenizer:
             The ids, text after text.
 
         Raises:
-            InputError: a text holds lone surrogates; names its index.
+            InputError: a text holds lone surrogates or a disallowed special token; names its index.
             TypeError: an element is neither str nor bytes.
         """
         if isinstance(texts, str | bytes):
             raise TypeError("texts must be a sequence of texts, got a single one; use encode")
         columns: Any = texts
-        if self._normalizer is not None:
-            columns = [self._normalize(t) if isinstance(t, str) else t for t in to_list(texts)]
-        elif not hasattr(texts, "__arrow_c_array__") and not hasattr(texts, "__arrow_c_stream__"):
+        if not hasattr(texts, "__arrow_c_array__") and not hasattr(texts, "__arrow_c_stream__"):
             columns = to_list(texts)
-        if not self._pretoken.has_machine:
-            return self._encode_custom(to_list(columns), end_id, num_threads)
-        return TokenArray(*self._core.encode_texts(columns, end_id=end_id, num_threads=num_threads))
+        enabled, refused = self._added.masks(allowed_special, disallowed_special)
+        self._added.refuse_batch(columns, refused)
+        if self._added_encoder is None:
+            return TokenArray(*self._core.encode_texts(columns, end_id=end_id, num_threads=num_threads))
+        return TokenArray(
+            *self._added_encoder.encode_texts(
+                columns,
+                raw_enabled=enabled.raw,
+                normalized_enabled=enabled.normalized,
+                end_id=end_id,
+                num_threads=num_threads,
+            )
+        )
 
     def encode_files(
         self, paths: Sequence[str | Path], *, separator: str | bytes | None = None, num_threads: int = 0
@@ -349,99 +464,92 @@ class Tokenizer:
             OSError: a file cannot be read.
         """
         mark = separator.encode() if isinstance(separator, str) else separator or b""
+        enabled = self._added.ordinary
         arrays = []
-        for path in paths:
-            if self._normalizer is None and self._pretoken.has_machine:
-                arrays.append(TokenArray(*self._core.encode_file(str(path), mark, num_threads=num_threads)))
+        for path in map(str, paths):
+            if self._added_encoder is None:
+                arrays.append(TokenArray(*self._core.encode_file(path, mark, num_threads=num_threads)))
                 continue
-            content = Path(path).read_bytes()
-            texts = content.split(mark) if mark else [content]
-            if self._normalizer is not None:
-                texts = [self._normalize(t.decode("utf-8", "replace")).encode() for t in texts]
-            if self._pretoken.has_machine:
-                arrays.append(
-                    TokenArray(*self._core.encode_texts(texts, end_id=None, num_threads=num_threads))
-                )
-            else:
-                arrays.append(self._encode_custom(texts, None, num_threads))
-        return _join(arrays)
+            parts = self._added_encoder.encode_file(
+                path,
+                mark,
+                raw_enabled=enabled.raw,
+                normalized_enabled=enabled.normalized,
+                num_threads=num_threads,
+            )
+            arrays.append(TokenArray(*parts))
+        return join_arrays(arrays)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Turn ids into text; bytes that are no UTF-8 become U+FFFD.
-
-        Raises:
-            InputError: an id that the vocabulary does not have.
-        """
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Turn ids into bytes, special tokens into their text."""
-        return b"".join(map(self.token_bytes, ids))
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """Give the bytes of one id.
-
-        Raises:
-            InputError: an id that the vocabulary does not have.
-        """
-        token_id = int(token_id)
-        if token_id in self._special_by_id:
-            return self._special_by_id[token_id].encode()
-        if not 0 <= token_id < len(self._tokens) or not self._tokens[token_id]:
-            raise InputError(f"token id {token_id} is not in the vocabulary of {self.vocab_size}")
-        return self._tokens[token_id]
+    def normalize(self, text: str) -> str:
+        """Give what the normalizer makes of a text; the text itself where there is none."""
+        return text if self._normalizer is None else self._normalizer(text)
 
     def save(self, path: str | Path) -> None:
-        """Write a tokenizer.json that `tokenizers` and `transformers` load with the same ids."""
-        document = _hf_format.write(
-            _hf_format.Parts(
-                tokens=list(self._tokens),
-                merges=self._merges,
-                pattern=self._pretoken,
-                special_tokens=self._special,
-                ignore_merges=self._ignore_merges,
-                normalizer=self._normalizer,
-            )
+        """Write the tokenizer.
+
+        Args:
+            path: a `.tiktoken` file to write ranks, without special tokens; an existing folder to write a
+                tokenizer.json and a tokenizer_config.json, as `transformers` reads them; any other name to
+                write a tokenizer.json.
+
+        Raises:
+            InputError: no rank file gives the same ids; says why.
+        """
+        path = Path(path)
+        if path.suffix == ".tiktoken":
+            if self._normalizer is not None:
+                raise InputError(f"{path}: a rank file cannot hold a normalizer; save a tokenizer.json")
+            ranks = _rank_format.write(self._vocabulary, ignore_merges=self._ignore_merges)
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(ranks)
+            return
+        documents = {path: self._to_json()}
+        if path.is_dir():
+            config = json.dumps(write_config(self._config), ensure_ascii=False, indent=2)
+            documents = {path / "tokenizer.json": self._to_json(), path / "tokenizer_config.json": config}
+        for file, document in documents.items():
+            with atomic_path(file) as temporary:
+                temporary.write_text(document + "\n", encoding="utf-8")
+
+    def _to_json(self) -> str:
+        parts = _hf_format.Parts(
+            vocabulary=self._vocabulary,
+            pattern=self._pretoken,
+            added_tokens=self._added.tokens,
+            ignore_merges=self._ignore_merges,
+            normalizer=self._normalizer,
+            template=self._template,
         )
-        with atomic_path(Path(path)) as temporary:
-            temporary.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
+        return json.dumps(_hf_format.write(parts), ensure_ascii=False)
+
+    def to_transformers(self) -> "PreTrainedTokenizerFast":
+        """Give the same tokenizer as `transformers` has it, with roles and chat template.
+
+        Raises:
+            InputError: `transformers` is not installed.
+        """
+        try:
+            import tokenizers
+            from transformers import PreTrainedTokenizerFast
+        except ImportError as error:
+            raise InputError(
+                "to_transformers needs the packages transformers and tokenizers: pip install 'pylm-llm[hf]'"
+            ) from error
+        config = {k: v for k, v in vars(self._config).items() if v is not None}
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizers.Tokenizer.from_str(self._to_json()),
+            clean_up_tokenization_spaces=False,
+            **config,
+        )
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, pattern={self.pattern!r})"
 
-    def _encode_part(self, text: str, *, is_first: bool) -> list[int]:
-        """Turn what stands between special tokens into ids."""
-        return self.encode_ordinary(text)
 
-    def _to_bytes(self, text: str) -> bytes:
-        try:
-            return self._normalize(text).encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"the text holds a lone surrogate at character {error.start}, which no UTF-8 can express"
-            ) from error
-
-    def _encode_custom(self, texts: Sequence[Any], end_id: int | None, num_threads: int) -> TokenArray:
-        """Encode texts whose pattern no machine knows, piece by piece."""
-        pieces, borders = self._pretoken.split_all(texts)
-        ids, offsets = self._core.encode_texts(pieces, end_id=None, num_threads=num_threads)
-        offsets = offsets[borders]
-        if end_id is not None:
-            ids = np.insert(ids, offsets[1:], np.uint32(end_id))
-            offsets = offsets + np.arange(len(offsets))
-        return TokenArray(ids, offsets)
-
-    def _normalize(self, text: str) -> str:
-        return text if self._normalizer is None else unicodedata.normalize(self._normalizer, text)
-
-
-def _join(arrays: list[TokenArray]) -> TokenArray:
-    if len(arrays) == 1:
-        return arrays[0]
-    offsets = [np.zeros(1, np.int64)]
-    total = 0
-    for array in arrays:
-        offsets.append(array.offsets[1:] + total)
-        total += len(array.ids)
-    ids = [array.ids for array in arrays]
-    return TokenArray(np.concatenate(ids) if ids else np.zeros(0, np.uint32), np.concatenate(offsets))
+def _to_utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the text holds a lone surrogate at character {error.start}, which no UTF-8 can express"
+        ) from error

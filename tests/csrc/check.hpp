@@ -53,6 +53,7 @@ void test_pretokenize();
 void test_tokenizer();
 void test_sentencepiece();
 void test_training();
+void test_vocabulary();
 void test_dedup();
 void test_signals();
 

@@ -331,7 +331,7 @@ def test_bad_input_is_named(small: Tokenizer, tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda d: d["model"]["merges"].append(["Ā", "nope"]), "merge .* does not join"),
-        (lambda d: d.update(normalizer={"type": "Lowercase"}), "unsupported normalizer.*Lowercase"),
+        (lambda d: d.update(normalizer={"type": "BertNormalizer"}), "unsupported normalizer.*BertNormalizer"),
         (lambda d: d.update(pre_tokenizer={"type": "Whitespace"}), "unsupported pre-tokenizer.*Whitespace"),
         (lambda d: d["model"].update(type="WordPiece"), "unsupported model"),
         (lambda d: d["model"]["vocab"].update({"日": 900}), "not in the byte-level alphabet"),

@@ -1,0 +1,396 @@
+// Vocabularies from files, added tokens, decoding. The doors with the checks are in pylm/text.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "bindings/arrow.hpp"
+#include "bindings/buffers.hpp"
+#include "bindings/module.hpp"
+#include "bindings/tokens.hpp"
+#include "parallel.hpp"
+#include "text/mapped_file.hpp"
+#include "text/properties.hpp"
+#include "tokenizer/added_tokens.hpp"
+#include "tokenizer/bpe_encode.hpp"
+#include "tokenizer/decode.hpp"
+#include "tokenizer/hf_model.hpp"
+#include "tokenizer/rank_file.hpp"
+#include "tokenizer/vocabulary.hpp"
+
+namespace py = pybind11;
+
+namespace pylm::bindings {
+
+namespace {
+
+using Ids = py::array_t<std::uint32_t, py::array::c_style>;
+using Views = std::span<const std::string_view>;
+
+std::span<const TokenId> ids_of(const Ids& ids) {
+    if (ids.ndim() != 1) throw py::value_error("ids must have one dimension");
+    return {ids.data(), static_cast<std::size_t>(ids.size())};
+}
+
+Ids to_rows(const std::vector<MergeRule>& rules) {
+    std::vector<std::uint32_t> rows;
+    rows.reserve(rules.size() * 4);
+    for (const MergeRule& rule : rules) rows.insert(rows.end(), {rule.left, rule.right, rule.merged, rule.rank});
+    return to_array(std::move(rows), {static_cast<py::ssize_t>(rules.size()), 4});
+}
+
+std::vector<MergeRule> from_rows(const Ids& merges) {
+    if (merges.ndim() != 2 || merges.shape(1) != 4)
+        throw py::value_error("merges must have the columns left, right, merged, rank");
+    const auto rows = merges.unchecked<2>();
+    std::vector<MergeRule> rules;
+    rules.reserve(static_cast<std::size_t>(rows.shape(0)));
+    for (py::ssize_t i = 0; i < rows.shape(0); ++i)
+        rules.push_back({rows(i, 0), rows(i, 1), rows(i, 2), rows(i, 3)});
+    return rules;
+}
+
+std::span<const std::uint8_t> mask_of(const AddedTokens& tokens, std::string_view mask) {
+    if (mask.size() != tokens.size()) throw py::value_error("expected a byte for each added token");
+    return {reinterpret_cast<const std::uint8_t*>(mask.data()), mask.size()};
+}
+
+// Whether a normalizer certainly leaves a text as it is. Forms: 0 NFC, 1 NFKC, 2 one that keeps ASCII, others
+// may change any text.
+bool is_stable(std::string_view text, int form) {
+    if (form == 0) return all_have(text, kStableNfc);
+    if (form == 1) return all_have(text, kStableNfkc);
+    if (form == 2) return skip_ascii(text, 0) == text.size();
+    return false;
+}
+
+// The whole way of a text: tokens of the raw text, normalization, tokens of the normalized text, merges.
+class AddedEncoder {
+  public:
+    using Merge = std::function<TokenBatch(Views, unsigned, std::optional<TokenId>)>;
+
+    AddedEncoder(const AddedTokens& raw, const AddedTokens& normalized, std::optional<py::function> normalizer,
+                 int form, std::optional<py::function> splitter, Merge merge)
+        : raw_(raw),
+          normalized_(normalized),
+          normalizer_(std::move(normalizer)),
+          form_(form),
+          splitter_(std::move(splitter)),
+          merge_(std::move(merge)) {}
+
+    // Without the interpreter lock.
+    TokenBatch encode(Views texts, std::string_view raw_enabled, std::string_view normalized_enabled,
+                      std::optional<TokenId> end, unsigned num_threads) const {
+        const auto raw_mask = mask_of(raw_, raw_enabled);
+        const auto normalized_mask = mask_of(normalized_, normalized_enabled);
+        const AddedTokens::Encode merge = [&](Views stretches, std::optional<TokenId> last) {
+            return splitter_ ? merge_split(stretches, num_threads, last)
+                             : merge_(stretches, num_threads, last);
+        };
+        const AddedTokens::Encode inner = [&](Views stretches, std::optional<TokenId> last) {
+            if (!normalizer_) {
+                return normalized_.encode_batch(stretches, normalized_mask, merge, last, num_threads);
+            }
+            std::deque<std::string> changed;
+            const auto views = normalize(stretches, changed, num_threads);
+            return normalized_.encode_batch(views, normalized_mask, merge, last, num_threads);
+        };
+        return raw_.encode_batch(texts, raw_mask, inner, end, num_threads);
+    }
+
+  private:
+    // Views of what the normalizer makes of the texts; those that it changes are kept in `changed`.
+    std::vector<std::string_view> normalize(Views texts, std::deque<std::string>& changed,
+                                            unsigned num_threads) const {
+        std::vector<std::uint8_t> may_change(texts.size());
+        parallel_for(texts.size(), texts.size() < 64 ? 1 : num_threads, [&](std::size_t i) {
+            may_change[i] = texts[i].empty() || is_stable(texts[i], form_) ? 0 : 1;
+        });
+        std::vector<std::string_view> views(texts.begin(), texts.end());
+        const py::gil_scoped_acquire acquire;
+        for (std::size_t i = 0; i < views.size(); ++i) {
+            if (may_change[i] == 0) continue;
+            const py::bytes text = (*normalizer_)(py::bytes(views[i].data(), views[i].size()));
+            views[i] = changed.emplace_back(text);
+        }
+        return views;
+    }
+
+    // Texts whose pattern the core does not know: Python cuts them, and each piece is a text for the core.
+    TokenBatch merge_split(Views texts, unsigned num_threads, std::optional<TokenId> end) const {
+        std::deque<std::string> pieces;
+        std::vector<std::size_t> borders{0};
+        {
+            const py::gil_scoped_acquire acquire;
+            for (const std::string_view text : texts) {
+                const py::list cut = (*splitter_)(py::bytes(text.data(), text.size()));
+                for (const py::handle piece : cut) pieces.emplace_back(piece.cast<py::bytes>());
+                borders.push_back(pieces.size());
+            }
+        }
+        const std::vector<std::string_view> views(pieces.begin(), pieces.end());
+        TokenBatch merged = merge_(views, num_threads, std::nullopt);
+        TokenBatch batch;
+        batch.ids.reserve(merged.ids.size() + texts.size());
+        batch.offsets.push_back(0);
+        for (std::size_t i = 0; i < texts.size(); ++i) {
+            for (std::int64_t k = merged.offsets[borders[i]]; k < merged.offsets[borders[i + 1]]; ++k) {
+                batch.ids.push_back(merged.ids.data()[k]);
+            }
+            if (end) batch.ids.push_back(*end);
+            batch.offsets.push_back(static_cast<std::int64_t>(batch.ids.size()));
+        }
+        return batch;
+    }
+
+    const AddedTokens& raw_;
+    const AddedTokens& normalized_;
+    std::optional<py::function> normalizer_;
+    int form_;
+    std::optional<py::function> splitter_;
+    Merge merge_;
+};
+
+void bind_vocabulary_files(py::module_& module) {
+    py::class_<Vocabulary, std::shared_ptr<Vocabulary>>(module, "Vocabulary")
+        .def(py::init([](const std::vector<py::bytes>& tokens, const Ids& merges) {
+                 return Vocabulary{{tokens.begin(), tokens.end()}, from_rows(merges)};
+             }),
+             py::arg("tokens"), py::arg("merges"))
+        .def_static(
+            "from_rank_file",
+            [](const py::bytes& content) {
+                const std::string_view view = content;
+                const py::gil_scoped_release release;
+                return read_rank_file(view);
+            },
+            py::arg("content"))
+        .def("__len__", [](const Vocabulary& vocabulary) { return vocabulary.tokens.size(); })
+        .def("tokens",
+             [](const Vocabulary& vocabulary) {
+                 py::list out(vocabulary.tokens.size());
+                 for (std::size_t i = 0; i < vocabulary.tokens.size(); ++i) {
+                     out[i] = py::bytes(vocabulary.tokens[i]);
+                 }
+                 return out;
+             })
+        .def(
+            "token",
+            [](const Vocabulary& vocabulary, TokenId id) { return py::bytes(vocabulary.tokens.at(id)); },
+            py::arg("id"))
+        .def("alphabet_tokens",
+             [](const Vocabulary& vocabulary) {
+                 py::list out(vocabulary.tokens.size());
+                 for (std::size_t i = 0; i < vocabulary.tokens.size(); ++i) {
+                     out[i] = py::str(to_byte_alphabet(vocabulary.tokens[i]));
+                 }
+                 return out;
+             })
+        .def("packed",
+             [](const Vocabulary& vocabulary) {
+                 std::string out;
+                 for (const std::string& token : vocabulary.tokens) {
+                     for (unsigned shift = 0; shift < 32; shift += 8)
+                         out.push_back(static_cast<char>(token.size() >> shift));
+                     out += token;
+                 }
+                 return py::bytes(out);
+             })
+        .def("merges", [](const Vocabulary& vocabulary) { return to_rows(vocabulary.merges); })
+        .def("canonical_merges",
+             [](const Vocabulary& vocabulary) { return to_rows(canonical_merges(vocabulary)); })
+        .def("rank_merges", [](const Vocabulary& vocabulary) { return to_rows(pairs_of(vocabulary.tokens)); })
+        .def("rank_file", [](const Vocabulary& vocabulary) {
+            return py::bytes(write_rank_file(vocabulary.tokens));
+        });
+
+    py::class_<HfDocument>(module, "HfModel")
+        .def(py::init([](const py::bytes& content) {
+                 const std::string_view view = content;
+                 const py::gil_scoped_release release;
+                 return std::make_unique<HfDocument>(HfModel::read(view));
+             }),
+             py::arg("content"))
+        .def("__len__", [](const HfDocument& document) { return document.model.size(); })
+        .def_property_readonly("rest", [](const HfDocument& document) { return py::bytes(document.rest); })
+        .def(
+            "find", [](const HfDocument& document, const std::string& text) { return document.model.find(text); },
+            py::arg("text"))
+        .def(
+            "vocabulary",
+            [](const HfDocument& document, bool byte_level, const std::vector<TokenId>& hidden) {
+                const py::gil_scoped_release release;
+                return document.model.to_vocabulary(byte_level, hidden);
+            },
+            py::kw_only(), py::arg("byte_level"), py::arg("hidden"));
+}
+
+void bind_decoder(py::module_& module) {
+    py::class_<TokenDecoder>(module, "TokenDecoder")
+        .def(py::init([](const Vocabulary& vocabulary,
+                         const std::vector<std::pair<TokenId, std::string>>& added,
+                         const std::vector<TokenId>& special) {
+                 return std::make_unique<TokenDecoder>(vocabulary.tokens, added, special);
+             }),
+             py::arg("vocabulary"), py::kw_only(), py::arg("added"), py::arg("special"))
+        .def("__len__", &TokenDecoder::size)
+        .def(
+            "token", [](const TokenDecoder& decoder, TokenId id) { return py::bytes(decoder.token(id)); },
+            py::arg("id"))
+        .def(
+            "decode",
+            [](const TokenDecoder& decoder, const Ids& ids, bool skip_special) {
+                const auto view = ids_of(ids);
+                std::string out;
+                {
+                    const py::gil_scoped_release release;
+                    decoder.decode(view, skip_special, out);
+                }
+                return py::bytes(out);
+            },
+            py::arg("ids"), py::kw_only(), py::arg("skip_special"))
+        .def(
+            "decode_batch",
+            [](const TokenDecoder& decoder, const Ids& ids,
+               const py::array_t<std::int64_t, py::array::c_style>& offsets, bool skip_special,
+               unsigned num_threads) {
+                const auto all = ids_of(ids);
+                const auto border = offsets.unchecked<1>();
+                const auto count = static_cast<std::size_t>(std::max<py::ssize_t>(border.shape(0) - 1, 0));
+                for (std::size_t i = 0; i < count; ++i) {
+                    const auto at = static_cast<py::ssize_t>(i);
+                    if (border(at) < 0 || border(at + 1) < border(at) ||
+                        static_cast<std::size_t>(border(at + 1)) > all.size()) {
+                        throw py::value_error("offsets must rise and stay within the ids, at text " +
+                                              std::to_string(i));
+                    }
+                }
+                std::vector<std::string> texts(count);
+                {
+                    const py::gil_scoped_release release;
+                    parallel_for(count, count < 64 ? 1 : num_threads, [&](std::size_t i) {
+                        const auto at = static_cast<py::ssize_t>(i);
+                        decoder.decode(all.subspan(static_cast<std::size_t>(border(at)),
+                                                   static_cast<std::size_t>(border(at + 1) - border(at))),
+                                       skip_special, texts[i]);
+                    });
+                }
+                py::list out(count);
+                for (std::size_t i = 0; i < count; ++i) out[i] = py::bytes(texts[i]);
+                return out;
+            },
+            py::arg("ids"), py::arg("offsets"), py::kw_only(), py::arg("skip_special"),
+            py::arg("num_threads"))
+        .def(
+            "lengths",
+            [](const TokenDecoder& decoder, const Ids& ids) { return to_array(decoder.lengths(ids_of(ids))); },
+            py::arg("ids"));
+}
+
+void bind_added_tokens(py::module_& module) {
+    py::class_<AddedTokens>(module, "AddedTokens")
+        .def(py::init(
+                 [](const std::vector<std::tuple<std::string, TokenId, bool, bool, bool>>& tokens) {
+                     std::vector<AddedToken> added;
+                     for (const auto& [content, id, single_word, lstrip, rstrip] : tokens) {
+                         added.push_back({content, id, single_word, lstrip, rstrip});
+                     }
+                     return std::make_unique<AddedTokens>(std::move(added));
+                 }),
+             py::arg("tokens"))
+        .def("__len__", &AddedTokens::size)
+        .def(
+            "find",
+            [](const AddedTokens& tokens, const py::bytes& text, const py::bytes& enabled) {
+                py::list out;
+                for (const AddedMatch& match : tokens.find(text, mask_of(tokens, enabled))) {
+                    out.append(py::make_tuple(match.begin, match.end, match.token));
+                }
+                return out;
+            },
+            py::arg("text"), py::arg("enabled"))
+        .def(
+            "find_first",
+            [](const AddedTokens& tokens, const py::object& texts,
+               const py::bytes& enabled) -> std::optional<py::tuple> {
+                const Texts items(texts, "texts", Texts::Items::kStrOrBytes);
+                const auto mask = mask_of(tokens, enabled);
+                const auto views = items.views();
+                for (std::size_t i = 0; i < views.size(); ++i) {
+                    const auto matches = tokens.find(views[i], mask);
+                    if (!matches.empty()) return py::make_tuple(i, matches[0].begin, matches[0].token);
+                }
+                return std::nullopt;
+            },
+            py::arg("texts"), py::arg("enabled"));
+
+    py::class_<AddedEncoder>(module, "AddedEncoder")
+        .def(py::init([](const BpeEncoder& encoder, const AddedTokens& raw, const AddedTokens& normalized,
+                         std::optional<py::function> normalizer, int form,
+                         std::optional<py::function> splitter) {
+                 return std::make_unique<AddedEncoder>(
+                     raw, normalized, std::move(normalizer), form, std::move(splitter),
+                     [&encoder](Views texts, unsigned num_threads, std::optional<TokenId> end) {
+                         return encoder.encode_batch(texts, num_threads, end);
+                     });
+             }),
+             py::arg("encoder"), py::kw_only(), py::arg("raw"), py::arg("normalized"), py::arg("normalizer"),
+             py::arg("form"), py::arg("splitter"), py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 4>())
+        .def(
+            "encode_texts",
+            [](const AddedEncoder& encoder, const py::object& texts, const py::bytes& raw_enabled,
+               const py::bytes& normalized_enabled, std::optional<TokenId> end_id, unsigned num_threads) {
+                const Texts read(texts, "texts", Texts::Items::kStrOrBytes);
+                const std::string_view raw = raw_enabled;
+                const std::string_view normalized = normalized_enabled;
+                TokenBatch batch;
+                {
+                    const py::gil_scoped_release release;
+                    batch = encoder.encode(read.views(), raw, normalized, end_id, num_threads);
+                }
+                return to_tuple(std::move(batch));
+            },
+            py::arg("texts"), py::kw_only(), py::arg("raw_enabled"), py::arg("normalized_enabled"),
+            py::arg("end_id"), py::arg("num_threads"))
+        .def(
+            "encode_file",
+            [](const AddedEncoder& encoder, const std::string& path, const std::string& separator,
+               const py::bytes& raw_enabled, const py::bytes& normalized_enabled, unsigned num_threads) {
+                const std::string_view raw = raw_enabled;
+                const std::string_view normalized = normalized_enabled;
+                TokenBatch batch;
+                {
+                    const py::gil_scoped_release release;
+                    const MappedFile file(path);
+                    batch = encoder.encode(split(file.bytes(), separator), raw, normalized, std::nullopt,
+                                           num_threads);
+                }
+                return to_tuple(std::move(batch));
+            },
+            py::arg("path"), py::arg("separator"), py::kw_only(), py::arg("raw_enabled"),
+            py::arg("normalized_enabled"), py::arg("num_threads"));
+
+    module.def(
+        "is_stable", [](const py::bytes& text, int form) { return is_stable(text, form); }, py::arg("text"),
+        py::arg("form"));
+}
+
+}  // namespace
+
+void bind_vocabulary(py::module_& module) {
+    bind_vocabulary_files(module);
+    bind_decoder(module);
+    bind_added_tokens(module);
+}
+
+}  // namespace pylm::bindings

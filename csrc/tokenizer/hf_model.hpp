@@ -1,0 +1,76 @@
+// The model of a tokenizer.json: its vocabulary and merges, which make up almost all of the file.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "tokenizer/vocabulary.hpp"
+
+namespace pylm {
+
+// What HfModel::read leaves: the file's text with an empty vocabulary and no merges, for a reader of small
+// JSON texts.
+struct HfDocument;
+
+// Vocabulary and merges as the file writes them. Immutable; O(1) to look a token up.
+class HfModel {
+  public:
+    // Read "model": {"vocab": {...}, "merges": [...]} out of a tokenizer.json in one pass. Throws
+    // std::invalid_argument with line and column, or naming the entry: text that is no JSON, no such model, an
+    // id that is no whole number or too large for the number of entries, a token or an id given twice, a merge
+    // that does not join two tokens to a third.
+    static HfDocument read(std::string_view content);
+
+    std::size_t size() const noexcept { return entries_.size(); }
+    std::size_t largest_id() const noexcept { return largest_id_; }
+
+    // The id of a token in the file's alphabet.
+    std::optional<TokenId> find(std::string_view text) const noexcept;
+
+    // Tokens as bytes. With `byte_level`, each character stands for one byte (GPT-2's alphabet), else for its
+    // UTF-8. The ids in `hidden` get no bytes, unless a merge makes or takes them or they are single bytes: they are
+    // added tokens, whose text need not be of the alphabet. Ends with the last token that has bytes. Throws std::invalid_argument naming a token with another
+    // character.
+    Vocabulary to_vocabulary(bool byte_level, std::span<const TokenId> hidden) const;
+
+  private:
+    struct Entry {
+        std::uint32_t begin, size;  // in text_
+        TokenId id;
+    };
+
+    HfModel() : index_(0) {}
+    std::string_view text_of(const Entry& entry) const noexcept {
+        return std::string_view(text_).substr(entry.begin, entry.size);
+    }
+    TokenId find_entry(std::uint64_t hash, std::string_view text) const noexcept;  // place in entries_
+    TokenId find_joined(std::uint64_t hash, std::string_view left, std::string_view right) const noexcept;
+    void read_vocabulary(class JsonCursor& cursor);
+    void read_merges(JsonCursor& cursor);
+    void index_entries();
+    void resolve_merges();
+
+    std::string text_;            // all tokens, end to end
+    std::string merge_text_;      // both sides of all merges, end to end
+    std::vector<Entry> entries_;  // in the file's order
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> merge_sizes_;  // bytes left, right
+    std::vector<MergeRule> merges_;
+    TokenIndex index_;
+    std::size_t largest_id_ = 0;
+};
+
+struct HfDocument {
+    HfModel model;
+    std::string rest;
+};
+
+// GPT-2's alphabet: the character that stands for a byte, as UTF-8.
+std::string to_byte_alphabet(std::string_view bytes);
+
+}  // namespace pylm

@@ -1,0 +1,97 @@
+// A vocabulary in memory, and looking its tokens up: what the readers of all file formats make.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "text/hash.hpp"
+#include "tokenizer/merges.hpp"
+
+namespace pylm {
+
+struct Vocabulary {
+    std::vector<std::string> tokens;  // bytes of each id, empty where an id has none
+    std::vector<MergeRule> merges;    // in order of rank
+};
+
+// A hash that concatenates: that of a + b follows from those of a and b, so that all prefixes and suffixes of
+// a string are hashed in one pass. A polynomial modulo 2^64: good for tables whose hits are verified, and no
+// defence against chosen strings, which make a table slow but never wrong.
+class RollingHash {
+  public:
+    static constexpr std::uint64_t kBase = 0x9E3779B97F4A7C15ULL;
+
+    static constexpr std::uint64_t extend(std::uint64_t hash, char byte) noexcept {
+        return hash * kBase + static_cast<std::uint8_t>(byte) + 1;
+    }
+    static constexpr std::uint64_t of(std::string_view bytes) noexcept {
+        std::uint64_t hash = 0;
+        for (const char byte : bytes) hash = extend(hash, byte);
+        return hash;
+    }
+    // kBase to the power of `size`, remembered. Not for several threads at once.
+    std::uint64_t power(std::size_t size) {
+        while (powers_.size() <= size) powers_.push_back(powers_.back() * kBase);
+        return powers_[size];
+    }
+
+  private:
+    std::vector<std::uint64_t> powers_{1};
+};
+
+// From bytes to ids, by a RollingHash. Open addressing, half full; grows by no more than it was made for.
+class TokenIndex {
+  public:
+    static constexpr TokenId kNone = std::numeric_limits<TokenId>::max();
+
+    // Room for `count` tokens.
+    explicit TokenIndex(std::size_t count);
+
+    // The id under `hash` for which `same(id)` holds, or kNone.
+    template <typename Same>
+    TokenId find(std::uint64_t hash, Same&& same) const noexcept {
+        const std::uint64_t mixed = mix64(hash);
+        const auto tag = static_cast<std::uint32_t>(mixed >> 32);
+        for (std::size_t slot = mixed & mask_;; slot = (slot + 1) & mask_) {
+            const Slot& entry = slots_[slot];
+            if (entry.id == kNone) return kNone;
+            if (entry.tag == tag && same(entry.id)) return entry.id;
+        }
+    }
+
+    // Add an id unless `same` finds an equal one, which is returned; kNone when it was added.
+    template <typename Same>
+    TokenId add(std::uint64_t hash, TokenId id, Same&& same) noexcept {
+        const std::uint64_t mixed = mix64(hash);
+        const auto tag = static_cast<std::uint32_t>(mixed >> 32);
+        std::size_t slot = mixed & mask_;
+        for (; slots_[slot].id != kNone; slot = (slot + 1) & mask_) {
+            if (slots_[slot].tag == tag && same(slots_[slot].id)) return slots_[slot].id;
+        }
+        slots_[slot] = {tag, id};
+        return kNone;
+    }
+
+  private:
+    struct Slot {
+        std::uint32_t tag = 0;
+        TokenId id = kNone;
+    };
+    std::vector<Slot> slots_;
+    std::size_t mask_;
+};
+
+// Largest id that a file of `count` entries may use: gaps are allowed, but memory grows with the largest id.
+constexpr std::uint64_t largest_id(std::size_t count) noexcept {
+    return (std::uint64_t{1} << 20) + 8 * static_cast<std::uint64_t>(count);
+}
+
+// Printable form of bytes for messages: quoted, cut after some 60 of them, control characters and bytes that
+// are no UTF-8 as \xNN.
+std::string quoted(std::string_view bytes);
+
+}  // namespace pylm
