@@ -132,7 +132,7 @@ void bind_tokenizer(py::module_& module) {
                 {
                     const py::gil_scoped_release release;
                     const MappedFile file(path);
-                    batch = encoder.encode_batch(split(file.bytes(), separator), num_threads);
+                    batch = encoder.encode_separated(file.bytes(), separator, num_threads);
                 }
                 return to_tuple(std::move(batch));
             },

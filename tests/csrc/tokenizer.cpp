@@ -11,6 +11,7 @@
 
 #include "check.hpp"
 #include "parallel.hpp"
+#include "text/mapped_file.hpp"
 #include "tokenizer/bpe_encode.hpp"
 #include "tokenizer/bpe_train.hpp"
 #include "tokenizer/pretokenize.hpp"
@@ -120,6 +121,24 @@ void check_batch(const BpeEncoder& encoder, const std::vector<std::string>& text
     }
 }
 
+// Files: the texts between separators, however they fall into chunks.
+void check_separated(const BpeEncoder& encoder, const std::vector<std::string>& texts) {
+    for (const std::string& separator : {std::string(1, '\0'), std::string("<sep>"), std::string("aa")}) {
+        std::string joined;
+        for (std::size_t round = 0; round < 40; ++round) {
+            for (const std::string& text : texts) joined += text.substr(0, 1 << 16) + separator;
+        }
+        const TokenBatch expected = encoder.encode_batch(split(joined, separator), 1);
+        for (const unsigned threads : {1U, 4U}) {
+            const TokenBatch batch = encoder.encode_separated(joined, separator, threads);
+            check(batch.ids == expected.ids && batch.offsets == expected.offsets, "a file gives its texts' ids");
+        }
+    }
+    const TokenBatch whole = encoder.encode_separated(texts[0], "", 2);
+    check(whole.offsets.size() == 2 && whole.ids == encoder.encode(texts[0]), "without separators one text");
+    check(encoder.encode_separated("", "x", 2).offsets.size() == 2, "an empty file is an empty text");
+}
+
 void check_errors(const Vocabulary& vocabulary) {
     const auto build = [&](std::vector<std::string> tokens, std::vector<MergeRule> merges) {
         return throws<std::invalid_argument>(
@@ -162,6 +181,7 @@ void test_tokenizer() {
     const BpeEncoder whole(vocabulary.tokens, vocabulary.merges, kPatterns[0], true);
     check_batch(encoder, corpus);
     check_batch(whole, hostile);
+    check_separated(encoder, hostile);
     Ranks ranks;
     for (const MergeRule& rule : vocabulary.merges)
         ranks.emplace(std::pair(rule.left, rule.right), rule.merged);
