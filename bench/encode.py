@@ -1,12 +1,14 @@
 """Encoding against gigatoken, tiktoken and tokenizers: each call in a fresh process, caches cold.
 
-    python bench/encode.py --text FILE [--vocabulary cl100k_base.tiktoken] [--json OUT]
+    python bench/encode.py --text FILE --vocabulary cl100k_base.tiktoken [--json OUT]
 
-`FILE` holds documents with NUL bytes between them. Every competitor must give the ids of pylm before a line
+`FILE` holds documents with NUL bytes between them, and no text of a special token, which gigatoken always
+recognises. Every competitor must give the ids of pylm before a line
 is printed for it. Peers that are not installed are left out.
 """
 
 import argparse
+import base64
 import json
 import statistics
 import subprocess
@@ -53,8 +55,6 @@ def _gigatoken(args: argparse.Namespace) -> dict[str, Encode]:
 def _tiktoken(args: argparse.Namespace) -> dict[str, Encode]:
     import tiktoken
 
-    from pylm.text import _rank_format
-
     # tiktoken's own spelling: possessive quantifiers keep its engine from backtracking.
     expression = (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$"
@@ -62,7 +62,8 @@ def _tiktoken(args: argparse.Namespace) -> dict[str, Encode]:
     )
     if args.pattern != "cl100k" or args.vocabulary.suffix != ".tiktoken":
         raise ImportError("tiktoken takes part with the cl100k pattern only")
-    ranks = {token: i for i, token in enumerate(_rank_format.read(args.vocabulary)) if token}
+    lines = [line.split() for line in args.vocabulary.read_bytes().splitlines()]
+    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
     encoding = tiktoken.Encoding("bench", pat_str=expression, mergeable_ranks=ranks, special_tokens={})
     return {"list": lambda: encoding.encode_ordinary_batch(args.texts, num_threads=args.threads)}
 

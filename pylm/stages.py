@@ -110,13 +110,21 @@ def _prepare(run: Run) -> Summary:
 def _tokenizer(run: Run) -> Summary:
     from pylm.data.shards import train_tokenizer
 
-    tokenizer = train_tokenizer(
-        run.recipe.tokenizer,
-        run.train_documents,
-        run.tokenizer,
-        seed=run.recipe.seed,
-        num_threads=run.recipe.num_threads,
-    )
+    with Progress(1, "tokenizer", enabled=run.world.is_main) as progress:
+
+        def show(phase: str, done: int, total: int | None) -> None:
+            unit = 1 << 20 if phase == "count" else 1  # MiB of text, then tokens
+            progress.total = -(-(total or done) // unit)
+            progress.update(-(-done // unit), now="counting MiB" if phase == "count" else "merging")
+
+        tokenizer = train_tokenizer(
+            run.recipe.tokenizer,
+            run.train_documents,
+            run.tokenizer,
+            seed=run.recipe.seed,
+            num_threads=run.recipe.num_threads,
+            progress=show,
+        )
     return {"vocab_size": tokenizer.vocab_size}
 
 

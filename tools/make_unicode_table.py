@@ -7,7 +7,7 @@ from pathlib import Path
 
 import regex
 
-UNICODE_VERSION = "17.0.0"  # of regex 2026.x; a test compares every code point
+UNICODE_VERSION = "18.0.0"  # of regex 2026.11; a test compares every code point
 BLOCK = 256
 CLASSES = {
     1: r"[\p{Lu}\p{Lt}]",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import regex
 
-UNICODE_VERSION = "17.0.0"  # of regex 2026.x; lower case comes from Python's own tables
+UNICODE_VERSION = "18.0.0"  # of regex 2026.11; lower case comes from Python's own tables
 BLOCK = 256
 OUT = Path(__file__).resolve().parents[1] / "csrc" / "text" / "words_table.hpp"
 

@@ -27,6 +27,8 @@ PYBIND11_MODULE(_core, module) {
     pybind11::register_local_exception_translator(&translate_system_error);
     pylm::bindings::bind_vocabulary(module);
     pylm::bindings::bind_tokenizer(module);
+    pylm::bindings::bind_sentencepiece(module);
+    pylm::bindings::bind_training(module);
     pylm::bindings::bind_dedup(module);
     pylm::bindings::bind_signals(module);
 }

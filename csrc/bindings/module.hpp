@@ -6,6 +6,8 @@
 namespace pylm::bindings {
 
 void bind_tokenizer(pybind11::module_& module);
+void bind_sentencepiece(pybind11::module_& module);
+void bind_training(pybind11::module_& module);
 void bind_vocabulary(pybind11::module_& module);
 void bind_dedup(pybind11::module_& module);
 void bind_signals(pybind11::module_& module);

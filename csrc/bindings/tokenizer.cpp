@@ -17,7 +17,6 @@
 #include "text/mapped_file.hpp"
 #include "text/unicode.hpp"
 #include "tokenizer/bpe_encode.hpp"
-#include "tokenizer/bpe_train.hpp"
 #include "tokenizer/pretokenize.hpp"
 #include "tokenizer/vocabulary.hpp"
 
@@ -26,17 +25,6 @@ namespace py = pybind11;
 namespace pylm::bindings {
 
 namespace {
-
-// A list of int, as tiktoken gives it.
-py::list to_list(std::span<const TokenId> ids) {
-    py::list list(ids.size());
-    for (std::size_t i = 0; i < ids.size(); ++i) {
-        PyObject* number = PyLong_FromUnsignedLong(ids[i]);
-        if (number == nullptr) throw py::error_already_set();
-        PyList_SET_ITEM(list.ptr(), static_cast<py::ssize_t>(i), number);
-    }
-    return list;
-}
 
 std::string_view name_of(SimdLevel level) noexcept {
     switch (level) {
@@ -144,42 +132,11 @@ void bind_tokenizer(py::module_& module) {
                 {
                     const py::gil_scoped_release release;
                     const MappedFile file(path);
-                    batch = encoder.encode_batch(split(file.bytes(), separator), num_threads);
+                    batch = encoder.encode_separated(file.bytes(), separator, num_threads);
                 }
                 return to_tuple(std::move(batch));
             },
             py::arg("path"), py::arg("separator"), py::kw_only(), py::arg("num_threads"));
-
-    py::class_<WordCounter>(module, "WordCounter")
-        .def(py::init<Pattern>(), py::arg("pattern"))
-        .def(
-            "add",
-            [](WordCounter& counter, const py::object& texts, unsigned num_threads) {
-                const Texts read(texts, "texts", Texts::Items::kStrOrBytes);
-                const py::gil_scoped_release release;
-                counter.add(read.views(), num_threads);
-            },
-            py::arg("texts"), py::kw_only(), py::arg("num_threads"))
-        .def("sorted",
-             [](const WordCounter& counter) {
-                 std::vector<std::pair<py::bytes, std::uint64_t>> words;
-                 for (auto& [word, count] : counter.sorted()) words.emplace_back(py::bytes(word), count);
-                 return words;
-             })
-        .def(
-            "train",
-            [](const WordCounter& counter, std::size_t num_merges, std::uint64_t min_frequency,
-               const std::vector<std::uint32_t>& byte_ids, std::uint32_t first_id) {
-                if (byte_ids.size() != 256) throw py::value_error("byte_ids must have 256 entries");
-                TrainOptions options{num_merges, min_frequency, byte_ids, first_id, [] {
-                                         const py::gil_scoped_acquire acquire;
-                                         if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-                                     }};
-                const py::gil_scoped_release release;
-                return train_bpe(counter.sorted(), options);
-            },
-            py::kw_only(), py::arg("num_merges"), py::arg("min_frequency"), py::arg("byte_ids"),
-            py::arg("first_id"));
 }
 
 }  // namespace pylm::bindings

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <memory>
+#include <span>
 #include <utility>
 
 #include "bindings/buffers.hpp"
@@ -24,6 +25,17 @@ inline pybind11::array_t<TokenId> to_token_array(TokenBuffer&& ids) {
 
 inline pybind11::tuple to_tuple(TokenBatch&& batch) {
     return pybind11::make_tuple(to_token_array(std::move(batch.ids)), to_array(std::move(batch.offsets)));
+}
+
+// A list of int, as tiktoken gives it.
+inline pybind11::list to_list(std::span<const TokenId> ids) {
+    pybind11::list list(ids.size());
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+        PyObject* number = PyLong_FromUnsignedLong(ids[i]);
+        if (number == nullptr) throw pybind11::error_already_set();
+        PyList_SET_ITEM(list.ptr(), static_cast<pybind11::ssize_t>(i), number);
+    }
+    return list;
 }
 
 }  // namespace pylm::bindings

@@ -10,7 +10,7 @@
 namespace pylm {
 
 // Classes of code points, as bits so that patterns can ask for several at once. Every code point has at most
-// one; control, format, private, surrogate and unassigned ones have none. Unicode 17.0.0.
+// one; control, format, private, surrogate and unassigned ones have none. Unicode 18.0.0.
 enum CharClass : std::uint8_t {
     kUpper = 1,     // Lu, Lt
     kLower = 2,     // Ll

@@ -8,6 +8,7 @@
 
 #include "parallel.hpp"
 #include "text/hash.hpp"
+#include "text/mapped_file.hpp"
 
 namespace pylm {
 
@@ -26,6 +27,14 @@ struct Chunk {
 
 PieceKey key_of(std::string_view bytes) noexcept {
     return PieceKey::of(bytes.data(), bytes.size(), bytes.data() + bytes.size());
+}
+
+// Whether some end of it is also a beginning, so that occurrences may overlap.
+bool overlaps_itself(std::string_view text) noexcept {
+    for (std::size_t size = 1; size < text.size(); ++size) {
+        if (text.ends_with(text.substr(0, size))) return true;
+    }
+    return false;
 }
 
 // Cut by the sizes alone, so that chunks are the same for any number of threads.
@@ -257,6 +266,38 @@ TokenBuffer BpeEncoder::encode(std::string_view text) const {
     return ids;
 }
 
+// Encode chunks on several threads, one worker each; chunks go to whoever is free. `encode_chunk(index, worker,
+// buffer)` appends the chunk's ids to the buffer, which may hold others; `placed(index, offset)` is told where the chunk's ids have come to lie.
+template <typename EncodeChunk, typename Placed>
+TokenBuffer BpeEncoder::run(std::size_t num_chunks, std::size_t num_bytes, unsigned num_threads,
+                            EncodeChunk&& encode_chunk, Placed&& placed) const {
+    const std::size_t num_workers = std::min<std::size_t>(resolve_threads(num_threads), num_chunks);
+    if (num_workers == 1) {  // straight into the result, without a copy
+        TokenBuffer ids;
+        ids.reserve(num_bytes / kBytesPerToken + std::min(num_bytes, 2 * kChunkBytes) + 16);
+        const auto worker = workers_.take();
+        for (std::size_t index = 0; index < num_chunks; ++index) {
+            const std::size_t offset = ids.size();
+            encode_chunk(index, *worker, ids);
+            placed(index, offset);
+        }
+        return ids;
+    }
+    OrderedOutput output(num_bytes / kBytesPerToken + 16);
+    std::atomic<std::size_t> next_chunk{0};
+    parallel_for(num_workers, num_threads, [&](std::size_t) {
+        const auto worker = workers_.take();
+        for (;;) {
+            const std::size_t index = next_chunk.fetch_add(1, std::memory_order_relaxed);
+            if (index >= num_chunks) break;
+            TokenBuffer buffer = output.take_buffer();
+            encode_chunk(index, *worker, buffer);
+            output.commit(index, std::move(buffer), placed);
+        }
+    });
+    return std::move(output).finish();
+}
+
 TokenBatch BpeEncoder::encode_batch(std::span<const std::string_view> texts, unsigned num_threads,
                                     std::optional<TokenId> end) const {
     const std::vector<Chunk> chunks = cut_chunks(texts, pattern_);
@@ -264,34 +305,59 @@ TokenBatch BpeEncoder::encode_batch(std::span<const std::string_view> texts, uns
     for (const std::string_view text : texts) num_bytes += text.size();
     TokenBatch batch;
     batch.offsets.assign(texts.size() + 1, 0);
-    OrderedOutput output(num_bytes / kBytesPerToken + 16);
-    std::atomic<std::size_t> next_chunk{0};
-    // One cache a worker; chunks go to whoever is free.
-    const std::size_t num_workers = std::min<std::size_t>(resolve_threads(num_threads), chunks.size());
-    parallel_for(num_workers, num_threads, [&](std::size_t) {
-        const auto worker = workers_.take();
-        for (;;) {
-            const std::size_t index = next_chunk.fetch_add(1, std::memory_order_relaxed);
-            if (index >= chunks.size()) break;
-            const Chunk& chunk = chunks[index];
-            TokenBuffer buffer = output.take_buffer();
-            for (std::size_t i = chunk.first; i < chunk.last; ++i) {
-                const bool is_single = chunk.last - chunk.first == 1;
-                encode(is_single ? texts[i].substr(chunk.begin, chunk.end - chunk.begin) : texts[i], *worker, buffer);
-                if (is_single && chunk.end != texts[i].size()) continue;
-                if (end) buffer.push_back(*end);
-                batch.offsets[i + 1] = static_cast<std::int64_t>(buffer.size());
-            }
-            output.commit(index, std::move(buffer), [&](std::size_t placed, std::size_t offset) {
-                const Chunk& done = chunks[placed];
-                const bool is_open = done.last - done.first == 1 && done.end != texts[done.first].size();
-                if (is_open) return;
-                for (std::size_t i = done.first; i < done.last; ++i)
-                    batch.offsets[i + 1] += static_cast<std::int64_t>(offset);
-            });
+    const auto is_single = [](const Chunk& chunk) { return chunk.last - chunk.first == 1; };
+    const auto encode_chunk = [&](std::size_t index, Worker& worker, TokenBuffer& buffer) {
+        const Chunk& chunk = chunks[index];
+        const std::size_t before = buffer.size();
+        for (std::size_t i = chunk.first; i < chunk.last; ++i) {
+            const bool single = is_single(chunk);
+            encode(single ? texts[i].substr(chunk.begin, chunk.end - chunk.begin) : texts[i], worker, buffer);
+            if (single && chunk.end != texts[i].size()) continue;
+            if (end) buffer.push_back(*end);
+            batch.offsets[i + 1] = static_cast<std::int64_t>(buffer.size() - before);
         }
+    };
+    batch.ids = run(chunks.size(), num_bytes, num_threads, encode_chunk, [&](std::size_t index, std::size_t offset) {
+        const Chunk& chunk = chunks[index];
+        if (is_single(chunk) && chunk.end != texts[chunk.first].size()) return;  // its text goes on
+        for (std::size_t i = chunk.first; i < chunk.last; ++i)
+            batch.offsets[i + 1] += static_cast<std::int64_t>(offset);
     });
-    batch.ids = std::move(output).finish();
+    return batch;
+}
+
+TokenBatch BpeEncoder::encode_separated(std::string_view texts, std::string_view separator,
+                                        unsigned num_threads) const {
+    // Chunks end at separators, so that each thread looks for those of its own chunks.
+    std::vector<std::string_view> chunks;
+    bool can_cut = !separator.empty() && !overlaps_itself(separator);
+    for (std::size_t begin = 0; can_cut;) {
+        const std::size_t from = begin + kChunkBytes;
+        const std::size_t at = from < texts.size() ? texts.find(separator, from) : texts.npos;
+        const std::size_t last = std::min(at, texts.size());
+        can_cut = last - begin <= 4 * kChunkBytes;  // a larger text is itself shared between threads
+        chunks.push_back(texts.substr(begin, last - begin));
+        if (at == texts.npos) break;
+        begin = at + separator.size();
+    }
+    if (!can_cut) return encode_batch(split(texts, separator), num_threads);
+    std::vector<std::vector<std::int64_t>> ends(chunks.size());  // of a chunk's texts, within its ids
+    std::vector<std::int64_t> starts(chunks.size());
+    TokenBatch batch;
+    batch.ids = run(
+        chunks.size(), texts.size(), num_threads,
+        [&](std::size_t index, Worker& worker, TokenBuffer& buffer) {
+            const std::size_t before = buffer.size();
+            for (const std::string_view text : split(chunks[index], separator)) {
+                encode(text, worker, buffer);
+                ends[index].push_back(static_cast<std::int64_t>(buffer.size() - before));
+            }
+        },
+        [&](std::size_t index, std::size_t offset) { starts[index] = static_cast<std::int64_t>(offset); });
+    batch.offsets.push_back(0);
+    for (std::size_t i = 0; i < chunks.size(); ++i) {
+        for (const std::int64_t end : ends[i]) batch.offsets.push_back(starts[i] + end);
+    }
     return batch;
 }
 

@@ -45,6 +45,9 @@ class BpeEncoder {
     TokenBatch encode_batch(std::span<const std::string_view> texts, unsigned num_threads,
                             std::optional<TokenId> end = std::nullopt) const;
 
+    // Encode the texts between separators, n + 1 for n of them; a single one where `separator` is empty.
+    TokenBatch encode_separated(std::string_view texts, std::string_view separator, unsigned num_threads) const;
+
     // Bytes of a token. Throws std::out_of_range.
     std::string_view token(TokenId id) const;
     std::size_t vocab_size() const noexcept { return tokens_.size(); }
@@ -62,6 +65,9 @@ class BpeEncoder {
     enum Whole : std::uint8_t { kUnknown, kMergesToItself, kMergesToOthers };
 
     void encode(std::string_view text, Worker& worker, TokenBuffer& out) const;
+    template <typename EncodeChunk, typename Placed>
+    TokenBuffer run(std::size_t num_chunks, std::size_t num_bytes, unsigned num_threads,
+                    EncodeChunk&& encode_chunk, Placed&& placed) const;
     void solve_unseen(Worker& worker) const;
     TokenId* encode_long(std::string_view piece, PieceCache& cache, TokenId* out) const;
     std::size_t encode_piece(std::string_view piece, TokenId token, TokenId* out) const;

@@ -1,54 +1,49 @@
-// Learning merges from text: word counts first, then the most frequent pair again and again.
+// Learning merges from counted words: the most frequent pair becomes a token, again and again.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <span>
 #include <string>
-#include <string_view>
-#include <unordered_map>
-#include <utility>
 #include <vector>
 
-#include "tokenizer/pretokenize.hpp"
+#include "tokenizer/pair_queue.hpp"
+#include "tokenizer/word_counter.hpp"
 
 namespace pylm {
 
-// Counts pieces of text. Holds each different piece once, never the text.
-class WordCounter {
-  public:
-    explicit WordCounter(Pattern pattern) : pattern_(pattern) {}
-
-    // Count the pieces of these texts, in parallel. The result does not depend on the threads.
-    void add(std::span<const std::string_view> texts, unsigned num_threads);
-
-    // Different pieces with their counts, sorted by bytes.
-    std::vector<std::pair<std::string, std::uint64_t>> sorted() const;
-
-  private:
-    struct Hash {
-        using is_transparent = void;
-        std::size_t operator()(std::string_view text) const noexcept;
-    };
-    using Counts = std::unordered_map<std::string, std::uint64_t, Hash, std::equal_to<>>;
-
-    Pattern pattern_;
-    Counts counts_;
+// A token that has its id before training and that merges may arrive at.
+struct KnownToken {
+    std::string bytes;
+    std::uint32_t id = 0;
 };
 
 struct TrainOptions {
-    std::size_t num_merges = 0;           // most merges to learn
+    static constexpr std::uint32_t kNoId = 0xFFFFFFFF;
+
+    std::size_t num_tokens = 0;           // most new tokens to make
     std::uint64_t min_frequency = 2;      // a pair seen less often is not merged
-    std::vector<std::uint32_t> byte_ids;  // id of each of the 256 bytes
-    std::uint32_t first_id = 256;         // id of the first merge's result; later ones count up
-    std::function<void()> check;          // called now and then; may throw to stop (signals)
+    std::vector<std::uint32_t> byte_ids;  // id of each of the 256 bytes; kNoId: the byte is left out of words
+    std::uint32_t first_id = 256;         // id of the first new token; later ones count up
+    std::vector<KnownToken> known;        // merges that make one of these make no new token
+    std::size_t max_token_length = 0;     // merges of merges stay shorter than this; 0: any length
+    Ties ties = Ties::kSmallestIds;
+    bool release_words = false;           // empty the counter when its words have been taken over
+    unsigned num_threads = 1;             // 0: all cores; the merges do not depend on it
+    // Called now and then with the number of new tokens; may throw to stop.
+    std::function<void(std::size_t)> progress;
 };
 
-// Learn merges: the pair with the largest count first, among equals the one with the smallest ids (left,
-// then right), as Hugging Face's trainer does. Returns (left, right) in order; merge i makes first_id + i.
-// Throws std::invalid_argument for 2^32 ids or different words and more, and what options.check throws.
-std::vector<std::pair<std::uint32_t, std::uint32_t>> train_bpe(
-    std::span<const std::pair<std::string, std::uint64_t>> words, const TrainOptions& options);
+struct TrainedMerge {
+    std::uint32_t left;
+    std::uint32_t right;
+    std::uint32_t merged;
+    bool operator==(const TrainedMerge&) const = default;
+};
+
+// Learn merges, in order. Work is proportional to the occurrences merged, whatever the length of words; memory
+// is about 8 bytes for each byte of different words, and 32 for each pair that is frequent enough. Throws
+// std::invalid_argument where ids or the bytes of different words pass 2^32 - 3, and what progress throws.
+std::vector<TrainedMerge> train_bpe(WordCounter& words, const TrainOptions& options);
 
 }  // namespace pylm

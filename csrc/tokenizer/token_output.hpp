@@ -34,9 +34,11 @@ class TokenBuffer {
     std::span<const TokenId> ids() const noexcept { return {data(), size_}; }
     bool operator==(const TokenBuffer& other) const noexcept { return std::ranges::equal(*this, other); }
 
-    // Room for `capacity` ids in all; keeps what is there. Throws std::bad_alloc.
+    // Room for `capacity` ids in all, and more where it grows again and again; keeps what is there. Throws
+    // std::bad_alloc.
     void reserve(std::size_t capacity) {
         if (capacity <= capacity_) return;
+        capacity = std::max(capacity, size_ + size_ / 2);
         std::unique_ptr<TokenId[], Free> grown(static_cast<TokenId*>(allocate_huge(capacity * sizeof(TokenId))));
         if (size_ > 0) std::memcpy(grown.get(), data_.get(), size_ * sizeof(TokenId));
         data_ = std::move(grown);

@@ -1,5 +1,6 @@
 """The tokenizer of a run: trained on a sample of the documents."""
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +19,10 @@ from pylm.errors import InputError
 from pylm.files import atomic_path
 
 if TYPE_CHECKING:
-    from pylm.text import Tokenizer
+    from pylm.text import Tokenizer, WordCounter
+    from pylm.text.word_counter import TrainingProgress
+
+SAVE_INTERVAL_S = 30.0
 
 
 class TokenizerConfig(Config):
@@ -32,14 +36,24 @@ class TokenizerConfig(Config):
     """Tokens that text never becomes; they get the first ids. Must hold `<|endoftext|>`."""
     min_frequency: int = Field(default=2, ge=1)
     """A pair that is rarer than this in the sample is not merged."""
+    max_token_length: int | None = Field(default=None, ge=1)
+    """Tokens have fewer bytes than this; without it, any number."""
     max_bytes: int = Field(default=2_000_000_000, ge=1)
     """Most bytes of text to train on: a sample of whole documents, evenly drawn."""
 
 
 def train_tokenizer(
-    config: TokenizerConfig, documents_parquet: Path, out: Path, *, seed: int, num_threads: int = 0
+    config: TokenizerConfig,
+    documents_parquet: Path,
+    out: Path,
+    *,
+    seed: int,
+    num_threads: int = 0,
+    progress: "TrainingProgress | None" = None,
 ) -> "Tokenizer":
     """Train a tokenizer on a sample of documents.
+
+    Counting leaves `counts.npz` beside `out` every half minute; a call that was killed goes on from there.
 
     Args:
         config: the recipe's part.
@@ -47,6 +61,7 @@ def train_tokenizer(
         out: the tokenizer.json to write.
         seed: decides the sample, where there is more text than `config.max_bytes`.
         num_threads: threads; 0 takes all cores. The result does not depend on it.
+        progress: called now and then, as by `Tokenizer.train`.
 
     Returns:
         The tokenizer.
@@ -60,18 +75,55 @@ def train_tokenizer(
         raise InputError(
             f"tokenizer.special_tokens must hold {END_OF_TEXT}, got {list(config.special_tokens)}"
         )
-    texts = sample_texts(documents_parquet, max_bytes=config.max_bytes, seed=seed)
+    counts = out.with_name("counts.npz")
+    counter = _count_sample(config, documents_parquet, counts, seed, num_threads, progress)
     tokenizer = Tokenizer.train(
-        texts,
+        counter,
         vocab_size=config.vocab_size,
-        pattern=config.pattern,
         special_tokens=config.special_tokens,
         min_frequency=config.min_frequency,
+        max_token_length=config.max_token_length,
         num_threads=num_threads,
+        progress=progress,
     )
     with atomic_path(out) as temporary:
         tokenizer.save(temporary)
+    counts.unlink(missing_ok=True)
     return tokenizer
+
+
+def _count_sample(
+    config: TokenizerConfig,
+    documents_parquet: Path,
+    counts: Path,
+    seed: int,
+    num_threads: int,
+    progress: "TrainingProgress | None",
+) -> "WordCounter":
+    from pylm.text import WordCounter
+
+    columns, total = _sample_columns(documents_parquet, max_bytes=config.max_bytes, seed=seed)
+    status = documents_parquet.stat()
+    sample = [config.pattern, config.max_bytes, seed, status.st_size, status.st_mtime_ns]
+    counter = WordCounter.load(counts) if counts.exists() else WordCounter(config.pattern)
+    if counter.note.get("sample") != sample:
+        counter = WordCounter(config.pattern)
+    num_counted = counter.note.get("num_columns", 0)
+    assert isinstance(num_counted, int)
+    saved_s = time.monotonic()
+    done = 0
+    for i, column in enumerate(columns):
+        done += int(pc.sum(pc.binary_length(column)).as_py() or 0)
+        if i < num_counted:
+            continue
+        counter.add(column, num_threads=num_threads)
+        if progress is not None:
+            progress("count", done, total)
+        if time.monotonic() - saved_s > SAVE_INTERVAL_S:
+            counter.note = {"sample": sample, "num_columns": i + 1}
+            counter.save(counts)
+            saved_s = time.monotonic()
+    return counter
 
 
 def sample_texts(documents_parquet: Path, *, max_bytes: int, seed: int) -> Iterator[str]:
@@ -90,6 +142,14 @@ def sample_texts(documents_parquet: Path, *, max_bytes: int, seed: int) -> Itera
     Raises:
         InputError: no usable documents.
     """
+    columns, _ = _sample_columns(documents_parquet, max_bytes=max_bytes, seed=seed)
+    return (text for column in columns for text in column.to_pylist())
+
+
+def _sample_columns(
+    documents_parquet: Path, *, max_bytes: int, seed: int
+) -> tuple[Iterator[pa.StringArray], int]:
+    """Draw as `sample_texts`; give Arrow columns and how many bytes they have in all."""
     sizes, keys = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
     for batch in read_documents(documents_parquet, ("id", "text")):
         sizes.append(pc.binary_length(batch["text"]).to_numpy(zero_copy_only=False).astype(np.int64))
@@ -106,13 +166,13 @@ def sample_texts(documents_parquet: Path, *, max_bytes: int, seed: int) -> Itera
     num_taken = max(1, int(np.searchsorted(np.cumsum(size_N[order_N]), max_bytes, side="right")))
     is_taken_N = np.zeros(len(size_N), dtype=bool)
     is_taken_N[order_N[:num_taken]] = True
-    return _filtered_texts(documents_parquet, is_taken_N)
+    return _filtered_columns(documents_parquet, is_taken_N), int(size_N[is_taken_N].sum())
 
 
-def _filtered_texts(documents_parquet: Path, is_taken_N: NDArray[np.bool_]) -> Iterator[str]:
+def _filtered_columns(documents_parquet: Path, is_taken_N: NDArray[np.bool_]) -> Iterator[pa.StringArray]:
     start = 0
     for batch in read_documents(documents_parquet, ("text",)):
-        yield from batch["text"].filter(pa.array(is_taken_N[start : start + len(batch)])).to_pylist()
+        yield batch["text"].filter(pa.array(is_taken_N[start : start + len(batch)]))
         start += len(batch)
 
 

@@ -84,12 +84,18 @@ class StreamDecoder:
     """
 
     def __init__(
-        self, core: "_core.TokenDecoder", *, skip_special_tokens: bool = False, errors: Errors = "replace"
+        self,
+        core: "_core.TokenDecoder",
+        *,
+        skip_special_tokens: bool = False,
+        errors: Errors = "replace",
+        lead: bytes = b"",
     ) -> None:
         """Begin a text; `Tokenizer.stream` is the usual way."""
         self._core = core
         self._skip_special = skip_special_tokens
         self._errors = errors
+        self._lead = self._lead_left = lead
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors)
 
     def push(self, token_id: int) -> str:
@@ -99,7 +105,10 @@ class StreamDecoder:
             InputError: an id that the vocabulary does not have; with `errors="strict"`, bytes that are no
                 UTF-8.
         """
-        return self._decode(decode_bytes(self._core, [token_id], self._skip_special))
+        content = decode_bytes(self._core, [token_id], self._skip_special)
+        if content and self._lead_left:
+            content, self._lead_left = content.removeprefix(self._lead_left), b""
+        return self._decode(content)
 
     def flush(self) -> str:
         """End the text: give what an unfinished character leaves. The next `push` begins a new text.
@@ -109,6 +118,7 @@ class StreamDecoder:
         """
         text = self._decode(b"", final=True)
         self._utf8.reset()
+        self._lead_left = self._lead
         return text
 
     def _decode(self, content: bytes, *, final: bool = False) -> str:
@@ -124,6 +134,7 @@ class Decoding:
     """The half of a tokenizer that gives text."""
 
     _decoder: "_core.TokenDecoder"
+    _lead = b""  # what encoding puts before a text, and decoding takes away
 
     def decode(self, ids: Ids, *, skip_special_tokens: bool = False, errors: Errors = "replace") -> str:
         """Turn ids into text.
@@ -136,7 +147,7 @@ class Decoding:
         Raises:
             InputError: an id that the vocabulary does not have; with "strict", bytes that are no UTF-8.
         """
-        return to_text(decode_bytes(self._decoder, ids, skip_special_tokens), errors)
+        return to_text(self.decode_bytes(ids, skip_special_tokens=skip_special_tokens), errors)
 
     def decode_bytes(self, ids: Ids, *, skip_special_tokens: bool = False) -> bytes:
         """Turn ids into bytes, special tokens into their text.
@@ -144,7 +155,7 @@ class Decoding:
         Raises:
             InputError: an id that the vocabulary does not have.
         """
-        return decode_bytes(self._decoder, ids, skip_special_tokens)
+        return decode_bytes(self._decoder, ids, skip_special_tokens).removeprefix(self._lead)
 
     def decode_batch(
         self,
@@ -172,11 +183,13 @@ class Decoding:
             )
         except IndexError as error:
             raise InputError(str(error)) from error
-        return [to_text(text, errors) for text in texts]
+        return [to_text(text.removeprefix(self._lead), errors) for text in texts]
 
     def stream(self, *, skip_special_tokens: bool = False, errors: Errors = "replace") -> StreamDecoder:
         """Begin to decode id by id: `push` gives the text that is certain, `flush` the rest."""
-        return StreamDecoder(self._decoder, skip_special_tokens=skip_special_tokens, errors=errors)
+        return StreamDecoder(
+            self._decoder, skip_special_tokens=skip_special_tokens, errors=errors, lead=self._lead
+        )
 
     def token_bytes(self, token_id: int) -> bytes:
         """Give the bytes of one id.

@@ -1,96 +1,185 @@
 """Learning a vocabulary from text: what `Tokenizer.train` does."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pylm import _core
 from pylm.errors import InputError
 from pylm.text import _hf_format
-from pylm.text.patterns import find_pattern
-from pylm.text.texts import arrow_chunks
+from pylm.text.patterns import PretokenPattern, find_pattern
+from pylm.text.word_counter import TextBatches, TrainingProgress, WordCounter
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+Ties: TypeAlias = Literal["hf", "lexicographic"]
+"""Which of several equally frequent pairs is merged first."""
 
-BATCH_BYTES = 64 << 20
+_NO_ID = 0xFFFFFFFF
+
+
+def count_corpus(
+    corpus: TextBatches | WordCounter,
+    *,
+    pattern: str | PretokenPattern,
+    separator: str | bytes | None,
+    keep_separator: bool,
+    counts: str | Path | None,
+    num_threads: int,
+    progress: TrainingProgress | None,
+) -> WordCounter:
+    """Count a corpus; arguments and errors as in `Tokenizer.train`."""
+    if isinstance(corpus, WordCounter):
+        return corpus
+    find_pattern(pattern)
+
+    def report(done: int, total: int | None) -> None:
+        if progress is not None:
+            progress("count", done, total)
+
+    items = corpus
+    if isinstance(items, Sequence) and items and all(isinstance(item, Path) for item in items):
+        counter = WordCounter(pattern)
+        save_to = None if counts is None else Path(counts)
+        if save_to is not None and save_to.exists():
+            counter = WordCounter.load(save_to)
+            if counter.pattern != find_pattern(pattern).name:
+                raise InputError(f"{save_to}: counted with pattern {counter.pattern!r}, expected {pattern!r}")
+            if others := counter.files() - {item.absolute() for item in items}:
+                raise InputError(f"{save_to}: holds {min(others)}, which is not in the corpus; remove it")
+        counter.add_files(
+            items,
+            separator=separator,
+            keep_separator=keep_separator,
+            num_threads=num_threads,
+            save_to=save_to,
+            progress=report,
+        )
+        return counter
+    if counts is not None:
+        raise TypeError("counts= needs a corpus that is a list of paths")
+    counter = WordCounter(pattern)
+    num_items = counter.add_batches(
+        items,
+        num_threads=num_threads,
+        progress=report,
+        separator=separator,
+        keep_separator=keep_separator,
+    )
+    if num_items == 0:
+        raise InputError("the corpus to train a tokenizer on holds no text")
+    return counter
 
 
 def learn_merges(
-    corpus: "Iterable[str] | Iterable[Path] | pa.Array | pa.ChunkedArray",
+    counter: WordCounter,
     *,
     vocab_size: int,
-    pattern: str,
     special_tokens: Sequence[str],
     min_frequency: int,
+    limit_alphabet: int | None,
+    initial_alphabet: bytes,
+    max_token_length: int | None,
+    ties: Ties,
     num_threads: int,
+    progress: TrainingProgress | None,
+    release: bool,
 ) -> tuple[list[bytes], NDArray[np.uint32]]:
     """Learn tokens and merges; arguments and errors as in `Tokenizer.train`.
 
+    Args:
+        release: empty the counter on the way, which saves its memory.
+
     Returns:
-        The bytes of each id (empty for special tokens), and uint32 (num_merges, 4) rows of left id, right
-        id, merged id, rank.
+        The bytes of each id (empty for special tokens that no merge makes), and uint32 (num_merges, 4) rows
+        of left id, right id, merged id, rank.
     """
     num_special = len(special_tokens)
-    if vocab_size < 256 + num_special:
-        raise InputError(
-            f"vocab_size must be at least {256 + num_special} (256 bytes and {num_special} special "
-            f"tokens), got {vocab_size}"
-        )
     if len(set(special_tokens)) != num_special or not all(special_tokens):
         raise InputError(f"special_tokens must be different and not empty, got {list(special_tokens)}")
-    if min_frequency < 1:
-        raise InputError(f"min_frequency must be at least 1, got {min_frequency}")
-    pretoken = find_pattern(pattern)
-    counter = _core.WordCounter(pretoken.machine() or _core.Pattern("whole"))
-    num_texts = 0
-    for batch in _text_batches(corpus):
-        num_texts += len(batch)
-        counter.add(batch if pretoken.has_machine else pretoken.split_all(batch)[0], num_threads=num_threads)
-    if num_texts == 0:
-        raise InputError("the corpus to train a tokenizer on holds no text")
+    if min_frequency < 0:
+        raise InputError(f"min_frequency must not be negative, got {min_frequency}")
+    if max_token_length is not None and max_token_length < 1:
+        raise InputError(f"max_token_length must be at least 1, got {max_token_length}")
+    if ties not in ("hf", "lexicographic"):
+        raise InputError(f"ties must be 'hf' or 'lexicographic', got {ties!r}")
     tokens = [b""] * num_special
+    # Hugging Face writes tokens in the byte-level alphabet and knows them by that text, special ones
+    # included: a merge that arrives at the text of one takes its id.
+    known = {content: i for i, content in _written_as_bytes(special_tokens)}
     byte_ids = [0] * 256
     for byte in sorted(range(256), key=lambda b: _hf_format.BYTE_TO_CHAR[b]):
-        byte_ids[byte] = len(tokens)
-        tokens.append(bytes([byte]))
+        content = bytes([byte])
+        byte_ids[byte] = known.get(content, len(tokens))
+        if content not in known:
+            tokens.append(content)
     first_id = len(tokens)
-    pairs = counter.train(
-        num_merges=vocab_size - first_id,
+    if vocab_size < first_id:
+        raise InputError(
+            f"vocab_size must be at least {first_id} (256 bytes and {num_special} special tokens), "
+            f"got {vocab_size}"
+        )
+    kept = _alphabet(counter, limit_alphabet, initial_alphabet)
+    num_tokens = vocab_size - first_id
+
+    def report(made: int) -> None:
+        if progress is not None:
+            progress("merge", made, num_tokens)
+
+    rows = counter.core().train(
+        num_tokens=num_tokens,
         min_frequency=min_frequency,
-        byte_ids=byte_ids,
+        byte_ids=[byte_ids[byte] if byte in kept else _NO_ID for byte in range(256)],
         first_id=first_id,
+        known=list(known.items()),
+        max_token_length=max_token_length or 0,
+        ties=ties,
+        release_words=release,
+        num_threads=num_threads,
+        progress=report if progress is not None else None,
     )
-    for left, right in pairs:
-        tokens.append(tokens[left] + tokens[right])
-    merges = np.array([(a, b, first_id + i, i) for i, (a, b) in enumerate(pairs)], dtype=np.uint32).reshape(
-        -1, 4
-    )
+    for byte in range(256):
+        tokens[byte_ids[byte]] = bytes([byte])
+    for left, right, merged in rows.tolist():
+        content = tokens[left] + tokens[right]
+        if merged == len(tokens):
+            tokens.append(content)
+        else:
+            tokens[merged] = content
+    for token, content in zip(special_tokens, tokens, strict=False):
+        if content and token.encode() != content:
+            raise InputError(
+                f"special token {token!r} is how the byte-level alphabet writes {content!r}, a token of its "
+                "own; choose another"
+            )
+    merges = np.empty((len(rows), 4), dtype=np.uint32)
+    merges[:, :3] = rows
+    merges[:, 3] = np.arange(len(rows))
+    if progress is not None:
+        progress("merge", len(tokens) - first_id, num_tokens)
     return tokens, merges
 
 
-def _text_batches(
-    corpus: "Iterable[str] | Iterable[Path] | pa.Array | pa.ChunkedArray",
-) -> Iterator[list[str] | list[bytes]]:
-    """Give texts in batches of bounded size, so that a corpus need not fit into memory."""
-    if isinstance(corpus, str | bytes):
-        raise TypeError("corpus must be an iterable of texts or paths, got a single text")
-    if (chunks := arrow_chunks(corpus)) is not None:
-        for chunk in chunks:
-            for start in range(0, len(chunk), 4096):
-                yield [t for t in chunk.slice(start, 4096).to_pylist() if t is not None]
-        return
-    batch: list[str | bytes] = []
-    size = 0
-    for item in corpus:
-        text = item.read_bytes() if isinstance(item, Path) else item
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH_BYTES:
-            yield batch  # type: ignore[misc]
-            batch, size = [], 0
-    if batch:
-        yield batch  # type: ignore[misc]
+def _written_as_bytes(special_tokens: Sequence[str]) -> Iterator[tuple[int, bytes]]:
+    """Find the special tokens whose text is that of some bytes in the byte-level alphabet."""
+    for i, token in enumerate(special_tokens):
+        if all(char in _hf_format.CHAR_TO_BYTE for char in token):
+            yield i, bytes(_hf_format.CHAR_TO_BYTE[char] for char in token)
+
+
+def _alphabet(counter: WordCounter, limit: int | None, initial: bytes) -> set[int]:
+    """Give the bytes that merges may hold."""
+    if limit is None:
+        return set(range(256))
+    if limit < len(set(initial)) or limit < 1:
+        raise InputError(
+            f"limit_alphabet must be at least 1 and the {len(set(initial))} bytes of initial_alphabet, "
+            f"got {limit}"
+        )
+    counts = counter.byte_counts()
+    # Among equals the one that comes first in the alphabet stays; Hugging Face leaves that to chance.
+    order = sorted(
+        (byte for byte in range(256) if counts[byte] or byte in initial),
+        key=lambda byte: (byte not in initial, -counts[byte], _hf_format.BYTE_TO_CHAR[byte]),
+    )
+    return set(order[:limit])

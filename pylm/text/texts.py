@@ -1,10 +1,7 @@
 """What every function over a collection of texts accepts."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from typing import Any, Protocol, TypeAlias
 
 
 class ArrowArray(Protocol):
@@ -28,8 +25,9 @@ Texts: TypeAlias = Sequence[str] | ArrowArray | ArrowStream
 sliced or in chunks. Arrow columns are read in place, without a copy."""
 
 
-def arrow_chunks(values: object) -> "list[pa.Array] | None":
-    """Give the arrays of an Arrow (chunked) array, or None for anything else; loads no pyarrow itself."""
-    if not hasattr(values, "null_count"):
-        return None
-    return list(values.chunks) if hasattr(values, "chunks") else [values]
+def to_list(texts: Any) -> Any:
+    """Give Python objects, None of an Arrow column as the empty text."""
+    for name in ("to_pylist", "to_list", "tolist"):  # pyarrow, polars and pandas, NumPy
+        if hasattr(texts, name):
+            return [t if t is not None else "" for t in getattr(texts, name)()]
+    return texts if isinstance(texts, list | tuple) else list(texts)

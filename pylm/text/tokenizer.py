@@ -1,7 +1,7 @@
 """Byte-level BPE: text to token ids and back, with the ids of tiktoken and Hugging Face tokenizers."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 from pylm import _core
 from pylm.errors import InputError
 from pylm.files import atomic_path
-from pylm.text import _hf_format, _rank_format
+from pylm.text import _hf_format, _rank_format, _sentencepiece_format
 from pylm.text._added_tokens import AddedToken, AddedVocabulary, AllowedSpecial, Masks
 from pylm.text._decoding import Decoding, TokenOffsets, char_offsets
 from pylm.text._hf_config import ROLES, TokenizerConfig, read_config, write_config
 from pylm.text._normalizers import Normalizer
 from pylm.text._templates import Template
-from pylm.text._training import learn_merges
+from pylm.text._training import Ties, count_corpus, learn_merges
 from pylm.text.patterns import PATTERNS, PretokenPattern, find_pattern
-from pylm.text.texts import Texts
+from pylm.text.texts import Texts, to_list
 from pylm.text.token_array import TokenArray, join_arrays
+from pylm.text.word_counter import TextBatches, TrainingProgress, WordCounter
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from transformers import PreTrainedTokenizerFast
 
 
@@ -74,7 +74,7 @@ class Tokenizer(Decoding):
         try:
             # Pieces of a custom pattern are cut here, and each is a whole text for the core.
             machine = self._pretoken.machine() or _core.Pattern("whole")
-            self._core = _core.BpeEncoder(vocabulary, machine, ignore_merges=ignore_merges)
+            core = _core.BpeEncoder(vocabulary, machine, ignore_merges=ignore_merges)
             self._decoder = _core.TokenDecoder(
                 vocabulary,
                 added=[(t.id, t.content) for t in tokens],
@@ -82,7 +82,8 @@ class Tokenizer(Decoding):
             )
         except ValueError as error:
             raise InputError(str(error)) from error
-        self._added_encoder = self._added.encoder(self._core, self._pretoken)
+        self._core: _core.BpeEncoder | _core.SentencePieceEncoder = core
+        self._added_encoder = self._added.encoder(core, self._pretoken)
         self._role_ids = {role: self._find_role(role) for role in ROLES}
 
     @classmethod
@@ -93,19 +94,20 @@ class Tokenizer(Decoding):
         pattern: str | None = None,
         special_tokens: Mapping[str, int] | None = None,
     ) -> "Tokenizer":
-        """Read a tokenizer.json, a .tiktoken rank file, or a Hugging Face model folder.
+        """Read a tokenizer.json, a rank file, a SentencePiece model, or a Hugging Face model folder.
 
         The rank files that OpenAI and Meta publish are recognised by their bytes, whatever their name:
         r50k_base, p50k_base, cl100k_base, o200k_base, and Llama 3's tokenizer.model.
 
         Args:
-            path: the file, or a folder with a tokenizer.json; roles of tokens and chat template are taken
-                from the files beside it.
+            path: the file, or a folder with a tokenizer.json or else a tokenizer.model; roles of tokens and
+                chat template are taken from the files beside it. What a tokenizer.model is, ranks (Llama 3)
+                or a model of SentencePiece (Llama 2), shows in its first bytes.
             pattern: pre-tokenization of another rank file, which does not name it; see `PATTERNS`.
             special_tokens: of a rank file, which does not hold them.
 
         Raises:
-            InputError: no such file, a damaged entry, or a feature that is not byte-level BPE.
+            InputError: no such file, a damaged entry, or a feature that cannot be reproduced exactly.
 
         Example:
             >>> Tokenizer.load("cl100k_base.tiktoken").encode("hello world")
@@ -115,15 +117,21 @@ class Tokenizer(Decoding):
         config = TokenizerConfig()
         if path.is_dir():
             config = read_config(path)
-            path = path / "tokenizer.json"
+            has_model = not (path / "tokenizer.json").exists() and (path / "tokenizer.model").exists()
+            path = path / ("tokenizer.model" if has_model else "tokenizer.json")
         if not path.is_file():
             raise InputError(
-                f"no tokenizer at {path}; expected a tokenizer.json, a .tiktoken file or a folder"
+                f"no tokenizer at {path}; expected a tokenizer.json, a tokenizer.model, a .tiktoken file or "
+                "a folder"
             )
         if path.suffix != ".json":
             content = path.read_bytes()
             if path.suffix == ".tiktoken" or _rank_format.is_rank_file(content):
                 return cls._from_ranks(path, content, pattern, special_tokens)
+        if _sentencepiece_format.is_for(path):
+            from pylm.text._sentencepiece import SentencePieceTokenizer  # it derives from this class
+
+            return SentencePieceTokenizer(_sentencepiece_format.read(path), config=config)
         parts = _hf_format.read(path)
         try:
             return cls(
@@ -163,38 +171,80 @@ class Tokenizer(Decoding):
     @classmethod
     def train(
         cls,
-        corpus: "Iterable[str] | Iterable[Path] | pa.Array | pa.ChunkedArray",
+        corpus: TextBatches | WordCounter,
         *,
         vocab_size: int,
-        pattern: str = "cl100k",
+        pattern: str | PretokenPattern = "cl100k",
         special_tokens: Sequence[str] = (),
         min_frequency: int = 2,
+        max_token_length: int | None = None,
+        limit_alphabet: int | None = None,
+        initial_alphabet: bytes = b"",
+        ties: Ties = "hf",
+        separator: str | bytes | None = None,
+        keep_separator: bool = False,
+        counts: str | Path | None = None,
+        progress: TrainingProgress | None = None,
         num_threads: int = 0,
     ) -> "Tokenizer":
         """Learn a vocabulary: the merges of Hugging Face's `BpeTrainer`, ties included.
 
         Args:
-            corpus: texts, an Arrow string array, or paths of UTF-8 files.
+            corpus: texts, Arrow string arrays, paths of UTF-8 files, or what a `WordCounter` has counted,
+                with its pattern. Read a part at a time: memory grows with the different pieces only.
             vocab_size: ids in all: special tokens, 256 bytes, merges.
             pattern: pre-tokenization: a key of `PATTERNS`, or a regular expression, which is slower.
-            special_tokens: get the first ids, in this order.
+            special_tokens: get the first ids, in this order. A merge that arrives at the text of one takes
+                its id, as in Hugging Face's trainer.
             min_frequency: pairs seen less often are not merged.
+            max_token_length: tokens have fewer bytes than this, or two (as in Hugging Face's trainer, whose
+                bound is exclusive and is not asked about pairs of bytes).
+            limit_alphabet: merges hold only this many bytes, the most frequent; the others are left out of
+                words, as in Hugging Face's trainer, but keep their ids, so that any text can be encoded.
+            initial_alphabet: bytes that `limit_alphabet` never leaves out.
+            ties: which of equally frequent pairs is merged first: "hf" takes the smallest ids,
+                "lexicographic" the greatest bytes, as the CS336 reference does.
+            separator: texts in files end here; without it a file is one text.
+            keep_separator: the separator belongs to the text before it.
+            counts: file for the counts of a corpus of paths, written as counting goes on; where it exists,
+                counting continues from it.
+            progress: called now and then with "count" and bytes, then "merge" and tokens: done, in all (None
+                where unknown).
             num_threads: 0 takes all cores; the result does not depend on it.
 
         Raises:
             InputError: a vocabulary too small for bytes and special tokens, an unknown pattern, a corpus
-                without text.
+                without text, a file that cannot be read, an option out of range.
+
+        Example:
+            >>> Tokenizer.train(["low lower lowest"], vocab_size=260, pattern="gpt2").decode([256, 257])
+            'lolow'
         """
-        tokens, merges = learn_merges(
+        counter = count_corpus(
             corpus,
-            vocab_size=vocab_size,
             pattern=pattern,
+            separator=separator,
+            keep_separator=keep_separator,
+            counts=counts,
+            num_threads=num_threads,
+            progress=progress,
+        )
+        tokens, merges = learn_merges(
+            counter,
+            vocab_size=vocab_size,
             special_tokens=special_tokens,
             min_frequency=min_frequency,
+            limit_alphabet=limit_alphabet,
+            initial_alphabet=initial_alphabet,
+            max_token_length=max_token_length,
+            ties=ties,
             num_threads=num_threads,
+            progress=progress,
+            release=counter is not corpus,
         )
+        # A special token that merges make as well is looked for first: the vocabulary keeps its bytes.
         added = [AddedToken(text, i) for i, text in enumerate(special_tokens)]
-        return cls(_core.Vocabulary(tokens, merges), pattern=pattern, added_tokens=added)
+        return cls(_core.Vocabulary(tokens, merges), pattern=counter.pretoken, added_tokens=added)
 
     @property
     def vocab_size(self) -> int:
@@ -385,7 +435,7 @@ class Tokenizer(Decoding):
             raise TypeError("texts must be a sequence of texts, got a single one; use encode")
         columns: Any = texts
         if not hasattr(texts, "__arrow_c_array__") and not hasattr(texts, "__arrow_c_stream__"):
-            columns = _to_list(texts)
+            columns = to_list(texts)
         enabled, refused = self._added.masks(allowed_special, disallowed_special)
         self._added.refuse_batch(columns, refused)
         if self._added_encoder is None:
@@ -503,11 +553,3 @@ def _to_utf8(text: str) -> bytes:
         raise InputError(
             f"the text holds a lone surrogate at character {error.start}, which no UTF-8 can express"
         ) from error
-
-
-def _to_list(texts: Any) -> Any:
-    """Give Python objects, None of an Arrow column as the empty text."""
-    for name in ("to_pylist", "to_list", "tolist"):  # pyarrow, polars and pandas, NumPy
-        if hasattr(texts, name):
-            return [t if t is not None else "" for t in getattr(texts, name)()]
-    return texts if isinstance(texts, list | tuple) else list(texts)

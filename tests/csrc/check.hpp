@@ -51,6 +51,8 @@ void test_parallel();
 void test_arrow();
 void test_pretokenize();
 void test_tokenizer();
+void test_sentencepiece();
+void test_training();
 void test_vocabulary();
 void test_dedup();
 void test_signals();

@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = ("parallel", "arrow", "pretokenize", "tokenizer", "vocabulary", "dedup", "signals")
+TESTS = (
+    "parallel",
+    "arrow",
+    "pretokenize",
+    "tokenizer",
+    "vocabulary",
+    "sentencepiece",
+    "training",
+    "dedup",
+    "signals",
+)
 
 # A report ends the process, and its exit code is no test's.
 OPTIONS = {

@@ -11,6 +11,7 @@
 
 #include "check.hpp"
 #include "parallel.hpp"
+#include "text/mapped_file.hpp"
 #include "tokenizer/bpe_encode.hpp"
 #include "tokenizer/bpe_train.hpp"
 #include "tokenizer/pretokenize.hpp"
@@ -36,16 +37,23 @@ struct Vocabulary {
     std::vector<MergeRule> merges;
 };
 
+// Merges of words that need no counting.
+std::vector<TrainedMerge> train_words(const Words& words, const TrainOptions& options) {
+    WordCounter counter(kPatterns[0]);
+    for (const auto& [word, count] : words) counter.add_word(word, count);
+    return train_bpe(counter, options);
+}
+
 Vocabulary train(const Words& words, std::size_t num_merges) {
     TrainOptions options;
-    options.num_merges = num_merges;
+    options.num_tokens = num_merges;
     Vocabulary vocabulary;
     for (std::uint32_t byte = 0; byte < 256; ++byte) {
         options.byte_ids.push_back(byte);
         vocabulary.tokens.push_back(std::string(1, static_cast<char>(byte)));
     }
-    for (const auto& [left, right] : train_bpe(words, options)) {
-        const auto merged = static_cast<TokenId>(vocabulary.tokens.size());
+    for (const auto& [left, right, merged] : train_words(words, options)) {
+        check(merged == vocabulary.tokens.size(), "each merge makes the next id");
         vocabulary.merges.push_back({left, right, merged, merged});
         vocabulary.tokens.push_back(vocabulary.tokens[left] + vocabulary.tokens[right]);
     }
@@ -113,6 +121,24 @@ void check_batch(const BpeEncoder& encoder, const std::vector<std::string>& text
     }
 }
 
+// Files: the texts between separators, however they fall into chunks.
+void check_separated(const BpeEncoder& encoder, const std::vector<std::string>& texts) {
+    for (const std::string& separator : {std::string(1, '\0'), std::string("<sep>"), std::string("aa")}) {
+        std::string joined;
+        for (std::size_t round = 0; round < 40; ++round) {
+            for (const std::string& text : texts) joined += text.substr(0, 1 << 16) + separator;
+        }
+        const TokenBatch expected = encoder.encode_batch(split(joined, separator), 1);
+        for (const unsigned threads : {1U, 4U}) {
+            const TokenBatch batch = encoder.encode_separated(joined, separator, threads);
+            check(batch.ids == expected.ids && batch.offsets == expected.offsets, "a file gives its texts' ids");
+        }
+    }
+    const TokenBatch whole = encoder.encode_separated(texts[0], "", 2);
+    check(whole.offsets.size() == 2 && whole.ids == encoder.encode(texts[0]), "without separators one text");
+    check(encoder.encode_separated("", "x", 2).offsets.size() == 2, "an empty file is an empty text");
+}
+
 void check_errors(const Vocabulary& vocabulary) {
     const auto build = [&](std::vector<std::string> tokens, std::vector<MergeRule> merges) {
         return throws<std::invalid_argument>(
@@ -127,13 +153,13 @@ void check_errors(const Vocabulary& vocabulary) {
     check(none.ids.empty() && none.offsets.size() == 1, "no texts give no ids");
     TrainOptions options;
     options.byte_ids.assign(256, 0);
-    options.num_merges = std::numeric_limits<std::size_t>::max();
-    check(throws<std::invalid_argument>([&] { (void)train_bpe({}, options); }),
+    options.num_tokens = std::numeric_limits<std::size_t>::max();
+    check(throws<std::invalid_argument>([&] { (void)train_words({}, options); }),
           "ids past 32 bits are refused");
-    options.num_merges = 10;
-    options.check = [] { throw std::runtime_error("stop"); };
+    options.num_tokens = 10;
+    options.progress = [](std::size_t) { throw std::runtime_error("stop"); };
     const Words words = {{"abab", 3}};
-    check(throws<std::runtime_error>([&] { (void)train_bpe(words, options); }), "training can be stopped");
+    check(throws<std::runtime_error>([&] { (void)train_words(words, options); }), "training can be stopped");
 }
 
 }  // namespace
@@ -155,6 +181,7 @@ void test_tokenizer() {
     const BpeEncoder whole(vocabulary.tokens, vocabulary.merges, kPatterns[0], true);
     check_batch(encoder, corpus);
     check_batch(whole, hostile);
+    check_separated(encoder, hostile);
     Ranks ranks;
     for (const MergeRule& rule : vocabulary.merges)
         ranks.emplace(std::pair(rule.left, rule.right), rule.merged);

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from oracles.bytes_tokenizer import BytesTokenizer
 
+from pylm.data import vocabulary
 from pylm.data.chat import END_OF_TEXT, SPECIAL_TOKENS
 from pylm.data.shards import (
     DocumentRef,
@@ -324,3 +325,35 @@ def test_tokenizer_needs_its_end_of_text(prepared: Path, tmp_path: Path) -> None
     config = TokenizerConfig(vocab_size=300, special_tokens=("<pad>",))
     with pytest.raises(InputError, match=re.escape("tokenizer.special_tokens must hold <|endoftext|>")):
         train_tokenizer(config, prepared, tmp_path / "tokenizer.json", seed=0)
+
+
+def test_counting_for_a_tokenizer_goes_on_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents: list[Document] = [
+        (f"d{i}", f"word{i % 97} and number {i}", "web", None) for i in range(20_000)
+    ]
+    path = write_parquet(tmp_path / "train.parquet", documents)
+    config = TokenizerConfig(vocab_size=500, max_token_length=6)
+    whole = train_tokenizer(config, path, tmp_path / "whole.json", seed=0)
+    assert max(len(whole.token_bytes(i)) for i in range(len(SPECIAL_TOKENS), 500)) < 6
+    monkeypatch.setattr(vocabulary, "SAVE_INTERVAL_S", -1.0)
+    counted: list[int] = []
+
+    def stop(phase: str, done: int, total: int | None) -> None:
+        if phase == "count":
+            counted.append(done)
+            assert total == sum(len(text) for _, text, _, _ in documents)
+            if len(counted) == 3:
+                raise KeyboardInterrupt
+
+    out = tmp_path / "tokenizer.json"
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer(config, path, out, seed=0, progress=stop)
+    assert (tmp_path / "counts.npz").exists()
+    resumed = train_tokenizer(config, path, out, seed=0, progress=stop)
+    # The third column was counted but not saved.
+    assert counted[3] == counted[2]
+    assert counted[-1] == sum(len(text) for _, text, _, _ in documents)
+    assert resumed.fingerprint == whole.fingerprint
+    assert not (tmp_path / "counts.npz").exists()

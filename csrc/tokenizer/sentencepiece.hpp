@@ -1,0 +1,159 @@
+// Byte-pair encoding as SentencePiece does it: the symbols are characters, a space is one of them, and a
+// character without a piece becomes its bytes or <unk>. For vocabularies of `tokenizer.model` and for those of
+// a tokenizer.json with byte fallback.
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "text/hash.hpp"
+#include "tokenizer/bpe_encode.hpp"
+#include "tokenizer/merges.hpp"
+#include "tokenizer/piece_cache.hpp"
+#include "tokenizer/pool.hpp"
+#include "tokenizer/sentencepiece_cuts.hpp"
+#include "tokenizer/sentencepiece_model.hpp"
+#include "tokenizer/sentencepiece_normalize.hpp"
+#include "tokenizer/token_output.hpp"
+
+namespace pylm {
+
+// When a space is put before a text (that is not empty).
+enum class SpacePrefix : std::uint8_t {
+    kNever,
+    kAlways,       // as SentencePiece does, also before a space
+    kUnlessSpace,  // as the "Metaspace" of Hugging Face does
+};
+
+struct SentencePieceOptions {
+    bool byte_fallback = true;
+    bool fuse_unknown = true;      // a run of unknown characters is one <unk>
+    SpacePrefix prefix = SpacePrefix::kAlways;
+    bool space_is_mark = true;     // a space is "▁" in pieces
+    bool collapse_spaces = false;  // drop spaces at both ends and after spaces
+    bool split_words = false;      // no merge crosses the border before a space
+    bool ignore_merges = false;    // take a word (the text, unless words are split) that is a piece whole
+    std::string charsmap;
+    bool simd = true;  // vector instructions; they change no id
+};
+
+// Immutable after construction; all const members may be called from many threads at once.
+class SentencePieceEncoder {
+  public:
+    // Ids are places in `pieces`, which may hold empty strings where an id is not in use; those of
+    // `extra_characters` follow: symbols that merge but have no id. Rules of equal rank are applied from left
+    // to right. Throws std::invalid_argument naming the entry: a damaged rule or charsmap, more than one
+    // piece of kind kUnknown.
+    SentencePieceEncoder(std::vector<std::string> pieces, std::span<const PieceKind> kinds,
+                         std::span<const std::string> extra_characters, std::span<const MergeRule> merges,
+                         SentencePieceOptions options);
+
+    // Ids of a text. `with_prefix`: whether a space may be put before it (a text after a special token need
+    // not get one). O(n log n) for n bytes, and near linear where the vocabulary lets text be cut.
+    TokenBuffer encode(std::string_view text, bool with_prefix) const;
+
+    // Encode many texts; a large one is cut where no merge can cross. Neither the result nor the cuts depend
+    // on the threads. `end` comes after each text and belongs to it.
+    TokenBatch encode_batch(std::span<const std::string_view> texts, unsigned num_threads,
+                            std::optional<TokenId> end = std::nullopt) const;
+
+    std::size_t vocab_size() const noexcept { return num_pieces_; }
+
+    // Whether text is cut into words that are remembered.
+    bool cuts_text() const noexcept { return cuts_.any(); }
+
+  private:
+    using Symbols = std::vector<TokenId>;
+
+    // Pairs of symbols, as left << 32 | right; open addressing.
+    class PairSet {
+      public:
+        PairSet() = default;
+        explicit PairSet(const std::unordered_set<std::uint64_t>& pairs)
+            : slots_(std::bit_ceil(2 * pairs.size() + 2), kEmpty) {
+            for (const std::uint64_t pair : pairs) slots_[place_of(pair)] = pair;
+        }
+        bool contains(std::uint64_t pair) const noexcept { return slots_[place_of(pair)] == pair; }
+
+      private:
+        static constexpr std::uint64_t kEmpty = std::numeric_limits<std::uint64_t>::max();
+        std::size_t place_of(std::uint64_t pair) const noexcept {
+            std::size_t place = static_cast<std::size_t>(mix64(pair)) & (slots_.size() - 1);
+            while (slots_[place] != pair && slots_[place] != kEmpty) place = (place + 1) & (slots_.size() - 1);
+            return place;
+        }
+        std::vector<std::uint64_t> slots_;
+    };
+
+    class Output;
+    struct Scratch {  // what a thread encodes with
+        PieceCache cache;
+        std::string normalized, word;
+        Symbols symbols;
+    };
+
+    static constexpr TokenId kNone = std::numeric_limits<TokenId>::max();
+
+    static std::uint64_t pair_of(TokenId left, TokenId right) noexcept {
+        return (static_cast<std::uint64_t>(left) << 32) | right;
+    }
+
+    void add_characters(std::span<const std::string> extra_characters);
+    void add_rules(std::span<const MergeRule> merges, std::span<const PieceKind> kinds);
+    TokenId& character(char32_t point);
+    TokenId symbol_of(char32_t point) const noexcept {
+        return pages_[page_of_[point >> 8] * std::size_t{256} + (point & 0xFF)];
+    }
+
+    // The text as merges see it, with a space for "▁" where they are the same.
+    std::string_view prepare(std::string_view text, bool with_prefix, bool& prefix, std::string& buffer) const;
+    void encode_text(std::string_view text, bool with_prefix, Scratch& scratch, Output& out) const;
+    void encode_segment(std::string_view text, bool prefix, Scratch& scratch, Output& out) const;
+    void encode_cut(std::string_view text, bool prefix, Scratch& scratch, Output& out) const;
+    void encode_word(std::string_view word, Scratch& scratch, Output& out) const;
+    void encode_long_word(std::string_view word, Scratch& scratch, Output& out) const;
+    void encode_first(std::string_view word, Scratch& scratch, Output& out) const;  // with a space before it
+    void encode_word_uncached(std::string_view word, Symbols& symbols, Output& out) const;
+    void append_symbols(std::string_view text, Symbols& symbols) const;
+    void emit(std::span<const TokenId> symbols, Output& out) const;
+    bool needs_order(std::span<const TokenId> symbols) const;
+    void merge_in_order(Symbols& symbols) const;
+    std::vector<std::string_view> cut_large(std::string_view text) const;
+
+    SentencePieceOptions options_;
+    std::size_t num_pieces_;
+    TokenId unknown_ = kNone;
+    std::array<TokenId, 256> byte_ids_;
+    bool has_all_bytes_ = true;
+    bool is_word_whole_ = false;  // no border but that before a space counts
+    std::vector<std::string> pieces_;  // with the extra characters
+    std::vector<std::uint16_t> page_of_ = std::vector<std::uint16_t>(0x1100);
+    std::vector<TokenId> pages_ = std::vector<TokenId>(256, kNone);  // symbol by code point
+    std::unordered_map<std::string_view, TokenId> whole_;            // for ignore_merges
+    std::size_t longest_whole_ = 0;
+    MergeTable merges_;
+    // Only where the table will not do: pieces of equal rank, or some that are not given out. Rows that hold
+    // one of the pairs are merged in order; `in_order_` has the symbols that a pair ends with.
+    bool whole_in_order_ = false;
+    std::vector<bool> in_order_;
+    std::unordered_set<std::uint64_t> ordered_pairs_;
+    std::unordered_map<std::uint64_t, MergeRule> rules_;
+    std::vector<bool> unused_;
+    PairSet joined_;  // pairs of symbols that results hold side by side
+    CutTable cuts_;
+    NormalizeRules rules_of_text_;
+    PrefixMatcher user_defined_raw_, user_defined_;
+    mutable Pool<Scratch> scratches_;
+};
+
+}  // namespace pylm
