@@ -7,7 +7,7 @@ from pathlib import Path
 
 import regex
 
-UNICODE_VERSION = "17.0.0"  # of regex 2026.x
+UNICODE_VERSION = "18.0.0"  # of regex 2026.11
 BLOCK = 256
 # Bits by code point. A text all of whose characters have the bit of a form is in that form: their quick check
 # says yes, and none is reordered (Unicode Standard Annex 15, section 9).
