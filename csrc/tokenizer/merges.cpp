@@ -31,7 +31,17 @@ MergeTable::MergeTable(std::span<const std::string> tokens, std::span<const Merg
     slots_.assign(num_slots, kEmpty);
     if (tokens.size() > kLimit) throw std::invalid_argument("a vocabulary has at most 2097151 ids");
     const std::size_t mask = num_slots - 1;
-    for (const MergeRule& rule : rules) {
+    constexpr std::size_t kAhead = 16;  // rules whose memory is asked for before they are looked at
+    for (std::size_t i = 0; i < rules.size(); ++i) {
+        if (i + kAhead < rules.size()) {
+            const MergeRule& later = rules[i + kAhead];
+            __builtin_prefetch(&slots_[slot_of(pair_of(later.left, later.right))], 1);
+            if (std::max(later.left, later.right) < tokens.size()) {
+                __builtin_prefetch(&tokens[later.left]);
+                __builtin_prefetch(&tokens[later.right]);
+            }
+        }
+        const MergeRule& rule = rules[i];
         const auto name = [&] { return "merge " + std::to_string(rule.rank); };
         if (std::max({rule.left, rule.right, rule.merged}) >= tokens.size()) {
             throw std::invalid_argument(name() + " names an id that is not in the vocabulary");
