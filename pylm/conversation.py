@@ -83,7 +83,9 @@ def continue_texts(speaker: Speaker, texts: Sequence[str], sampling: Sampling) -
         Each text with its continuation.
     """
     prompts = [speaker.encode_text(text) for text in texts]
-    stops = [speaker.tokenizer.special_tokens[END_OF_TEXT]]
+    # A tuned model ends what it says as it ends a message.
+    known = speaker.tokenizer.special_tokens
+    stops = [known[name] for name in (END_OF_TEXT, speaker.template.end) if name in known]
     return [text + end for text, end in zip(texts, _complete(speaker, prompts, stops, sampling), strict=True)]
 
 

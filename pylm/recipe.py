@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from pylm.config import Config
 from pylm.data.pipeline import PrepareConfig
@@ -27,7 +27,7 @@ class Recipe(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run; its folder is `runs/NAME` unless `out` says otherwise."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
     """Decides every draw: splits, order of batches, initial weights, samples."""
     out: Path | None = None
     """Folder of the run."""
@@ -49,6 +49,13 @@ class Recipe(Config):
     """Reinforcement on verifiable rewards."""
     eval: EvalConfig = Field(default_factory=EvalConfig)
     """What is measured on each stage's model."""
+
+    @field_validator("out", mode="before")
+    @classmethod
+    def _refuse_empty(cls, value: object) -> object:
+        if value == "":
+            raise ValueError("out must name a folder; leave it away for runs/NAME")
+        return value
 
     @property
     def folder(self) -> Path:
@@ -116,9 +123,14 @@ def _apply(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     table: Any = values
     for name in parents:
-        table = (
-            table[int(name)] if isinstance(table, list) and name.isdigit() else _child(table, name, override)
-        )
+        if isinstance(table, list) and name.isdigit():
+            if int(name) >= len(table):
+                raise InputError(
+                    f"override {override!r}: there is no entry {name}; they count from 0 to {len(table) - 1}"
+                )
+            table = table[int(name)]
+        else:
+            table = _child(table, name, override)
     if isinstance(table, list) and last.isdigit() and int(last) < len(table):
         table[int(last)] = value
     elif isinstance(table, dict):

@@ -3,7 +3,8 @@
 Every stage owns one folder of the run and leaves `stage.json` in it: `running` with a fingerprint while
 it works, `complete` with a summary and timings at the end. The fingerprint covers the stage's part of
 the recipe, the seed, the files it reads and the fingerprints of the stages it needs. So a stage is redone
-exactly when something that it depends on has changed, and continued when it was cut off.
+exactly when something that it depends on has changed, and continued when it was cut off. What it had
+completed stays beside it until the new output is complete, and comes back when the new input is refused.
 """
 
 import fcntl
@@ -299,7 +300,7 @@ def run_stages(
         run = Run(recipe, recipe.folder, world)
         if world.is_main:
             stack.enter_context(_lock(run.folder))
-            _write_recipe(run)
+            stack.enter_context(_recipe_file(run))
         barrier()
         for name in names:
             _bring_up_to_date(run, STAGES[name], redo=redo, explicit=only is not None)
@@ -320,17 +321,34 @@ def _bring_up_to_date(run: Run, stage: Stage, *, redo: bool, explicit: bool) -> 
     if same and known["status"] == "complete" and not redo:
         _say(run, f"{stage.name}: complete" + (" (--redo runs it again)" if explicit else ""))
         return
+    previous = run.folder / f".{stage.folder}.previous"
+    if not same and not redo and _is_complete(previous, fingerprint):
+        barrier()
+        if run.world.is_main:
+            _restore(previous, folder)
+        barrier()
+        _say(run, f"{stage.name}: complete, as it was before the recipe changed")
+        return
     _say(run, f"{stage.name}: {'goes on' if same and not redo else 'starts'}")
     barrier()
     if run.world.is_main:
         if folder.exists() and (redo or not same):
-            shutil.rmtree(folder)
+            if known.get("status") == "complete":
+                shutil.rmtree(previous, ignore_errors=True)
+                folder.rename(previous)
+            else:
+                shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         resumed = int(known.get("resumed", 0)) + 1 if same and not redo else 0
         write_json(marker, {"status": "running", "fingerprint": fingerprint, "resumed": resumed})
     barrier()
     start_s = time.monotonic()
-    summary: Summary = stage.work(run) if stage.all_ranks or run.world.is_main else {}
+    try:
+        summary: Summary = stage.work(run) if stage.all_ranks or run.world.is_main else {}
+    except InputError:
+        if run.world.is_main and previous.exists():
+            _restore(previous, folder)
+        raise
     elapsed_s = time.monotonic() - start_s
     barrier()
     if run.world.is_main:
@@ -346,8 +364,20 @@ def _bring_up_to_date(run: Run, stage: Stage, *, redo: bool, explicit: bool) -> 
         }
         write_json(marker, done)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        shutil.rmtree(previous, ignore_errors=True)
         _say(run, f"{stage.name}: complete in {elapsed_s:.1f} s")
     barrier()
+
+
+def _is_complete(folder: Path, fingerprint: str) -> bool:
+    marker = folder / "stage.json"
+    known: dict[str, Any] = read_json(marker) if marker.exists() else {}
+    return known.get("status") == "complete" and known.get("fingerprint") == fingerprint
+
+
+def _restore(previous: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    previous.rename(folder)
 
 
 def _fingerprint(run: Run, stage: Stage) -> str:
@@ -389,7 +419,10 @@ def _input_files(config: Config) -> list[tuple[str, int, int]]:
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Hold a run's folder for this process alone; the lock goes with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{folder}: a file stands there, expected a folder for the run") from error
     with (folder / ".lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -406,9 +439,23 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _write_recipe(run: Run) -> None:
-    with atomic_path(run.folder / "recipe.json") as temporary:
-        temporary.write_text(run.recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
+@contextmanager
+def _recipe_file(run: Run) -> Iterator[None]:
+    """Write the recipe into the run's folder, and put the old one back if this one cannot be used."""
+    path = run.folder / "recipe.json"
+    before = path.read_bytes() if path.exists() else None
+
+    def write(content: bytes) -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+
+    write((run.recipe.model_dump_json(indent=2) + "\n").encode())
+    try:
+        yield
+    except InputError:
+        if before is not None:
+            write(before)
+        raise
 
 
 def _versions(run: Run) -> dict[str, str]:

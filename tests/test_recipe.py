@@ -52,6 +52,10 @@ def test_defaults_and_overrides(recipe: str) -> None:
         ("num_steps", r"not of the form key=value"),
         ("name.x=1", r"is not a table"),
         ("pretrain.num_steps=0", r"greater than or equal to 1"),
+        ("prepare.sources.5.kind=text", r"no entry 5; they count from 0 to 0"),
+        ("seed=18446744073709551616", r"seed: .*less than 9223372036854775808"),
+        ("out=", r"out must name a folder"),
+        ("tokenizer.pattern=qwen9", r"'o200k'"),
     ],
 )
 def test_faults_are_named_in_one_line(recipe: str, override: str, message: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,6 +159,30 @@ def test_what_changed_is_redone_and_the_rest_is_not(unbroken: tuple[Path, float]
         assert f"{stage}: complete" in lines
     for stage in ("sft", "dpo", "rlvr", "eval"):
         assert f"{stage}: starts" in lines
+
+
+def test_refused_values_cost_no_finished_stage(unbroken: tuple[Path, float], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken[0], folder)
+    recipe = (folder / "recipe.json").read_bytes()
+    for name, override in (
+        ("pretrain", "pretrain.model.vocab_size=100"),
+        ("pretrain", "pretrain.mixture.stages=[{weights={absent=1}}]"),
+        ("sft", "sft.template=chatml"),
+    ):
+        done = pylm(name, folder, override)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.splitlines()[-1].startswith("pylm: ")
+        assert (folder / "recipe.json").read_bytes() == recipe
+    assert_same(folder, unbroken[0])
+    assert list(folder.glob(".*.previous")) == []
+    # Changed, begun anew, and changed back: what was complete is there still.
+    shutil.copytree(folder / "dpo", folder / ".dpo.previous")
+    (folder / "dpo" / "stage.json").write_text('{"status": "running", "fingerprint": "of others"}')
+    done = pylm("run", folder)
+    assert done.returncode == 0, done.stderr
+    assert "dpo: complete, as it was before the recipe changed" in done.stderr
+    assert_same(folder, unbroken[0])
 
 
 def test_a_folder_in_use_is_refused(unbroken: tuple[Path, float], tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ class TokenizerConfig(Config):
 
     vocab_size: int = Field(default=32768, ge=256)
     """Tokens in all: 256 bytes, merges, special tokens."""
-    pattern: Literal["gpt2", "cl100k", "qwen2"] = "cl100k"
+    pattern: Literal[
+        "gpt2", "starcoder", "cl100k", "llama3", "qwen2", "qwen35", "o200k", "tekken", "deepseek3"
+    ] = "cl100k"
     """How text is split before merging; no token crosses a border."""
     special_tokens: tuple[str, ...] = SPECIAL_TOKENS
     """Tokens that text never becomes; they get the first ids. Must hold `<|endoftext|>`."""
