@@ -331,11 +331,13 @@ def _bring_up_to_date(run: Run, stage: Stage, *, redo: bool, explicit: bool) -> 
         return
     _say(run, f"{stage.name}: {'goes on' if same and not redo else 'starts'}")
     barrier()
+    set_aside = False  # by this call: what an earlier one has begun since is worth keeping
     if run.world.is_main:
         if folder.exists() and (redo or not same):
             if known.get("status") == "complete":
                 shutil.rmtree(previous, ignore_errors=True)
                 folder.rename(previous)
+                set_aside = True
             else:
                 shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -346,7 +348,7 @@ def _bring_up_to_date(run: Run, stage: Stage, *, redo: bool, explicit: bool) -> 
     try:
         summary: Summary = stage.work(run) if stage.all_ranks or run.world.is_main else {}
     except InputError:
-        if run.world.is_main and previous.exists():
+        if set_aside:
             _restore(previous, folder)
         raise
     elapsed_s = time.monotonic() - start_s
