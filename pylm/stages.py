@@ -7,6 +7,7 @@ exactly when something that it depends on has changed, and continued when it was
 completed stays beside it until the new output is complete, and comes back when the new input is refused.
 """
 
+import errno
 import fcntl
 import os
 import platform
@@ -295,15 +296,17 @@ def run_stages(
     names = [only] if only else [x for x in STAGES if STAGES[x].config(recipe) is not None]
     if only and STAGES[only].config(recipe) is None:
         raise InputError(f"the recipe has no [{only}] table; add one to run this stage")
+    changed: list[str] = []  # stages that this call has completed or brought back
     with ExitStack() as stack:
         world = stack.enter_context(start_world())
         run = Run(recipe, recipe.folder, world)
         if world.is_main:
             stack.enter_context(_lock(run.folder))
-            stack.enter_context(_recipe_file(run))
+            stack.enter_context(_recipe_file(run, changed))
         barrier()
         for name in names:
-            _bring_up_to_date(run, STAGES[name], redo=redo, explicit=only is not None)
+            if _bring_up_to_date(run, STAGES[name], redo=redo, explicit=only is not None):
+                changed.append(name)
         if only is None and world.is_main:
             from pylm.report import print_summary, write_report
 
@@ -312,7 +315,8 @@ def run_stages(
     return run.folder
 
 
-def _bring_up_to_date(run: Run, stage: Stage, *, redo: bool, explicit: bool) -> None:
+def _bring_up_to_date(run: Run, stage: Stage, *, redo: bool, explicit: bool) -> bool:
+    """Complete a stage; say whether there was anything to do."""
     folder = run.folder / stage.folder
     fingerprint = _fingerprint(run, stage)
     marker = folder / "stage.json"
@@ -320,7 +324,7 @@ def _bring_up_to_date(run: Run, stage: Stage, *, redo: bool, explicit: bool) -> 
     same = known.get("fingerprint") == fingerprint
     if same and known["status"] == "complete" and not redo:
         _say(run, f"{stage.name}: complete" + (" (--redo runs it again)" if explicit else ""))
-        return
+        return False
     previous = run.folder / f".{stage.folder}.previous"
     if not same and not redo and _is_complete(previous, fingerprint):
         barrier()
@@ -328,18 +332,19 @@ def _bring_up_to_date(run: Run, stage: Stage, *, redo: bool, explicit: bool) -> 
             _restore(previous, folder)
         barrier()
         _say(run, f"{stage.name}: complete, as it was before the recipe changed")
-        return
+        return True
     _say(run, f"{stage.name}: {'goes on' if same and not redo else 'starts'}")
     barrier()
-    set_aside = False  # by this call: what an earlier one has begun since is worth keeping
+    # Whether nothing has been begun since: what has, is worth keeping.
+    set_aside = not known and previous.exists()
     if run.world.is_main:
         if folder.exists() and (redo or not same):
             if known.get("status") == "complete":
-                shutil.rmtree(previous, ignore_errors=True)
+                _discard(previous)
                 folder.rename(previous)
                 set_aside = True
             else:
-                shutil.rmtree(folder)
+                _discard(folder)
         folder.mkdir(parents=True, exist_ok=True)
         resumed = int(known.get("resumed", 0)) + 1 if same and not redo else 0
         write_json(marker, {"status": "running", "fingerprint": fingerprint, "resumed": resumed})
@@ -347,8 +352,8 @@ def _bring_up_to_date(run: Run, stage: Stage, *, redo: bool, explicit: bool) -> 
     start_s = time.monotonic()
     try:
         summary: Summary = stage.work(run) if stage.all_ranks or run.world.is_main else {}
-    except InputError:
-        if set_aside:
+    except (InputError, OSError) as error:
+        if run.world.is_main and _is_refusal(error) and (set_aside or _is_complete(previous, fingerprint)):
             _restore(previous, folder)
         raise
     elapsed_s = time.monotonic() - start_s
@@ -366,9 +371,10 @@ def _bring_up_to_date(run: Run, stage: Stage, *, redo: bool, explicit: bool) -> 
         }
         write_json(marker, done)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        shutil.rmtree(previous, ignore_errors=True)
         _say(run, f"{stage.name}: complete in {elapsed_s:.1f} s")
+        _discard(previous)
     barrier()
+    return True
 
 
 def _is_complete(folder: Path, fingerprint: str) -> bool:
@@ -377,9 +383,21 @@ def _is_complete(folder: Path, fingerprint: str) -> bool:
     return known.get("status") == "complete" and known.get("fingerprint") == fingerprint
 
 
+def _discard(folder: Path) -> None:
+    """Delete a stage's output; the marker first, so that no remains of it pass for complete."""
+    if folder.exists():
+        (folder / "stage.json").unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+
 def _restore(previous: Path, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+    _discard(folder)
     previous.rename(folder)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the input is at fault. After a full disk the same command goes on."""
+    return not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
 
 
 def _fingerprint(run: Run, stage: Stage) -> str:
@@ -442,8 +460,8 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _recipe_file(run: Run) -> Iterator[None]:
-    """Write the recipe into the run's folder, and put the old one back if this one cannot be used."""
+def _recipe_file(run: Run, changed: Sequence[str]) -> Iterator[None]:
+    """Write the recipe into the folder; if it is refused and changed nothing, the old one comes back."""
     path = run.folder / "recipe.json"
     before = path.read_bytes() if path.exists() else None
 
@@ -454,8 +472,8 @@ def _recipe_file(run: Run) -> Iterator[None]:
     write((run.recipe.model_dump_json(indent=2) + "\n").encode())
     try:
         yield
-    except InputError:
-        if before is not None:
+    except (InputError, OSError) as error:
+        if before is not None and not changed and _is_refusal(error):
             write(before)
         raise
 

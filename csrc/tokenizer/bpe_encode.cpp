@@ -290,9 +290,14 @@ TokenBuffer BpeEncoder::run(std::size_t num_chunks, std::size_t num_bytes, unsig
         for (;;) {
             const std::size_t index = next_chunk.fetch_add(1, std::memory_order_relaxed);
             if (index >= num_chunks) break;
-            TokenBuffer buffer = output.take_buffer();
-            encode_chunk(index, *worker, buffer);
-            output.commit(index, std::move(buffer), placed);
+            try {
+                TokenBuffer buffer = output.take_buffer();
+                encode_chunk(index, *worker, buffer);
+                output.commit(index, std::move(buffer), placed);
+            } catch (...) {
+                next_chunk.store(num_chunks, std::memory_order_relaxed);  // the others stop as well
+                throw;
+            }
         }
     });
     return std::move(output).finish();

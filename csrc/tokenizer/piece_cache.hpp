@@ -133,12 +133,13 @@ class PieceCache {
             long_ids_.clear();
             long_entries_.assign(kLongEntries, LongEntry{});
         }
-        long_entries_[hash & (kLongEntries - 1)] = {hash, static_cast<std::uint32_t>(long_bytes_.size()),
-                                                    static_cast<std::uint32_t>(piece.size()),
-                                                    static_cast<std::uint32_t>(long_ids_.size()),
-                                                    static_cast<std::uint32_t>(ids.size())};
+        const LongEntry entry{hash, static_cast<std::uint32_t>(long_bytes_.size()),
+                              static_cast<std::uint32_t>(piece.size()),
+                              static_cast<std::uint32_t>(long_ids_.size()),
+                              static_cast<std::uint32_t>(ids.size())};
         long_bytes_.append(piece);
         long_ids_.insert(long_ids_.end(), ids.begin(), ids.end());
+        long_entries_[hash & (kLongEntries - 1)] = entry;  // last, should memory run out before
     }
 
   private:

@@ -16,7 +16,6 @@ from pylm.text._added_tokens import AddedToken, AddedVocabulary, AllowedSpecial,
 from pylm.text._decoding import TokenOffsets
 from pylm.text._hf_config import ROLES, TokenizerConfig
 from pylm.text._sentencepiece_format import BYTE, CONTROL, NORMAL, SPACE_MARK, SentencePieceParts
-from pylm.text._templates import Template
 from pylm.text.patterns import PretokenPattern
 from pylm.text.texts import Texts, to_list
 from pylm.text.token_array import TokenArray
@@ -36,7 +35,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._pretoken = PretokenPattern(self.pattern, ())  # the core cuts text by the vocabulary
         self._parts = parts
         self._normalizer = None
-        self._template = Template()
+        self._template = parts.template
         self._config = config or TokenizerConfig()
         self._added = AddedVocabulary([AddedToken(t, i) for t, i in parts.special_tokens.items()], None)
         self._added_encoder = None

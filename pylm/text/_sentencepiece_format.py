@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from pylm import _core
 from pylm.errors import InputError
+from pylm.text._added_tokens import AddedToken
+from pylm.text._templates import Template, read_template
 
 SPACE_MARK = "▁"
 """Stands for a space in pieces."""
@@ -41,6 +43,7 @@ class SentencePieceParts:
         split_words: no merge crosses the border before a space.
         ignore_merges: take a word that is a piece whole.
         charsmap: SentencePiece's compiled rules of normalization; empty for none.
+        template: what `add_special_tokens` puts around a text.
     """
 
     pieces: Sequence[str]
@@ -57,6 +60,7 @@ class SentencePieceParts:
     split_words: bool = False
     ignore_merges: bool = False
     charsmap: bytes = b""
+    template: Template = field(default_factory=Template)
 
     def encoder(self) -> _core.SentencePieceEncoder:
         """Make the encoder of the core; ValueError where the parts do not fit each other."""
@@ -178,8 +182,16 @@ def read_json(path: Path) -> SentencePieceParts:
         byte_fallback=bool(model.get("byte_fallback")),
         fuse_unknown=bool(model.get("fuse_unk")),
         ignore_merges=bool(model.get("ignore_merges")),
+        template=_read_template(path, document.get("post_processor")),
         **options,
     )
+
+
+def _read_template(path: Path, spec: object) -> Template:
+    try:
+        return read_template(spec)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _unsupported(path: Path, what: str, value: object) -> NoReturn:
@@ -290,7 +302,9 @@ def write(parts: SentencePieceParts) -> dict[str, object]:
         ],
         "normalizer": _write_normalizer(parts),
         "pre_tokenizer": _write_pre_tokenizer(parts),
-        "post_processor": None,
+        "post_processor": parts.template.to_spec(
+            [AddedToken(text, token_id) for text, token_id in parts.special_tokens.items()]
+        ),
         "decoder": _write_decoder(parts),
         "model": {
             "type": "BPE",

@@ -127,7 +127,7 @@ class Tokenizer(Decoding):
         if path.suffix != ".json":
             content = path.read_bytes()
             if path.suffix == ".tiktoken" or _rank_format.is_rank_file(content):
-                return cls._from_ranks(path, content, pattern, special_tokens)
+                return cls._from_ranks(path, content, pattern, special_tokens, config)
         if _sentencepiece_format.is_for(path):
             from pylm.text._sentencepiece import SentencePieceTokenizer  # it derives from this class
 
@@ -148,7 +148,12 @@ class Tokenizer(Decoding):
 
     @classmethod
     def _from_ranks(
-        cls, path: Path, content: bytes, pattern: str | None, special_tokens: Mapping[str, int] | None
+        cls,
+        path: Path,
+        content: bytes,
+        pattern: str | None,
+        special_tokens: Mapping[str, int] | None,
+        config: TokenizerConfig,
     ) -> "Tokenizer":
         known = _rank_format.find_known(content) if pattern is None or special_tokens is None else None
         if pattern is None:
@@ -161,12 +166,17 @@ class Tokenizer(Decoding):
             pattern = known.pattern
         if special_tokens is None:
             special_tokens = known.special_tokens if known else {}
-        return cls(
-            _rank_format.read(path, content),
-            pattern=pattern,
-            added_tokens=[AddedToken(text, token_id) for text, token_id in special_tokens.items()],
-            ignore_merges=True,
-        )
+        vocabulary = _rank_format.read(path, content)
+        try:
+            return cls(
+                vocabulary,
+                pattern=pattern,
+                added_tokens=[AddedToken(text, token_id) for text, token_id in special_tokens.items()],
+                ignore_merges=True,
+                config=config,
+            )
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
     @classmethod
     def train(

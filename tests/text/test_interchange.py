@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import random
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -470,3 +471,13 @@ def test_mutated_files_load_or_are_refused(small: Tokenizer, seed: int, tmp_path
             tokenizer = Tokenizer.load(path, pattern="cl100k")
         if tokenizer is not None:
             assert tokenizer.decode(tokenizer.encode_ordinary("a text, 日本")) == "a text, 日本"
+
+
+def test_a_folder_with_ranks_has_roles_and_template(shared_data: Path, tmp_path: Path) -> None:
+    shutil.copy(shared_data / "tokenizers/llama3/tokenizer.model", tmp_path / "tokenizer.model")
+    config = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", "chat_template": "{{ x }}"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.bos_id == tokenizer.special_tokens["<|begin_of_text|>"]
+    assert tokenizer.eos_id == tokenizer.special_tokens["<|end_of_text|>"]
+    assert tokenizer.chat_template == "{{ x }}"

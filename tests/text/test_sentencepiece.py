@@ -221,6 +221,25 @@ def test_saved_file_loads_with_the_same_ids(llama2: Tokenizer, folder: Path, lla
     assert again.encode("Hello  wörld\n 日本") == llama2.encode("Hello  wörld\n 日本")
 
 
+def test_post_processors_put_tokens_around_a_text(llama2: Tokenizer, folder: Path, tmp_path: Path) -> None:
+    llama2.save(folder / "plain.json")
+    document = json.loads((folder / "plain.json").read_text(encoding="utf-8"))
+    document["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+    }
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    peer = tokenizers.Tokenizer.from_file(str(path))
+    ours = Tokenizer.load(path)
+    ours.save(tmp_path / "again.json")
+    for tokenizer in (ours, Tokenizer.load(tmp_path / "again.json")):
+        assert tokenizer.encode("a text", add_special_tokens=True) == peer.encode("a text").ids
+        assert tokenizer.encode("a text") == peer.encode("a text", add_special_tokens=False).ids
+
+
 def test_kind_of_a_model_file_shows_in_its_bytes(
     llama2_path: Path, shared_data: Path, tmp_path: Path
 ) -> None:
