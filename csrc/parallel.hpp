@@ -6,7 +6,6 @@
 #include <cstddef>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -54,8 +53,8 @@ void parallel_for(std::size_t count, unsigned num_threads, Task&& task) {
     threads.reserve(workers - 1);
     try {
         for (std::size_t i = 1; i < workers; ++i) threads.emplace_back(work);
-    } catch (const std::system_error&) {
-        // A limit of the machine or of the user; fewer threads give the same result.
+    } catch (const std::exception&) {
+        // A limit of the machine or of the user, or memory; fewer threads give the same result.
     }
     work();
     for (std::thread& thread : threads) thread.join();

@@ -25,8 +25,12 @@ class Pool {
         if (object == nullptr) object = std::make_unique<T>();
         const auto give = [this](T* returned) {
             std::unique_ptr<T> owned(returned);
-            const std::scoped_lock lock(mutex_);
-            idle_.push_back(std::move(owned));
+            try {
+                const std::scoped_lock lock(mutex_);
+                idle_.push_back(std::move(owned));
+            } catch (...) {
+                // No memory to keep it: the object ends here, what it has learnt is learnt again.
+            }
         };
         return std::unique_ptr<T, decltype(give)>(object.release(), give);
     }

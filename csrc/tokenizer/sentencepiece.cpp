@@ -466,20 +466,25 @@ TokenBatch SentencePieceEncoder::encode_batch(std::span<const std::string_view> 
         for (;;) {
             const std::size_t chunk = next_chunk.fetch_add(1, std::memory_order_relaxed);
             if (chunk >= num_chunks) break;
-            TokenBuffer buffer = output.take_buffer();
-            Output ids(buffer);
-            for (std::size_t i = borders[chunk]; i < borders[chunk + 1]; ++i) {
-                const Share& share = shares[i];
-                encode_text(share.text, share.is_first, *scratch, ids);
-                if (!share.is_last) continue;
-                if (end) ids.add(*end);
-                batch.offsets[share.index + 1] = static_cast<std::int64_t>(ids.size());
-            }
-            output.commit(chunk, std::move(buffer), [&](std::size_t placed, std::size_t offset) {
-                for (std::size_t i = borders[placed]; i < borders[placed + 1]; ++i) {
-                    if (shares[i].is_last) batch.offsets[shares[i].index + 1] += static_cast<std::int64_t>(offset);
+            try {
+                TokenBuffer buffer = output.take_buffer();
+                Output ids(buffer);
+                for (std::size_t i = borders[chunk]; i < borders[chunk + 1]; ++i) {
+                    const Share& share = shares[i];
+                    encode_text(share.text, share.is_first, *scratch, ids);
+                    if (!share.is_last) continue;
+                    if (end) ids.add(*end);
+                    batch.offsets[share.index + 1] = static_cast<std::int64_t>(ids.size());
                 }
-            });
+                output.commit(chunk, std::move(buffer), [&](std::size_t placed, std::size_t offset) {
+                    for (std::size_t i = borders[placed]; i < borders[placed + 1]; ++i) {
+                        if (shares[i].is_last) batch.offsets[shares[i].index + 1] += static_cast<std::int64_t>(offset);
+                    }
+                });
+            } catch (...) {
+                next_chunk.store(num_chunks, std::memory_order_relaxed);  // the others stop as well
+                throw;
+            }
         }
     });
     batch.ids = std::move(output).finish();
