@@ -179,7 +179,10 @@ def _measure_text(
     max_bytes = config.max_bytes_pretrain if stage == "pretrain" else config.max_bytes
     taken = [(i, text) for i, text in sample_texts(texts, max_bytes=max_bytes, seed=seed) if text]
     if not taken:
-        raise InputError(f"{path}: expected documents with text, got {len(texts)} without; prepare again")
+        raise InputError(
+            f"{path}: no held-out document with text (of {len(texts)}); give more documents, or raise "
+            "prepare.heldout_fraction"
+        )
     chosen = [text for _, text in taken]
     measured = bits_per_byte(
         model,

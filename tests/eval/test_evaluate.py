@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="no chat template 'x'"):
         run(folder, CONFIG.model_copy(update={"template": "x"}))
     pq.write_table(pa.table({"id": ["a"], "text": [""]}), folder / "heldout.parquet")
-    with pytest.raises(InputError, match=r"heldout\.parquet: expected documents with text, got 1 without"):
+    with pytest.raises(InputError, match=r"heldout\.parquet: no held-out document with text \(of 1\)"):
         run(folder)
     (folder / "heldout.parquet").write_text("x")
     with pytest.raises(InputError, match=r"heldout\.parquet: cannot read the columns"):
