@@ -25,10 +25,6 @@ struct Chunk {
     std::size_t begin, end;   // bytes of the text, where it is a single one
 };
 
-PieceKey key_of(std::string_view bytes) noexcept {
-    return PieceKey::of(bytes.data(), bytes.size(), bytes.data() + bytes.size());
-}
-
 // Whether some end of it is also a beginning, so that occurrences may overlap.
 bool overlaps_itself(std::string_view text) noexcept {
     for (std::size_t size = 1; size < text.size(); ++size) {
@@ -72,15 +68,11 @@ BpeEncoder::BpeEncoder(std::vector<std::string> tokens, const std::vector<MergeR
       pattern_(pattern),
       cut_(find_cut(pattern)),
       ignore_merges_(ignore_merges),
-      merges_(tokens_, merges),
-      whole_(std::make_unique<std::atomic<Whole>[]>(tokens_.size())) {
-    std::size_t num_short = 0, num_long = 0;
+      merges_(tokens_, merges) {
     std::array<TokenId, 256> byte_ids;
     byte_ids.fill(kNone);
     for (std::size_t id = 0; id < tokens_.size(); ++id) {
-        const std::size_t size = tokens_[id].size();
-        ++(size <= PieceKey::kMaxBytes ? num_short : num_long);
-        if (size == 1) byte_ids[static_cast<std::uint8_t>(tokens_[id][0])] = static_cast<TokenId>(id);
+        if (tokens_[id].size() == 1) byte_ids[static_cast<std::uint8_t>(tokens_[id][0])] = static_cast<TokenId>(id);
     }
     for (std::size_t byte = 0; byte < 256; ++byte) {
         if (byte_ids[byte] == kNone) {
@@ -88,43 +80,31 @@ BpeEncoder::BpeEncoder(std::vector<std::string> tokens, const std::vector<MergeR
         }
     }
     merges_.set_bytes(byte_ids);
-    short_tokens_.resize(std::bit_ceil(2 * num_short));
-    long_tokens_.resize(std::bit_ceil(2 * num_long + 1));
+    if (ignore_merges) add_whole_tokens();
+}
+
+// What is needed to look pieces up as tokens.
+void BpeEncoder::add_whole_tokens() {
+    whole_tokens_.resize(std::bit_ceil(2 * tokens_.size() + 1));
+    const std::size_t mask = whole_tokens_.size() - 1;
     for (std::size_t id = 0; id < tokens_.size(); ++id) {
-        const std::string& bytes = tokens_[id];
-        if (bytes.empty()) continue;
-        if (bytes.size() <= PieceKey::kMaxBytes) {
-            const PieceKey key = key_of(bytes);
-            const std::size_t mask = short_tokens_.size() - 1;
-            std::size_t slot = key.hash() & mask;
-            while (short_tokens_[slot].id != kNone) slot = (slot + 1) & mask;
-            short_tokens_[slot] = {key, static_cast<TokenId>(id)};
-        } else {
-            const std::uint64_t hash = hash_bytes(bytes);
-            const std::size_t mask = long_tokens_.size() - 1;
-            std::size_t slot = hash & mask;
-            while (long_tokens_[slot].id != kNone) slot = (slot + 1) & mask;
-            long_tokens_[slot] = {static_cast<std::uint32_t>(hash >> 32), static_cast<TokenId>(id)};
-        }
+        if (tokens_[id].empty()) continue;
+        const std::uint64_t hash = hash_bytes(tokens_[id]);
+        std::size_t slot = hash & mask;
+        while (whole_tokens_[slot].id != kNone) slot = (slot + 1) & mask;
+        whole_tokens_[slot] = {static_cast<std::uint32_t>(hash >> 32), static_cast<TokenId>(id)};
     }
 }
 
 BpeEncoder::~BpeEncoder() = default;
 
-TokenId BpeEncoder::find_short(const PieceKey& key, std::uint64_t hash) const noexcept {
-    const std::size_t mask = short_tokens_.size() - 1;
-    std::size_t slot = hash & mask;
-    while (short_tokens_[slot].id != kNone && short_tokens_[slot].key != key) slot = (slot + 1) & mask;
-    return short_tokens_[slot].id;
-}
-
-TokenId BpeEncoder::find_long(std::string_view bytes, std::uint64_t hash) const noexcept {
-    const std::size_t mask = long_tokens_.size() - 1;
+TokenId BpeEncoder::find_whole(std::string_view piece) const noexcept {
+    const std::uint64_t hash = hash_bytes(piece);
+    const std::size_t mask = whole_tokens_.size() - 1;
     for (std::size_t slot = hash & mask;; slot = (slot + 1) & mask) {
-        const LongToken& entry = long_tokens_[slot];
+        const WholeToken& entry = whole_tokens_[slot];
         if (entry.id == kNone) return kNone;
-        if (entry.hash == static_cast<std::uint32_t>(hash >> 32) && tokens_[entry.id] == bytes)
-            return entry.id;
+        if (entry.hash == static_cast<std::uint32_t>(hash >> 32) && tokens_[entry.id] == piece) return entry.id;
     }
 }
 
@@ -133,20 +113,9 @@ std::string_view BpeEncoder::token(TokenId id) const {
     return tokens_[id];
 }
 
-// Whether merges make token `id` of its own bytes. Threads that ask at once find the same answer.
-bool BpeEncoder::is_whole(TokenId id) const {
-    const Whole known = whole_[id].load(std::memory_order_relaxed);
-    if (known != kUnknown) return known == kMergesToItself;
-    std::vector<TokenId> ids(tokens_[id].size());
-    const bool whole = merges_.apply_bytes(tokens_[id], ids.data()) == 1 && ids[0] == id;
-    whole_[id].store(whole ? kMergesToItself : kMergesToOthers, std::memory_order_relaxed);
-    return whole;
-}
-
-// Write the ids of a piece, which is itself `token` or no token; `out` has room for one id a byte. Returns how
-// many.
-std::size_t BpeEncoder::encode_piece(std::string_view piece, TokenId token, TokenId* out) const {
-    if (token != kNone && (ignore_merges_ || is_whole(token))) {
+// Write the ids of a piece; `out` has room for one id a byte. Returns how many.
+std::size_t BpeEncoder::encode_piece(std::string_view piece, TokenId* out) const {
+    if (const TokenId token = ignore_merges_ ? find_whole(piece) : kNone; token != kNone) {
         *out = token;
         return 1;
     }
@@ -156,16 +125,28 @@ std::size_t BpeEncoder::encode_piece(std::string_view piece, TokenId token, Toke
 // What a thread encodes with: the pieces it knows, and the block of pieces that it cuts, looks up and writes
 // together.
 struct BpeEncoder::Worker {
+    // A piece that is not in the cache's table: its ids are elsewhere, or not known yet.
+    struct Other {
+        std::uint32_t piece;
+        std::uint32_t row;          // in `rows`, or kKnown or kVast
+        const TokenId* ids;         // where known
+        std::size_t num_ids;
+    };
+    static constexpr std::uint32_t kKnown = ~std::uint32_t{0};
+    static constexpr std::uint32_t kVast = kKnown - 1;  // too long to be kept
+
     PieceCache cache;
     const char* base = nullptr;
     std::array<std::uint32_t, kBlock> ends;
     std::array<PieceKey, kBlock> keys;
     std::array<std::uint64_t, kBlock> hashes;
-    std::array<const PieceCache::Entry*, kBlock> entries;  // null for long pieces
-    std::array<std::uint16_t, kBlock> unseen;              // pieces that the cache does not know
-    std::size_t num_unseen = 0;
-    std::array<PieceCache::Entry, kBlock> new_entries;  // of those
-    std::array<MergeTable::Row, kBlock> rows;
+    std::array<const PieceCache::Entry*, kBlock> entries;  // null for the others
+    std::array<Other, kBlock> others;
+    std::size_t num_others = 0;
+    std::array<MergeTable::Row, kBlock> rows;  // of unknown pieces
+    std::array<MergeTable::Row*, kBlock> open;
+    std::size_t num_rows = 0;
+    std::vector<TokenId> ids;  // of these
 
     std::string_view piece(std::size_t i) const noexcept {
         const std::uint32_t start = i == 0 ? 0 : ends[i - 1];
@@ -173,40 +154,53 @@ struct BpeEncoder::Worker {
     }
 };
 
-// Find the ids of all pieces that the cache does not know, and make their entries.
-void BpeEncoder::solve_unseen(Worker& block) const {
-    std::array<MergeTable::Row*, kBlock> open;
-    std::size_t num_open = 0;
-    for (std::size_t n = 0; n < block.num_unseen; ++n) {
-        const std::size_t i = block.unseen[n];
-        const std::string_view piece = block.piece(i);
-        const TokenId token = find_short(block.keys[i], block.hashes[i]);
-        block.rows[n].bytes = piece.data();
-        block.rows[n].size = piece.size();
-        if (token != kNone && (ignore_merges_ || is_whole(token))) {
-            block.rows[n].ids[0] = token;
-            block.rows[n].size = 1;
-        } else {
-            open[num_open++] = &block.rows[n];
+// Note that the table does not have a piece, and find out who has it.
+void BpeEncoder::note_other(Worker& block, std::size_t i) const {
+    const std::string_view piece = block.piece(i);
+    Worker::Other& other = block.others[block.num_others++];
+    other.piece = static_cast<std::uint32_t>(i);
+    if (piece.size() > PieceKey::kMaxBytes) {
+        if (piece.size() > PieceCache::kMaxLong) {
+            other.row = Worker::kVast;
+            return;
+        }
+        const std::span<const TokenId> known = block.cache.find_long(piece, block.hashes[i]);
+        if (!known.empty()) {
+            other.row = Worker::kKnown;
+            other.ids = known.data();
+            other.num_ids = known.size();
+            return;
         }
     }
-    merges_.apply_bytes(std::span(open).first(num_open));
-    for (std::size_t n = 0; n < block.num_unseen; ++n) {
-        const std::size_t i = block.unseen[n];
-        block.new_entries[n] = block.cache.make(block.keys[i], std::span(block.rows[n].ids).first(block.rows[n].size));
-        block.entries[i] = &block.new_entries[n];
-    }
+    other.row = static_cast<std::uint32_t>(block.num_rows);
+    block.rows[block.num_rows++] = {piece.data(), piece.size(), nullptr};
 }
 
-TokenId* BpeEncoder::encode_long(std::string_view piece, PieceCache& cache, TokenId* out) const {
-    const std::uint64_t hash = hash_bytes(piece);
-    if (piece.size() > PieceCache::kMaxLong) return out + encode_piece(piece, find_long(piece, hash), out);
-    if (const std::span<const TokenId> known = cache.find_long(piece, hash); !known.empty()) {
-        return std::copy(known.begin(), known.end(), out);
+// Find the ids of all pieces that the cache does not know.
+void BpeEncoder::solve_rows(Worker& block) const {
+    std::size_t num_ids = 0, num_open = 0;
+    for (std::size_t n = 0; n < block.num_rows; ++n) num_ids += block.rows[n].size;
+    block.ids.resize(std::max(block.ids.size(), num_ids));
+    TokenId* ids = block.ids.data();
+    for (std::size_t n = 0; n < block.num_rows; ++n) {
+        MergeTable::Row& row = block.rows[n];
+        row.ids = ids;
+        ids += row.size;
+        if (ignore_merges_ || row.size > MergeTable::Row::kMaxSize) {
+            const std::string_view piece(row.bytes, row.size);
+            if (const TokenId token = ignore_merges_ ? find_whole(piece) : kNone; token != kNone) {
+                *row.ids = token;
+                row.size = 1;
+                continue;
+            }
+            if (row.size > MergeTable::Row::kMaxSize) {
+                row.size = merges_.apply_bytes(piece, row.ids);
+                continue;
+            }
+        }
+        block.open[num_open++] = &row;
     }
-    const std::size_t count = encode_piece(piece, find_long(piece, hash), out);
-    cache.add_long(piece, hash, {out, count});
-    return out + count;
+    merges_.apply(std::span(block.open).first(num_open));
 }
 
 void BpeEncoder::encode(std::string_view text, Worker& block, TokenBuffer& buffer) const {
@@ -219,33 +213,46 @@ void BpeEncoder::encode(std::string_view text, Worker& block, TokenBuffer& buffe
         const std::size_t count = cut_(text, position, block.ends);
         if (count == 0) {  // a piece of 4 GiB
             const std::size_t end = end_of_piece(pattern_, text, position);
-            out = encode_long(text.substr(position, end - position), cache, out);
+            out += encode_piece(text.substr(position, end - position), out);
             position = end;
             continue;
         }
         block.base = text.data() + position;
         for (std::size_t i = 0; i < count; ++i) {
             const std::string_view piece = block.piece(i);
-            if (piece.size() > PieceKey::kMaxBytes) [[unlikely]] continue;
+            if (piece.size() > PieceKey::kMaxBytes) [[unlikely]] {
+                if (piece.size() > PieceCache::kMaxLong) continue;
+                block.hashes[i] = hash_bytes(piece);
+                cache.prefetch_long(block.hashes[i]);
+                continue;
+            }
             block.keys[i] = PieceKey::of(piece.data(), piece.size(), text_end);
             block.hashes[i] = block.keys[i].hash();
             cache.prefetch(block.hashes[i]);
         }
-        block.num_unseen = 0;
+        block.num_others = block.num_rows = 0;
         cache.make_room(count);
         for (std::size_t i = 0; i < count; ++i) {
             block.entries[i] = nullptr;
-            if (block.piece(i).size() > PieceKey::kMaxBytes) [[unlikely]] continue;
-            block.entries[i] = cache.find(block.keys[i], block.hashes[i]);
-            if (block.entries[i] != nullptr) [[likely]] continue;
-            __builtin_prefetch(&short_tokens_[block.hashes[i] & (short_tokens_.size() - 1)]);
-            block.unseen[block.num_unseen++] = static_cast<std::uint16_t>(i);
+            if (block.piece(i).size() <= PieceKey::kMaxBytes) [[likely]] {
+                block.entries[i] = cache.find(block.keys[i], block.hashes[i]);
+                if (block.entries[i] != nullptr) [[likely]] continue;
+            }
+            note_other(block, i);
         }
-        if (block.num_unseen > 0) solve_unseen(block);
+        if (block.num_rows > 0) solve_rows(block);
+        const Worker::Other* other = block.others.data();
         for (std::size_t i = 0; i < count; ++i) {
             const PieceCache::Entry* entry = block.entries[i];
             if (entry == nullptr) [[unlikely]] {
-                out = encode_long(block.piece(i), cache, out);
+                if (other->row == Worker::kVast) {
+                    out += encode_piece(block.piece(i), out);
+                } else if (other->row == Worker::kKnown) {
+                    out = std::copy_n(other->ids, other->num_ids, out);
+                } else {
+                    out = std::copy_n(block.rows[other->row].ids, block.rows[other->row].size, out);
+                }
+                ++other;
             } else if (const std::size_t num_ids = entry->num_ids(); num_ids <= PieceCache::kMaxInline) [[likely]] {
                 std::memcpy(out, entry->words.data(), sizeof entry->words);
                 out += num_ids;
@@ -253,8 +260,16 @@ void BpeEncoder::encode(std::string_view text, Worker& block, TokenBuffer& buffe
                 out = std::copy_n(cache.more() + entry->words[0], num_ids, out);
             }
         }
-        for (std::size_t n = 0; n < block.num_unseen; ++n)
-            cache.insert(block.new_entries[n], block.hashes[block.unseen[n]]);
+        for (std::size_t n = 0; n < block.num_others; ++n) {
+            const auto& [piece, row, ids, num_ids] = block.others[n];
+            if (row >= Worker::kVast) continue;
+            const std::span<const TokenId> found(block.rows[row].ids, block.rows[row].size);
+            if (const std::string_view bytes = block.piece(piece); bytes.size() > PieceKey::kMaxBytes) {
+                cache.add_long(bytes, block.hashes[piece], found);
+            } else {
+                cache.add(block.keys[piece], block.hashes[piece], found);
+            }
+        }
         position += block.ends[count - 1];
     }
     buffer.resize(static_cast<std::size_t>(out - buffer.data()));

@@ -54,37 +54,28 @@ class BpeEncoder {
 
   private:
     struct Worker;
-    struct ShortToken {  // of at most PieceKey::kMaxBytes
-        PieceKey key;
-        TokenId id = std::numeric_limits<TokenId>::max();
-    };
-    struct LongToken {
+    struct WholeToken {
         std::uint32_t hash = 0;
         TokenId id = std::numeric_limits<TokenId>::max();
     };
-    enum Whole : std::uint8_t { kUnknown, kMergesToItself, kMergesToOthers };
 
+    void add_whole_tokens();
     void encode(std::string_view text, Worker& worker, TokenBuffer& out) const;
     template <typename EncodeChunk, typename Placed>
     TokenBuffer run(std::size_t num_chunks, std::size_t num_bytes, unsigned num_threads,
                     EncodeChunk&& encode_chunk, Placed&& placed) const;
-    void solve_unseen(Worker& worker) const;
-    TokenId* encode_long(std::string_view piece, PieceCache& cache, TokenId* out) const;
-    std::size_t encode_piece(std::string_view piece, TokenId token, TokenId* out) const;
-    bool is_whole(TokenId id) const;
+    void note_other(Worker& worker, std::size_t piece) const;
+    void solve_rows(Worker& worker) const;
+    std::size_t encode_piece(std::string_view piece, TokenId* out) const;
     // The id, or the largest TokenId.
-    TokenId find_short(const PieceKey& key, std::uint64_t hash) const noexcept;
-    TokenId find_long(std::string_view bytes, std::uint64_t hash) const noexcept;
+    TokenId find_whole(std::string_view piece) const noexcept;
 
     std::vector<std::string> tokens_;
     Pattern pattern_;
     CutFunction cut_;
     bool ignore_merges_;
     MergeTable merges_;
-    std::vector<ShortToken, HugePageAllocator<ShortToken>> short_tokens_;  // open addressing, powers of two
-    std::vector<LongToken> long_tokens_;
-    // What merging a token's own bytes gives, found out when first asked for; by id.
-    std::unique_ptr<std::atomic<Whole>[]> whole_;
+    std::vector<WholeToken> whole_tokens_;  // with ignore_merges: open addressing, a power of two
     mutable Pool<Worker> workers_;
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <functional>
 #include <queue>
 #include <stdexcept>
@@ -12,15 +13,33 @@ namespace pylm {
 namespace {
 
 constexpr TokenId kNone = std::numeric_limits<TokenId>::max();
-constexpr std::size_t kShort = 64;  // longer rows take the heap; a row's places fit into a word
 
 std::uint64_t pair_of(TokenId left, TokenId right) noexcept {
     return (static_cast<std::uint64_t>(left) << 21) | right;
 }
 
 // Rank and place of a pair in one number, so that the smallest has the lowest rank, then the leftmost place.
-std::uint64_t candidate(std::uint32_t rank, std::size_t place) noexcept {
-    return (static_cast<std::uint64_t>(rank) << 8) | place;
+constexpr unsigned kPlaceBits = 6;
+constexpr std::uint32_t candidate(std::uint32_t rank, std::size_t place) noexcept {
+    return (rank << kPlaceBits) | static_cast<std::uint32_t>(place);
+}
+
+// Candidates are looked at this many at once, four to a register.
+constexpr std::size_t kLanes = 16;
+using Lanes [[gnu::vector_size(16)]] = std::int32_t;  // all are below 2^31
+
+[[gnu::always_inline]] inline std::uint32_t smallest(const std::uint32_t* candidates, std::size_t count) noexcept {
+    const auto load = [&](std::size_t i) {
+        Lanes lanes;
+        std::memcpy(&lanes, candidates + i, sizeof lanes);
+        return lanes;
+    };
+    const auto smaller = [](const Lanes& a, const Lanes& b) { return a < b ? a : b; };
+    Lanes least = load(0);
+    for (std::size_t i = 0; i < count; i += kLanes) {
+        least = smaller(smaller(smaller(load(i), load(i + 4)), smaller(load(i + 8), load(i + 12))), least);
+    }
+    return static_cast<std::uint32_t>(std::min(std::min(least[0], least[1]), std::min(least[2], least[3])));
 }
 
 }  // namespace
@@ -35,7 +54,7 @@ MergeTable::MergeTable(std::span<const std::string> tokens, std::span<const Merg
     for (std::size_t i = 0; i < rules.size(); ++i) {
         if (i + kAhead < rules.size()) {
             const MergeRule& later = rules[i + kAhead];
-            __builtin_prefetch(&slots_[slot_of(pair_of(later.left, later.right))], 1);
+            __builtin_prefetch(&slots_[bucket_of(pair_of(later.left, later.right))], 1);
             if (std::max(later.left, later.right) < tokens.size()) {
                 __builtin_prefetch(&tokens[later.left]);
                 __builtin_prefetch(&tokens[later.right]);
@@ -59,7 +78,7 @@ MergeTable::MergeTable(std::span<const std::string> tokens, std::span<const Merg
         }
         merged_[rule.rank] = rule.merged;
         const std::uint64_t pair = pair_of(rule.left, rule.right);
-        std::size_t slot = slot_of(pair);
+        std::size_t slot = bucket_of(pair);
         while (slots_[slot] != kEmpty && slots_[slot] >> kBits != pair) slot = (slot + 1) & mask;
         if (slots_[slot] == kEmpty) slots_[slot] = (pair << kBits) | rule.rank;  // else the first one counts
     }
@@ -69,12 +88,15 @@ MergeTable::Rank MergeTable::find(TokenId left, TokenId right) const noexcept {
     return find(pair_of(left, right));
 }
 
+// A bucket's four places are looked at without a branch; only of a full one the next is asked for.
 MergeTable::Rank MergeTable::find(std::uint64_t pair) const noexcept {
     const std::size_t mask = slots_.size() - 1;
-    for (std::size_t slot = slot_of(pair);; slot = (slot + 1) & mask) {
-        const std::uint64_t found = slots_[slot];
-        if (found >> kBits == pair) return static_cast<Rank>(found & kLimit);
-        if (found == kEmpty) return kNoRank;
+    for (std::size_t bucket = bucket_of(pair);; bucket = (bucket + kBucket) & mask) {
+        const std::uint64_t* const slots = &slots_[bucket];
+        Rank rank = kNoRank;
+        for (std::size_t i = 0; i < kBucket; ++i)
+            rank = slots[i] >> kBits == pair ? static_cast<Rank>(slots[i] & kLimit) : rank;
+        if (rank != kNoRank || slots[kBucket - 1] == kEmpty) [[likely]] return rank;
     }
 }
 
@@ -85,111 +107,98 @@ void MergeTable::set_bytes(std::span<const TokenId, 256> byte_ids) {
 }
 
 std::size_t MergeTable::apply(std::span<TokenId> symbols) const {
-    const std::size_t size = symbols.size();
-    if (size > kShort) return apply_long(symbols);
-    std::uint64_t candidates[kShort];
-    for (std::size_t i = 0; i + 1 < size; ++i) candidates[i] = candidate(find(symbols[i], symbols[i + 1]), i);
-    return apply_short(symbols.data(), candidates, size);
+    if (symbols.size() > Row::kMaxSize) return apply_long(symbols);
+    Row row{nullptr, symbols.size(), symbols.data()};
+    Row* const rows[] = {&row};
+    apply(std::span(rows));
+    return row.size;
 }
 
 std::size_t MergeTable::apply_bytes(std::string_view bytes, TokenId* out) const {
-    const auto byte = [&](std::size_t i) -> std::size_t { return static_cast<std::uint8_t>(bytes[i]); };
-    const std::size_t size = bytes.size();
-    for (std::size_t i = 0; i < size; ++i) out[i] = byte_ids_[byte(i)];
-    if (size > kShort) return apply_long({out, size});
-    std::uint64_t candidates[kShort];
-    for (std::size_t i = 0; i + 1 < size; ++i) candidates[i] = candidate(byte_pairs_[byte(i) * 256 + byte(i + 1)], i);
-    return apply_short(out, candidates, size);
-}
-
-// Repeated minimum over a small array. Symbols stay where they are; a word of bits says which are left.
-std::size_t MergeTable::apply_short(TokenId* ids, std::uint64_t* candidates, std::size_t size) const noexcept {
-    if (size < 2) return size;
-    const std::size_t num_pairs = size - 1;
-    std::uint64_t alive = ~std::uint64_t{0} >> (64 - size);
-    for (;;) {
-        std::uint64_t best = candidates[0];
-        for (std::size_t i = 1; i < num_pairs; ++i) best = std::min(best, candidates[i]);
-        const auto rank = static_cast<Rank>(best >> 8);
-        if (rank == kNoRank) break;
-        const std::size_t place = best & 0xFF;
-        const auto after = [&](std::size_t i) {  // the next place that is alive, or 64
-            return static_cast<std::size_t>(std::countr_zero(i >= 63 ? 0 : alive & (~std::uint64_t{0} << (i + 1))));
-        };
-        const std::size_t removed = after(place);
-        ids[place] = merged_[rank];
-        alive &= ~(std::uint64_t{1} << removed);
-        if (removed < num_pairs) candidates[removed] = candidate(kNoRank, removed);
-        const std::size_t next = after(place);
-        candidates[place] = candidate(next < 64 ? find(ids[place], ids[next]) : kNoRank, place);
-        if (const std::uint64_t before = alive & ~(~std::uint64_t{0} << place); before != 0) {
-            const auto previous = static_cast<std::size_t>(63 - std::countl_zero(before));
-            candidates[previous] = candidate(find(ids[previous], ids[place]), previous);
-        }
+    if (bytes.size() <= Row::kMaxSize) {
+        Row row{bytes.data(), bytes.size(), out};
+        Row* const rows[] = {&row};
+        apply(std::span(rows));
+        return row.size;
     }
-    std::size_t count = 0;
-    for (; alive != 0; alive &= alive - 1) ids[count++] = ids[std::countr_zero(alive)];
-    return count;
+    for (std::size_t i = 0; i < bytes.size(); ++i) out[i] = byte_ids_[static_cast<std::uint8_t>(bytes[i])];
+    return apply_long({out, bytes.size()});
 }
 
-// A row between two of its merges. The pairs that a merge has made are looked up a turn later, when the cache
-// lines of their slots have come.
+// A row between two of its merges. Symbols stay where they are; a word of bits says which are left. The pairs
+// that a merge has made are looked up a turn later, when the cache lines of their slots have come. How a row
+// goes on is hard to predict: a step has no branches but for the rare case, and for the end.
 struct MergeTable::RowState {
-    static constexpr std::uint64_t kNone = ~std::uint64_t{0};
     Row* row;
-    std::uint32_t alive;       // a bit a symbol that is left
-    std::uint32_t num_pairs;   // candidates in use
-    std::uint32_t place, previous;
-    std::uint64_t right_pair = kNone, left_pair = kNone;  // of `place` and of `previous`, not looked up yet
-    std::array<std::uint64_t, Row::kMaxBytes> candidates;
+    std::uint64_t alive;
+    std::uint32_t num_lanes;             // candidates in use, rounded up to what is looked at together
+    std::uint32_t place, previous;       // where the pairs below begin
+    std::uint64_t right_pair, left_pair;  // not looked up yet; kNoPair where there is none
+    alignas(64) std::array<std::uint32_t, Row::kMaxSize> candidates;
 };
 
-void MergeTable::apply_bytes(std::span<Row* const> rows) const noexcept {
+void MergeTable::start(RowState& state, Row& row) const noexcept {
+    state.row = &row;
+    state.alive = ~std::uint64_t{0} >> (64 - row.size);
+    state.num_lanes = static_cast<std::uint32_t>((row.size + kLanes - 1) / kLanes * kLanes);
+    state.place = state.previous = static_cast<std::uint32_t>(row.size - 1);  // which begins no pair
+    state.right_pair = state.left_pair = kNoPair;
+    const std::size_t num_pairs = row.size - 1;
+    if (row.bytes != nullptr) {
+        const auto byte = [&](std::size_t i) -> std::size_t { return static_cast<std::uint8_t>(row.bytes[i]); };
+        for (std::size_t i = 0; i < row.size; ++i) row.ids[i] = byte_ids_[byte(i)];
+        for (std::size_t i = 0; i < num_pairs; ++i)
+            state.candidates[i] = candidate(byte_pairs_[byte(i) * 256 + byte(i + 1)], i);
+    } else {
+        for (std::size_t i = 0; i < num_pairs; ++i)
+            state.candidates[i] = candidate(find(pair_of(row.ids[i], row.ids[i + 1])), i);
+    }
+    for (std::size_t i = num_pairs; i < state.num_lanes; ++i) state.candidates[i] = candidate(kNoRank, i);
+}
+
+// One merge; false where none is left.
+[[gnu::always_inline]] inline bool MergeTable::step(RowState& state) const noexcept {
+    Row& row = *state.row;
+    // A place without a pair has looked up kNoPair, and so `place` last: both may be the same.
+    state.candidates[state.previous] = candidate(find(state.left_pair), state.previous);
+    state.candidates[state.place] = candidate(find(state.right_pair), state.place);
+    const std::uint32_t best = smallest(state.candidates.data(), state.num_lanes);
+    const Rank rank = best >> kPlaceBits;
+    if (rank == kNoRank) return false;
+    const std::uint32_t place = best & ((1U << kPlaceBits) - 1);
+    const std::uint64_t behind = ~std::uint64_t{1} << place;
+    const std::uint64_t removed = state.alive & behind;  // its lowest bit
+    const auto removed_place = static_cast<std::uint32_t>(std::countr_zero(removed));
+    const std::uint64_t after = removed & (removed - 1);
+    state.alive ^= removed ^ after;
+    state.candidates[removed_place] = candidate(kNoRank, removed_place);
+    const TokenId merged = merged_[rank];
+    row.ids[place] = merged;
+    const std::uint64_t before = state.alive & ~(~std::uint64_t{0} << place);
+    const auto next = static_cast<std::size_t>(std::countr_zero(after | std::uint64_t{1} << 63));
+    const auto previous = static_cast<std::uint32_t>(63 - std::countl_zero(before | 1));
+    const std::uint64_t right = pair_of(merged, row.ids[next < row.size ? next : 0]);
+    const std::uint64_t left = pair_of(row.ids[previous], merged);
+    state.right_pair = after != 0 ? right : kNoPair;
+    state.left_pair = before != 0 ? left : kNoPair;
+    state.place = place;
+    state.previous = before != 0 ? previous : place;
+    __builtin_prefetch(&slots_[bucket_of(state.right_pair)]);
+    __builtin_prefetch(&slots_[bucket_of(state.left_pair)]);
+    return true;
+}
+
+void MergeTable::apply(std::span<Row* const> rows) const noexcept {
     constexpr std::size_t kAtOnce = 16;
     RowState states[kAtOnce];
-    const auto start = [&](RowState& state, Row& row) {
-        const auto byte = [&](std::size_t i) -> std::size_t { return static_cast<std::uint8_t>(row.bytes[i]); };
-        state.row = &row;
-        state.alive = (std::uint32_t{1} << row.size) - 1;
-        state.num_pairs = static_cast<std::uint32_t>(row.size - 1);
-        state.right_pair = state.left_pair = RowState::kNone;
-        for (std::size_t i = 0; i < row.size; ++i) row.ids[i] = byte_ids_[byte(i)];
-        for (std::size_t i = 0; i + 1 < row.size; ++i)
-            state.candidates[i] = candidate(byte_pairs_[byte(i) * 256 + byte(i + 1)], i);
-    };
-    // One merge; false where none is left.
-    const auto step = [&](RowState& state) {
-        Row& row = *state.row;
-        if (state.right_pair != RowState::kNone)
-            state.candidates[state.place] = candidate(find(state.right_pair), state.place);
-        if (state.left_pair != RowState::kNone)
-            state.candidates[state.previous] = candidate(find(state.left_pair), state.previous);
-        std::uint64_t best = candidate(kNoRank, 0);
-        for (std::size_t i = 0; i < state.num_pairs; ++i) best = std::min(best, state.candidates[i]);
-        const auto rank = static_cast<Rank>(best >> 8);
-        if (rank == kNoRank) return false;
-        state.place = static_cast<std::uint32_t>(best & 0xFF);
-        const std::uint32_t behind = ~std::uint32_t{0} << state.place << 1;
-        const auto removed = static_cast<std::uint32_t>(std::countr_zero(state.alive & behind));
-        state.alive &= ~(std::uint32_t{1} << removed);
-        row.ids[state.place] = merged_[rank];
-        state.candidates[state.place] = state.candidates[removed < state.num_pairs ? removed : state.place] =
-            candidate(kNoRank, 0);
-        const auto expect = [&](TokenId left, TokenId right) {
-            const std::uint64_t pair = pair_of(left, right);
-            __builtin_prefetch(&slots_[slot_of(pair)]);
-            return pair;
-        };
-        const std::uint32_t after = state.alive & behind;
-        state.right_pair =
-            after != 0 ? expect(row.ids[state.place], row.ids[std::countr_zero(after)]) : RowState::kNone;
-        const std::uint32_t before = state.alive & ((std::uint32_t{1} << state.place) - 1);
-        state.previous = 31U - static_cast<std::uint32_t>(std::countl_zero(before | 1));
-        state.left_pair = before != 0 ? expect(row.ids[state.previous], row.ids[state.place]) : RowState::kNone;
-        return true;
-    };
     for (std::size_t next = 0, active = 0; next < rows.size() || active > 0;) {
-        while (active < kAtOnce && next < rows.size()) start(states[active++], *rows[next++]);
+        for (; active < kAtOnce && next < rows.size(); ++next) {
+            if (rows[next]->size > 1) {
+                start(states[active++], *rows[next]);
+            } else if (rows[next]->size == 1 && rows[next]->bytes != nullptr) {
+                rows[next]->ids[0] = byte_ids_[static_cast<std::uint8_t>(rows[next]->bytes[0])];
+            }
+        }
         for (std::size_t i = 0; i < active;) {
             if (step(states[i])) {
                 ++i;
@@ -197,9 +206,9 @@ void MergeTable::apply_bytes(std::span<Row* const> rows) const noexcept {
             }
             Row& row = *states[i].row;
             row.size = 0;
-            for (std::uint32_t alive = states[i].alive; alive != 0; alive &= alive - 1)
+            for (std::uint64_t alive = states[i].alive; alive != 0; alive &= alive - 1)
                 row.ids[row.size++] = row.ids[static_cast<std::size_t>(std::countr_zero(alive))];
-            states[i] = states[--active];
+            if (i != --active) states[i] = states[active];
         }
     }
 }
@@ -207,7 +216,7 @@ void MergeTable::apply_bytes(std::span<Row* const> rows) const noexcept {
 // A heap of candidate merges over a linked list: O(n log n) however long the row. A candidate is its rank and
 // its place in one number; it is outdated where the pair that starts there has another rank by now.
 std::size_t MergeTable::apply_long(std::span<TokenId> symbols) const {
-    constexpr unsigned kPlaceBits = 64 - kBits;
+    constexpr unsigned kLowBits = 64 - kBits;
     constexpr std::size_t kEnd = ~std::size_t{0};
     struct Node {
         std::size_t previous, next;
@@ -220,7 +229,7 @@ std::size_t MergeTable::apply_long(std::span<TokenId> symbols) const {
         Node& node = nodes[place];
         node.rank = node.next == kEnd ? kNoRank : find(symbols[place], symbols[node.next]);
         if (node.rank == kNoRank) return false;
-        heap.push_back((static_cast<std::uint64_t>(node.rank) << kPlaceBits) | place);
+        heap.push_back((static_cast<std::uint64_t>(node.rank) << kLowBits) | place);
         return true;
     };
     for (std::size_t i = 0; i < nodes.size(); ++i) {
@@ -236,9 +245,9 @@ std::size_t MergeTable::apply_long(std::span<TokenId> symbols) const {
         const std::uint64_t top = heap.front();
         std::pop_heap(heap.begin(), heap.end(), std::greater<>{});
         heap.pop_back();
-        const std::size_t place = top & ((std::uint64_t{1} << kPlaceBits) - 1);
+        const std::size_t place = top & ((std::uint64_t{1} << kLowBits) - 1);
         Node& node = nodes[place];
-        if (node.rank != top >> kPlaceBits) continue;
+        if (node.rank != top >> kLowBits) continue;
         const std::size_t removed = node.next;
         symbols[place] = merged_[node.rank];
         node.next = nodes[removed].next;

@@ -42,16 +42,16 @@ class MergeTable {
     // The same for a row of bytes; `out` has room for one symbol a byte.
     std::size_t apply_bytes(std::string_view bytes, TokenId* out) const;
 
-    // A short row of bytes, and what is left of it.
+    // A short row, and what is left of it.
     struct Row {
-        static constexpr std::size_t kMaxBytes = 16;
-        const char* bytes = nullptr;
-        std::size_t size = 0;  // bytes, at most kMaxBytes; then symbols
-        std::array<TokenId, kMaxBytes> ids;
+        static constexpr std::size_t kMaxSize = 64;
+        const char* bytes;  // null where `ids` already has the symbols
+        std::size_t size;   // of bytes or symbols, at most kMaxSize; then of symbols
+        TokenId* ids;       // room for `size`
     };
 
     // The same for many rows, their lookups overlapped: most of the time goes into waiting for memory.
-    void apply_bytes(std::span<Row* const> rows) const noexcept;
+    void apply(std::span<Row* const> rows) const noexcept;
 
     // Say what the symbols of bytes are: once, before `apply_bytes` and before any use from several threads.
     void set_bytes(std::span<const TokenId, 256> byte_ids);
@@ -59,19 +59,23 @@ class MergeTable {
   private:
     struct RowState;
     using Rank = std::uint32_t;
-    static constexpr Rank kNoRank = std::numeric_limits<Rank>::max();
+    static constexpr Rank kNoRank = kLimit;
     static constexpr std::uint64_t kEmpty = std::numeric_limits<std::uint64_t>::max();
     static constexpr unsigned kBits = 21;
+    static constexpr std::uint64_t kNoPair = (std::uint64_t{1} << 42) - 2;  // its left id is in no vocabulary
+    static constexpr std::size_t kBucket = 4;
 
-    std::size_t apply_short(TokenId* ids, std::uint64_t* candidates, std::size_t size) const noexcept;
+    void start(RowState& state, Row& row) const noexcept;
+    bool step(RowState& state) const noexcept;
     std::size_t apply_long(std::span<TokenId> symbols) const;
     Rank find(TokenId left, TokenId right) const noexcept;
     Rank find(std::uint64_t pair) const noexcept;
-    std::size_t slot_of(std::uint64_t pair) const noexcept {
-        return static_cast<std::size_t>((pair * 0x9E3779B97F4A7C15ULL) >> shift_);
+    std::size_t bucket_of(std::uint64_t pair) const noexcept {
+        return static_cast<std::size_t>((pair * 0x9E3779B97F4A7C15ULL) >> shift_) & ~(kBucket - 1);
     }
 
-    // left << 42 | right << 21 | rank; open addressing, a power of two. A lookup reads one cache line.
+    // left << 42 | right << 21 | rank; open addressing, a power of two. A pair lies in its bucket, half a
+    // cache line, or in those behind it.
     std::vector<std::uint64_t, HugePageAllocator<std::uint64_t>> slots_;
     std::vector<TokenId> merged_;  // by rank
     unsigned shift_ = 0;

@@ -76,11 +76,11 @@ class PieceCache {
         static constexpr std::uint32_t kRecent = 0x100;
     };
 
-    PieceCache() : entries_(kMinEntries), long_entries_(kLongEntries) {}
+    PieceCache() : entries_(kMinEntries), long_entries_(kMinLong) {}
 
     void prefetch(std::uint64_t hash) const noexcept { __builtin_prefetch(&entries_[line_of(hash)]); }
 
-    // Null where the piece is not known. Valid until `insert` or `make_room`.
+    // Null where the piece is not known. Valid until `add` or `make_room`.
     const Entry* find(const PieceKey& key, std::uint64_t hash) noexcept {
         Entry* entry = &entries_[line_of(hash)];
         if (entry->key != key) {
@@ -91,7 +91,7 @@ class PieceCache {
         return entry;
     }
 
-    // Call before up to `num_entries` pieces are looked up and, where new, made; may forget everything.
+    // Call before up to `num_entries` pieces are looked up and, where new, added; may forget everything.
     void make_room(std::size_t num_entries) {
         if (more_.size() + num_entries * PieceKey::kMaxBytes <= kMaxMore) return;
         entries_.assign(entries_.size(), Entry{});
@@ -99,8 +99,8 @@ class PieceCache {
         num_added_ = 0;
     }
 
-    // The entry of a piece of 1 to kMaxBytes ids.
-    Entry make(const PieceKey& key, std::span<const TokenId> ids) {
+    // Add a piece of 1 to kMaxBytes ids.
+    void add(const PieceKey& key, std::uint64_t hash, std::span<const TokenId> ids) {
         Entry entry{key, {}};
         if (ids.size() <= kMaxInline) {
             std::copy(ids.begin(), ids.end(), entry.words.begin());
@@ -109,10 +109,6 @@ class PieceCache {
             more_.insert(more_.end(), ids.begin(), ids.end());
         }
         entry.words[kMaxInline] = static_cast<std::uint32_t>(ids.size());
-        return entry;
-    }
-
-    void insert(const Entry& entry, std::uint64_t hash) {
         if (++num_added_ * 2 > entries_.size() && entries_.size() < kMaxEntries) grow();
         place(entry, hash);
     }
@@ -120,38 +116,49 @@ class PieceCache {
     // Where the ids of entries with more than kMaxInline lie.
     const TokenId* more() const noexcept { return more_.data(); }
 
-    // The same for pieces of kMaxBytes + 1 to kMaxLong bytes; none where not known.
+    // The same for pieces of kMaxBytes + 1 to kMaxLong bytes; none where not known. Valid until `add_long`.
+    void prefetch_long(std::uint64_t hash) const noexcept {
+        __builtin_prefetch(&long_entries_[hash & (long_entries_.size() - 1)]);
+    }
     std::span<const TokenId> find_long(std::string_view piece, std::uint64_t hash) const noexcept {
-        const LongEntry& entry = long_entries_[hash & (kLongEntries - 1)];
-        if (entry.hash != hash || std::string_view(long_bytes_).substr(entry.bytes, entry.num_bytes) != piece) return {};
-        return std::span(long_ids_).subspan(entry.ids, entry.num_ids);
+        const std::size_t mask = long_entries_.size() - 1;
+        for (std::size_t slot = hash & mask;; slot = (slot + 1) & mask) {
+            const LongEntry& entry = long_entries_[slot];
+            if (entry.num_ids == 0) return {};
+            if (entry.hash == static_cast<std::uint32_t>(hash >> 32) && entry.num_bytes == piece.size() &&
+                std::memcmp(long_bytes_.data() + entry.bytes, piece.data(), piece.size()) == 0)
+                return std::span(long_ids_).subspan(entry.ids, entry.num_ids);
+        }
     }
 
     void add_long(std::string_view piece, std::uint64_t hash, std::span<const TokenId> ids) {
+        if (ids.empty()) return;
+        if (2 * num_long_ >= long_entries_.size()) grow_long();
         if (long_bytes_.size() + piece.size() > kMaxLongBytes) {
+            long_entries_.assign(long_entries_.size(), LongEntry{});
             long_bytes_.clear();
             long_ids_.clear();
-            long_entries_.assign(kLongEntries, LongEntry{});
+            num_long_ = 0;
         }
-        const LongEntry entry{hash, static_cast<std::uint32_t>(long_bytes_.size()),
-                              static_cast<std::uint32_t>(piece.size()),
-                              static_cast<std::uint32_t>(long_ids_.size()),
-                              static_cast<std::uint32_t>(ids.size())};
-        long_bytes_.append(piece);
+        const LongEntry entry{static_cast<std::uint32_t>(hash >> 32), static_cast<std::uint32_t>(long_bytes_.size()),
+                              static_cast<std::uint32_t>(long_ids_.size()), static_cast<std::uint16_t>(piece.size()),
+                              static_cast<std::uint16_t>(ids.size())};
+        long_bytes_.insert(long_bytes_.end(), piece.begin(), piece.end());
         long_ids_.insert(long_ids_.end(), ids.begin(), ids.end());
-        long_entries_[hash & (kLongEntries - 1)] = entry;  // last, should memory run out before
+        place_long(entry, hash);  // last, should memory run out before
+        ++num_long_;
     }
 
   private:
     static constexpr std::size_t kMinEntries = 1 << 12;
     static constexpr std::size_t kMaxEntries = 1 << 20;  // 32 MiB
     static constexpr std::size_t kMaxMore = 1 << 22;
-    static constexpr std::size_t kLongEntries = 1 << 15;
-    static constexpr std::size_t kMaxLongBytes = 1 << 22;
+    static constexpr std::size_t kMinLong = 1 << 8;
+    static constexpr std::size_t kMaxLongBytes = 1 << 23;
     struct LongEntry {
-        std::uint64_t hash = 0;
-        std::uint32_t bytes = 0, num_bytes = 0;
-        std::uint32_t ids = 0, num_ids = 0;
+        std::uint32_t hash = 0;  // its upper half
+        std::uint32_t bytes = 0, ids = 0;
+        std::uint16_t num_bytes = 0, num_ids = 0;  // no ids: a free place
     };
 
     std::size_t line_of(std::uint64_t hash) const noexcept {
@@ -184,11 +191,28 @@ class PieceCache {
         }
     }
 
+    void place_long(const LongEntry& entry, std::uint64_t hash) noexcept {
+        const std::size_t mask = long_entries_.size() - 1;
+        std::size_t slot = hash & mask;
+        while (long_entries_[slot].num_ids != 0) slot = (slot + 1) & mask;
+        long_entries_[slot] = entry;
+    }
+
+    void grow_long() {
+        std::vector<LongEntry> old(long_entries_.size() * 4);
+        old.swap(long_entries_);
+        for (const LongEntry& entry : old) {
+            if (entry.num_ids == 0) continue;
+            place_long(entry, hash_bytes({long_bytes_.data() + entry.bytes, entry.num_bytes}));
+        }
+    }
+
     std::vector<Entry, HugePageAllocator<Entry>> entries_;
     std::size_t num_added_ = 0;
     std::vector<TokenId> more_;
     std::vector<LongEntry> long_entries_;
-    std::string long_bytes_;
+    std::size_t num_long_ = 0;
+    std::vector<char> long_bytes_;
     std::vector<TokenId> long_ids_;
 };
 

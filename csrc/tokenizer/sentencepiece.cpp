@@ -229,7 +229,7 @@ void SentencePieceEncoder::encode_word(std::string_view word, Scratch& scratch, 
         if (entry == nullptr) {
             encode_word_uncached(word, scratch.symbols, out);
             cache.make_room(1);
-            cache.insert(cache.make(key, out.since(before)), hash);
+            cache.add(key, hash, out.since(before));
         } else {
             const std::size_t count = entry->num_ids();
             out.add({count <= PieceCache::kMaxInline ? entry->words.data() : cache.more() + entry->words[0], count});
