@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import tiktoken
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from pylm import _core
@@ -99,13 +99,23 @@ def vocabularies(draw: st.DrawFn) -> list[AddedToken]:
     ]
 
 
+def ids_of(peer: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
+    """The peer's ids; an example is left out where tokens strip each other's text, at which it panics."""
+    try:
+        return [peer.encode(text, add_special_tokens=False).ids for text in texts]
+    except BaseException as error:  # a Rust panic is no Exception
+        if "AddedVocabulary bad split" not in str(error):
+            raise
+        reject()
+
+
 @given(data=st.data(), added=vocabularies())
 @settings(max_examples=150, deadline=None)
 def test_ids_equal_hugging_face(build: Build, data: st.DataObject, added: list[AddedToken]) -> None:
     normalizer = data.draw(st.sampled_from([None, {"type": "NFC"}, {"type": "Lowercase"}, {"type": "NFD"}]))
     ours, peer = build(added, normalizer)
     texts = data.draw(st.lists(st.lists(st.sampled_from(ALPHABET), max_size=9).map("".join), max_size=8))
-    expected = [peer.encode(text, add_special_tokens=False).ids for text in texts]
+    expected = ids_of(peer, texts)
     assert [ours.encode(text, allowed_special="all") for text in texts] == expected
     for container in (texts, pa.array(texts, pa.string()), [t.encode() for t in texts]):
         batch = ours.encode_batch(container, allowed_special="all", num_threads=2)
@@ -113,7 +123,7 @@ def test_ids_equal_hugging_face(build: Build, data: st.DataObject, added: list[A
     # Only words that are not special. A special token would hide others that overlap it from `tokenizers`.
     words = [token for token in added if not token.special]
     ours, peer = build(words, normalizer)
-    expected = [peer.encode(text, add_special_tokens=False).ids for text in texts]
+    expected = ids_of(peer, texts)
     assert [ours.encode_ordinary(text) for text in texts] == expected
     assert [ids.tolist() for ids in ours.encode_batch(texts, end_id=7)] == [[*ids, 7] for ids in expected]
 
