@@ -10,6 +10,7 @@ is printed for it. Peers that are not installed are left out.
 import argparse
 import base64
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -69,8 +70,6 @@ def _tiktoken(args: argparse.Namespace) -> dict[str, Encode]:
 
 
 def _tokenizers(args: argparse.Namespace) -> dict[str, Encode]:
-    import os
-
     os.environ["RAYON_NUM_THREADS"] = str(args.threads)
     import tokenizers
 
@@ -115,12 +114,23 @@ def _work(args: argparse.Namespace) -> None:
         args.column = pa.array(args.texts, pa.large_string())
     started = time.perf_counter()
     encode = LIBRARIES[args.library](args)[args.container]
+    before = os.times()
     loaded = time.perf_counter()
     encoded = encode()
     seconds = time.perf_counter() - loaded
+    after = os.times()
     count, digest = _digest(encoded)
     print(
-        json.dumps({"load_s": loaded - started, "seconds": seconds, "num_ids": count, "digest": digest}),
+        json.dumps(
+            {
+                "load_s": loaded - started,
+                "seconds": seconds,
+                "user_s": after.user - before.user,
+                "system_s": after.system - before.system,
+                "num_ids": count,
+                "digest": digest,
+            }
+        ),
         flush=True,
     )
 

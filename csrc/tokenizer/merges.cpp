@@ -12,12 +12,6 @@ namespace pylm {
 
 namespace {
 
-constexpr TokenId kNone = std::numeric_limits<TokenId>::max();
-
-std::uint64_t pair_of(TokenId left, TokenId right) noexcept {
-    return (static_cast<std::uint64_t>(left) << 21) | right;
-}
-
 // Rank and place of a pair in one number, so that the smallest has the lowest rank, then the leftmost place.
 constexpr unsigned kPlaceBits = 6;
 constexpr std::uint32_t candidate(std::uint32_t rank, std::size_t place) noexcept {
@@ -45,20 +39,13 @@ using Lanes [[gnu::vector_size(16)]] = std::int32_t;  // all are below 2^31
 }  // namespace
 
 MergeTable::MergeTable(std::span<const std::string> tokens, std::span<const MergeRule> rules) {
-    const std::size_t num_slots = std::bit_ceil(std::max<std::size_t>(16, rules.size() * 2));
-    shift_ = 64U - static_cast<unsigned>(std::countr_zero(num_slots));
-    slots_.assign(num_slots, kEmpty);
     if (tokens.size() > kLimit) throw std::invalid_argument("a vocabulary has at most 2097151 ids");
-    const std::size_t mask = num_slots - 1;
+    if (rules.size() > kLimit) throw std::invalid_argument("a vocabulary has at most 2097151 merges");
     constexpr std::size_t kAhead = 16;  // rules whose memory is asked for before they are looked at
     for (std::size_t i = 0; i < rules.size(); ++i) {
-        if (i + kAhead < rules.size()) {
-            const MergeRule& later = rules[i + kAhead];
-            __builtin_prefetch(&slots_[bucket_of(pair_of(later.left, later.right))], 1);
-            if (std::max(later.left, later.right) < tokens.size()) {
-                __builtin_prefetch(&tokens[later.left]);
-                __builtin_prefetch(&tokens[later.right]);
-            }
+        if (i + kAhead < rules.size() && std::max(rules[i + kAhead].left, rules[i + kAhead].right) < tokens.size()) {
+            __builtin_prefetch(&tokens[rules[i + kAhead].left]);
+            __builtin_prefetch(&tokens[rules[i + kAhead].right]);
         }
         const MergeRule& rule = rules[i];
         const auto name = [&] { return "merge " + std::to_string(rule.rank); };
@@ -71,33 +58,88 @@ MergeTable::MergeTable(std::span<const std::string> tokens, std::span<const Merg
             !merged.ends_with(tokens[rule.right])) {
             throw std::invalid_argument(name() + " does not concatenate to its result");
         }
-        if (rule.rank >= kLimit) throw std::invalid_argument(name() + ": ranks must be below 2097151");
-        if (rule.rank >= merged_.size()) merged_.resize(rule.rank + std::size_t{1}, kNone);
-        if (merged_[rule.rank] != kNone && merged_[rule.rank] != rule.merged) {
-            throw std::invalid_argument(name() + " has two results");
-        }
-        merged_[rule.rank] = rule.merged;
-        const std::uint64_t pair = pair_of(rule.left, rule.right);
-        std::size_t slot = bucket_of(pair);
-        while (slots_[slot] != kEmpty && slots_[slot] >> kBits != pair) slot = (slot + 1) & mask;
-        if (slots_[slot] == kEmpty) slots_[slot] = (pair << kBits) | rule.rank;  // else the first one counts
     }
+    // The order of rules that share a rank makes no difference: of a token's parts only those can meet that
+    // merging the token's own symbols ends with.
+    std::vector<MergeRule> sorted;
+    const auto by_rank = [](const MergeRule& a, const MergeRule& b) { return a.rank < b.rank; };
+    if (!std::ranges::is_sorted(rules, by_rank)) {
+        sorted.assign(rules.begin(), rules.end());
+        std::ranges::stable_sort(sorted, by_rank);
+        rules = sorted;
+    }
+    rules_.reserve(rules.size());
+    for (std::size_t i = 0; i < rules.size(); ++i) {
+        if (i > 0 && rules[i].rank == rules[i - 1].rank && rules[i].merged != rules[i - 1].merged) {
+            throw std::invalid_argument("merge " + std::to_string(rules[i].rank) + " has two results");
+        }
+        rules_.push_back({rules[i].left, rules[i].right, rules[i].merged});
+    }
+    rank_bits_ = static_cast<unsigned>(std::bit_width(rules_.size()));
+    const std::size_t num_slots = std::bit_ceil(std::max<std::size_t>(2 * kBucket, rules_.size() * 2));
+    shift_ = 64U - static_cast<unsigned>(std::countr_zero(num_slots));
+    slots_.assign(num_slots, 0);
+    for (std::size_t i = 0; i < rules_.size(); ++i) {
+        if (i + kAhead < rules_.size()) {
+            const Rule& later = rules_[i + kAhead];
+            __builtin_prefetch(&slots_[bucket_of(hash_of(pair_of(later.left, later.right)))], 1);
+        }
+        add(static_cast<Rank>(i));
+    }
+    std::ranges::sort(hidden_);
+    while (find_bound(no_pair_) != kNoRank) ++no_pair_;
+}
+
+// Ranks are added from the lowest on.
+void MergeTable::add(Rank rank) {
+    const Rule& rule = rules_[rank];
+    const std::uint64_t pair = pair_of(rule.left, rule.right);
+    const std::uint64_t hash = hash_of(pair);
+    for (std::size_t slot = bucket_of(hash);; slot = (slot + 1) & (slots_.size() - 1)) {
+        if (slots_[slot] == 0) {
+            slots_[slot] = (tag_of(hash) << rank_bits_) | (rank + 1);
+            return;
+        }
+        if (slots_[slot] >> rank_bits_ != tag_of(hash)) continue;
+        const Rank other = (slots_[slot] & ((1U << rank_bits_) - 1)) - 1;
+        if (!is_rule_of(other, rule.left, rule.right)) hidden_.emplace_back(pair, rank);  // else the first counts
+        return;
+    }
+}
+
+// The pair's rank, or that of another pair, which is then the lower one. A bucket's places are looked at without a
+// branch; only of a full one the next is asked for.
+[[gnu::always_inline]] inline MergeTable::Rank MergeTable::find_bound(std::uint64_t pair) const noexcept {
+    using Words [[gnu::vector_size(16)]] = std::uint32_t;
+    const std::uint64_t hash = hash_of(pair);
+    const std::uint32_t tag = tag_of(hash);
+    const std::size_t mask = slots_.size() - 1;
+    for (std::size_t bucket = bucket_of(hash);; bucket = (bucket + kBucket) & mask) {
+        const std::uint32_t* const slots = &slots_[bucket];
+        Words low, high;
+        std::memcpy(&low, slots, sizeof low);
+        std::memcpy(&high, slots + 4, sizeof high);
+        // At most one has the tag.
+        low &= reinterpret_cast<Words>(low >> rank_bits_ == tag);
+        high &= reinterpret_cast<Words>(high >> rank_bits_ == tag);
+        low |= high;
+        std::uint64_t halves[2];
+        std::memcpy(halves, &low, sizeof low);
+        halves[0] |= halves[1];
+        const auto found = static_cast<std::uint32_t>(halves[0] | halves[0] >> 32) & ((1U << rank_bits_) - 1);
+        if (found != 0 || slots[kBucket - 1] == 0) [[likely]] return (found - 1) & kNoRank;
+    }
+}
+
+MergeTable::Rank MergeTable::find_hidden(std::uint64_t pair) const noexcept {
+    const auto found = std::ranges::lower_bound(hidden_, std::pair(pair, Rank{0}));
+    return found != hidden_.end() && found->first == pair ? found->second : kNoRank;
 }
 
 MergeTable::Rank MergeTable::find(TokenId left, TokenId right) const noexcept {
-    return find(pair_of(left, right));
-}
-
-// A bucket's four places are looked at without a branch; only of a full one the next is asked for.
-MergeTable::Rank MergeTable::find(std::uint64_t pair) const noexcept {
-    const std::size_t mask = slots_.size() - 1;
-    for (std::size_t bucket = bucket_of(pair);; bucket = (bucket + kBucket) & mask) {
-        const std::uint64_t* const slots = &slots_[bucket];
-        Rank rank = kNoRank;
-        for (std::size_t i = 0; i < kBucket; ++i)
-            rank = slots[i] >> kBits == pair ? static_cast<Rank>(slots[i] & kLimit) : rank;
-        if (rank != kNoRank || slots[kBucket - 1] == kEmpty) [[likely]] return rank;
-    }
+    const std::uint64_t pair = pair_of(left, right);
+    const Rank rank = find_bound(pair);
+    return rank == kNoRank || is_rule_of(rank, left, right) ? rank : find_hidden(pair);
 }
 
 void MergeTable::set_bytes(std::span<const TokenId, 256> byte_ids) {
@@ -125,15 +167,16 @@ std::size_t MergeTable::apply_bytes(std::string_view bytes, TokenId* out) const 
     return apply_long({out, bytes.size()});
 }
 
-// A row between two of its merges. Symbols stay where they are; a word of bits says which are left. The pairs
-// that a merge has made are looked up a turn later, when the cache lines of their slots have come. How a row
-// goes on is hard to predict: a step has no branches but for the rare case, and for the end.
+// A row between two of its merges. Symbols stay where they are; a word of bits says which are left. What a
+// step needs from memory is asked for a step before. How a row goes on is hard to predict: a step has no
+// branches but for rare cases, and for the end.
 struct MergeTable::RowState {
     Row* row;
     std::uint64_t alive;
-    std::uint32_t num_lanes;             // candidates in use, rounded up to what is looked at together
-    std::uint32_t place, previous;       // where the pairs below begin
-    std::uint64_t right_pair, left_pair;  // not looked up yet; kNoPair where there is none
+    std::uint32_t num_lanes;              // candidates in use, rounded up to what is looked at together
+    std::uint32_t place, previous;        // where the pairs below begin
+    std::uint32_t best;                   // candidate
+    std::uint64_t right_pair, left_pair;  // not looked up yet; no_pair_ where there is none
     alignas(64) std::array<std::uint32_t, Row::kMaxSize> candidates;
 };
 
@@ -142,7 +185,7 @@ void MergeTable::start(RowState& state, Row& row) const noexcept {
     state.alive = ~std::uint64_t{0} >> (64 - row.size);
     state.num_lanes = static_cast<std::uint32_t>((row.size + kLanes - 1) / kLanes * kLanes);
     state.place = state.previous = static_cast<std::uint32_t>(row.size - 1);  // which begins no pair
-    state.right_pair = state.left_pair = kNoPair;
+    state.right_pair = state.left_pair = no_pair_;
     const std::size_t num_pairs = row.size - 1;
     if (row.bytes != nullptr) {
         const auto byte = [&](std::size_t i) -> std::size_t { return static_cast<std::uint8_t>(row.bytes[i]); };
@@ -151,72 +194,98 @@ void MergeTable::start(RowState& state, Row& row) const noexcept {
             state.candidates[i] = candidate(byte_pairs_[byte(i) * 256 + byte(i + 1)], i);
     } else {
         for (std::size_t i = 0; i < num_pairs; ++i)
-            state.candidates[i] = candidate(find(pair_of(row.ids[i], row.ids[i + 1])), i);
+            state.candidates[i] = candidate(find(row.ids[i], row.ids[i + 1]), i);
     }
     for (std::size_t i = num_pairs; i < state.num_lanes; ++i) state.candidates[i] = candidate(kNoRank, i);
 }
 
-// One merge; false where none is left.
-[[gnu::always_inline]] inline bool MergeTable::step(RowState& state) const noexcept {
+[[gnu::always_inline]] inline void MergeTable::look_up(RowState& state) const noexcept {
+    // A place without a pair has no_pair_, and so `place` comes last: both may be the same.
+    state.candidates[state.previous] = candidate(find_bound(state.left_pair), state.previous);
+    state.candidates[state.place] = candidate(find_bound(state.right_pair), state.place);
+}
+
+// Which pair is the next to be merged; false where none is left.
+[[gnu::always_inline]] inline bool MergeTable::find_best(RowState& state) const noexcept {
+    state.best = smallest(state.candidates.data(), state.num_lanes);
+    __builtin_prefetch(rules_.data() + (state.best >> kPlaceBits));
+    return state.best >> kPlaceBits != kNoRank;
+}
+
+[[gnu::always_inline]] inline void MergeTable::merge_best(RowState& state) const noexcept {
     Row& row = *state.row;
-    // A place without a pair has looked up kNoPair, and so `place` last: both may be the same.
-    state.candidates[state.previous] = candidate(find(state.left_pair), state.previous);
-    state.candidates[state.place] = candidate(find(state.right_pair), state.place);
-    const std::uint32_t best = smallest(state.candidates.data(), state.num_lanes);
-    const Rank rank = best >> kPlaceBits;
-    if (rank == kNoRank) return false;
-    const std::uint32_t place = best & ((1U << kPlaceBits) - 1);
+    const std::uint32_t place = state.best & ((1U << kPlaceBits) - 1);
     const std::uint64_t behind = ~std::uint64_t{1} << place;
     const std::uint64_t removed = state.alive & behind;  // its lowest bit
     const auto removed_place = static_cast<std::uint32_t>(std::countr_zero(removed));
+    const Rule& rule = rules_[state.best >> kPlaceBits];
+    if (rule.left != row.ids[place] || rule.right != row.ids[removed_place]) [[unlikely]] {
+        // Another pair's rank: put the right one there, and look again.
+        const std::uint64_t pair = pair_of(row.ids[place], row.ids[removed_place]);
+        state.candidates[place] = candidate(find_hidden(pair), place);
+        state.right_pair = state.left_pair = no_pair_;
+        state.place = state.previous = static_cast<std::uint32_t>(row.size - 1);
+        return;
+    }
     const std::uint64_t after = removed & (removed - 1);
     state.alive ^= removed ^ after;
     state.candidates[removed_place] = candidate(kNoRank, removed_place);
-    const TokenId merged = merged_[rank];
-    row.ids[place] = merged;
+    row.ids[place] = rule.merged;
     const std::uint64_t before = state.alive & ~(~std::uint64_t{0} << place);
     const auto next = static_cast<std::size_t>(std::countr_zero(after | std::uint64_t{1} << 63));
     const auto previous = static_cast<std::uint32_t>(63 - std::countl_zero(before | 1));
-    const std::uint64_t right = pair_of(merged, row.ids[next < row.size ? next : 0]);
-    const std::uint64_t left = pair_of(row.ids[previous], merged);
-    state.right_pair = after != 0 ? right : kNoPair;
-    state.left_pair = before != 0 ? left : kNoPair;
+    const std::uint64_t right = pair_of(rule.merged, row.ids[next < row.size ? next : 0]);
+    const std::uint64_t left = pair_of(row.ids[previous], rule.merged);
+    state.right_pair = after != 0 ? right : no_pair_;
+    state.left_pair = before != 0 ? left : no_pair_;
     state.place = place;
     state.previous = before != 0 ? previous : place;
-    __builtin_prefetch(&slots_[bucket_of(state.right_pair)]);
-    __builtin_prefetch(&slots_[bucket_of(state.left_pair)]);
-    return true;
+    __builtin_prefetch(&slots_[bucket_of(hash_of(state.right_pair))]);
+    __builtin_prefetch(&slots_[bucket_of(hash_of(state.left_pair))]);
 }
 
+// Turn by turn, each for all rows: what one part of a step has written must have come to memory before the next
+// part reads it in wider words, or the processor waits.
 void MergeTable::apply(std::span<Row* const> rows) const noexcept {
     constexpr std::size_t kAtOnce = 16;
     RowState states[kAtOnce];
-    for (std::size_t next = 0, active = 0; next < rows.size() || active > 0;) {
-        for (; active < kAtOnce && next < rows.size(); ++next) {
+    RowState* open[kAtOnce];
+    RowState* finished[kAtOnce];
+    for (std::size_t i = 0; i < kAtOnce; ++i) open[i] = &states[i];
+    for (std::size_t next = 0, num_open = 0;;) {
+        for (; num_open < kAtOnce && next < rows.size(); ++next) {
             if (rows[next]->size > 1) {
-                start(states[active++], *rows[next]);
+                start(*open[num_open++], *rows[next]);
             } else if (rows[next]->size == 1 && rows[next]->bytes != nullptr) {
                 rows[next]->ids[0] = byte_ids_[static_cast<std::uint8_t>(rows[next]->bytes[0])];
             }
         }
-        for (std::size_t i = 0; i < active;) {
-            if (step(states[i])) {
-                ++i;
-                continue;
-            }
-            Row& row = *states[i].row;
-            row.size = 0;
-            for (std::uint64_t alive = states[i].alive; alive != 0; alive &= alive - 1)
-                row.ids[row.size++] = row.ids[static_cast<std::size_t>(std::countr_zero(alive))];
-            if (i != --active) states[i] = states[active];
+        if (num_open == 0) return;
+        for (std::size_t i = 0; i < num_open; ++i) look_up(*open[i]);
+        std::size_t num_left = 0, num_finished = 0;
+        for (std::size_t i = 0; i < num_open; ++i) {
+            RowState* const state = open[i];
+            const bool is_left = find_best(*state);
+            open[num_left] = finished[num_finished] = state;
+            num_left += is_left;
+            num_finished += !is_left;
         }
+        for (std::size_t i = 0; i < num_finished; ++i) {
+            Row& row = *finished[i]->row;
+            row.size = 0;
+            for (std::uint64_t alive = finished[i]->alive; alive != 0; alive &= alive - 1)
+                row.ids[row.size++] = row.ids[static_cast<std::size_t>(std::countr_zero(alive))];
+            open[num_left + i] = finished[i];
+        }
+        num_open = num_left;
+        for (std::size_t i = 0; i < num_open; ++i) merge_best(*open[i]);
     }
 }
 
 // A heap of candidate merges over a linked list: O(n log n) however long the row. A candidate is its rank and
 // its place in one number; it is outdated where the pair that starts there has another rank by now.
 std::size_t MergeTable::apply_long(std::span<TokenId> symbols) const {
-    constexpr unsigned kLowBits = 64 - kBits;
+    constexpr unsigned kLowBits = 64 - kIdBits;
     constexpr std::size_t kEnd = ~std::size_t{0};
     struct Node {
         std::size_t previous, next;
@@ -249,7 +318,7 @@ std::size_t MergeTable::apply_long(std::span<TokenId> symbols) const {
         Node& node = nodes[place];
         if (node.rank != top >> kLowBits) continue;
         const std::size_t removed = node.next;
-        symbols[place] = merged_[node.rank];
+        symbols[place] = rules_[node.rank].merged;
         node.next = nodes[removed].next;
         if (node.next != kEnd) nodes[node.next].previous = place;
         nodes[removed].rank = kNoRank;

@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "huge_pages.hpp"
@@ -59,26 +60,45 @@ class MergeTable {
   private:
     struct RowState;
     using Rank = std::uint32_t;
+    struct Rule {
+        TokenId left, right, merged;
+    };
     static constexpr Rank kNoRank = kLimit;
-    static constexpr std::uint64_t kEmpty = std::numeric_limits<std::uint64_t>::max();
-    static constexpr unsigned kBits = 21;
-    static constexpr std::uint64_t kNoPair = (std::uint64_t{1} << 42) - 2;  // its left id is in no vocabulary
-    static constexpr std::size_t kBucket = 4;
+    static constexpr unsigned kIdBits = 21;
+    static constexpr std::size_t kBucket = 8;
 
-    void start(RowState& state, Row& row) const noexcept;
-    bool step(RowState& state) const noexcept;
-    std::size_t apply_long(std::span<TokenId> symbols) const;
-    Rank find(TokenId left, TokenId right) const noexcept;
-    Rank find(std::uint64_t pair) const noexcept;
-    std::size_t bucket_of(std::uint64_t pair) const noexcept {
-        return static_cast<std::size_t>((pair * 0x9E3779B97F4A7C15ULL) >> shift_) & ~(kBucket - 1);
+    static std::uint64_t pair_of(TokenId left, TokenId right) noexcept {
+        return (static_cast<std::uint64_t>(left) << kIdBits) | right;
     }
+    static std::uint64_t hash_of(std::uint64_t pair) noexcept { return pair * 0x9E3779B97F4A7C15ULL; }
+    std::size_t bucket_of(std::uint64_t hash) const noexcept {
+        return static_cast<std::size_t>(hash >> shift_) & ~(kBucket - 1);
+    }
+    std::uint32_t tag_of(std::uint64_t hash) const noexcept {
+        return static_cast<std::uint32_t>(hash >> 10) >> rank_bits_;
+    }
+    void add(Rank rank);
+    void start(RowState& state, Row& row) const noexcept;
+    void look_up(RowState& state) const noexcept;
+    bool find_best(RowState& state) const noexcept;
+    void merge_best(RowState& state) const noexcept;
+    std::size_t apply_long(std::span<TokenId> symbols) const;
+    bool is_rule_of(Rank rank, TokenId left, TokenId right) const noexcept {
+        return rules_[rank].left == left && rules_[rank].right == right;
+    }
+    Rank find(TokenId left, TokenId right) const noexcept;
+    Rank find_hidden(std::uint64_t pair) const noexcept;
+    Rank find_bound(std::uint64_t pair) const noexcept;
 
-    // left << 42 | right << 21 | rank; open addressing, a power of two. A pair lies in its bucket, half a
-    // cache line, or in those behind it.
-    std::vector<std::uint64_t, HugePageAllocator<std::uint64_t>> slots_;
-    std::vector<TokenId> merged_;  // by rank
+    std::vector<Rule, HugePageAllocator<Rule>> rules_;  // in the order in which they are applied: by rank
+    // A pair's tag, then its rank + 1; 0 where free. Small, so that it stays near the processor. A pair lies in
+    // its bucket, half a cache line, or in those behind it.
+    std::vector<std::uint32_t, HugePageAllocator<std::uint32_t>> slots_;
     unsigned shift_ = 0;
+    unsigned rank_bits_ = 0;
+    std::uint64_t no_pair_ = pair_of(kLimit, 0);  // of ids of no vocabulary; its tag is not in its bucket
+    // Pairs whose place shows a rank that is too low: that of another pair with the same tag.
+    std::vector<std::pair<std::uint64_t, Rank>> hidden_;
     std::array<TokenId, 256> byte_ids_{};
     std::vector<Rank> byte_pairs_;  // by left byte * 256 + right byte
 };
