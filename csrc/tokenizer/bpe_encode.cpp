@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <bit>
+#include <cstring>
 #include <stdexcept>
 
 #include "parallel.hpp"
@@ -122,162 +123,185 @@ std::size_t BpeEncoder::encode_piece(std::string_view piece, TokenId* out) const
     return merges_.apply_bytes(piece, out);
 }
 
-// What a thread encodes with: the pieces it knows, and the block of pieces that it cuts, looks up and writes
-// together.
+// What a thread encodes with: the pieces it knows, and the block of pieces that it cuts and looks up together.
+// Merging waits for memory most of the time, unless many pieces are merged at once: those that nobody knows yet
+// leave gaps in the output until there are enough of them.
 struct BpeEncoder::Worker {
-    // A piece that is not in the cache's table: its ids are elsewhere, or not known yet.
-    struct Other {
-        std::uint32_t piece;
-        std::uint32_t row;          // in `rows`, or kKnown or kVast
-        const TokenId* ids;         // where known
-        std::size_t num_ids;
+    struct Unknown {
+        std::string_view piece;
+        PieceKey key;  // where it is short
+        std::uint64_t hash;
+        std::size_t begin;  // of its first gap
     };
-    static constexpr std::uint32_t kKnown = ~std::uint32_t{0};
-    static constexpr std::uint32_t kVast = kKnown - 1;  // too long to be kept
+    struct Gap {
+        std::size_t begin, size;  // in the output
+        std::uint32_t unknown;    // the piece whose ids belong there
+    };
+    static constexpr std::size_t kManyUnknown = 64;
+    static constexpr std::size_t kManyGaps = 1024;
 
     PieceCache cache;
     const char* base = nullptr;
     std::array<std::uint32_t, kBlock> ends;
     std::array<PieceKey, kBlock> keys;
     std::array<std::uint64_t, kBlock> hashes;
-    std::array<const PieceCache::Entry*, kBlock> entries;  // null for the others
-    std::array<Other, kBlock> others;
-    std::size_t num_others = 0;
-    std::array<MergeTable::Row, kBlock> rows;  // of unknown pieces
-    std::array<MergeTable::Row*, kBlock> open;
-    std::size_t num_rows = 0;
-    std::vector<TokenId> ids;  // of these
+    std::vector<Unknown> unknown;
+    std::vector<MergeTable::Row> rows;  // of these
+    std::vector<Gap> gaps;
+    std::vector<std::size_t> text_ends;  // in the output, of the texts of a chunk
+    std::size_t num_settled = 0;         // text ends that gaps will not move
 
     std::string_view piece(std::size_t i) const noexcept {
         const std::uint32_t start = i == 0 ? 0 : ends[i - 1];
         return {base + start, ends[i] - start};
     }
+
+    void begin_chunk() {
+        if (!unknown.empty()) {  // an error came before their ids: the cache must not hand out their places
+            cache.clear();
+            unknown.clear();
+            gaps.clear();
+        }
+        text_ends.clear();
+        num_settled = 0;
+    }
 };
 
-// Note that the table does not have a piece, and find out who has it.
-void BpeEncoder::note_other(Worker& block, std::size_t i) const {
-    const std::string_view piece = block.piece(i);
-    Worker::Other& other = block.others[block.num_others++];
-    other.piece = static_cast<std::uint32_t>(i);
-    if (piece.size() > PieceKey::kMaxBytes) {
-        if (piece.size() > PieceCache::kMaxLong) {
-            other.row = Worker::kVast;
-            return;
-        }
-        const std::span<const TokenId> known = block.cache.find_long(piece, block.hashes[i]);
-        if (!known.empty()) {
-            other.row = Worker::kKnown;
-            other.ids = known.data();
-            other.num_ids = known.size();
-            return;
+// Write the ids of a piece whose entry does not have them, or leave a gap. Returns the end of `out`, which is
+// place `begin` of the output.
+TokenId* BpeEncoder::write_other(Worker& worker, std::size_t i, const PieceCache::Entry* entry, TokenId* out,
+                                 std::size_t begin) const {
+    PieceCache& cache = worker.cache;
+    const std::string_view piece = worker.piece(i);
+    const std::uint64_t hash = worker.hashes[i];
+    const auto leave_gap = [&](std::uint32_t unknown) {
+        worker.gaps.push_back({begin, piece.size(), unknown});
+        return out + piece.size();
+    };
+    if (entry != nullptr) {
+        if (entry->is_open()) return leave_gap(entry->words[0]);
+        return std::copy_n(cache.more() + entry->words[0], entry->num_ids(), out);
+    }
+    if (piece.size() > PieceCache::kMaxLong) return out + encode_piece(piece, out);
+    const bool is_short = piece.size() <= PieceKey::kMaxBytes;
+    if (!is_short) {
+        if (const PieceCache::LongEntry* const known = cache.find_long(piece, hash)) {
+            if (known->is_open()) return leave_gap(known->ids);
+            return std::ranges::copy(cache.ids_of(*known), out).out;
         }
     }
-    other.row = static_cast<std::uint32_t>(block.num_rows);
-    block.rows[block.num_rows++] = {piece.data(), piece.size(), nullptr};
-}
-
-// Find the ids of all pieces that the cache does not know.
-void BpeEncoder::solve_rows(Worker& block) const {
-    std::size_t num_ids = 0, num_open = 0;
-    for (std::size_t n = 0; n < block.num_rows; ++n) num_ids += block.rows[n].size;
-    block.ids.resize(std::max(block.ids.size(), num_ids));
-    TokenId* ids = block.ids.data();
-    for (std::size_t n = 0; n < block.num_rows; ++n) {
-        MergeTable::Row& row = block.rows[n];
-        row.ids = ids;
-        ids += row.size;
-        if (ignore_merges_ || row.size > MergeTable::Row::kMaxSize) {
-            const std::string_view piece(row.bytes, row.size);
-            if (const TokenId token = ignore_merges_ ? find_whole(piece) : kNone; token != kNone) {
-                *row.ids = token;
-                row.size = 1;
-                continue;
-            }
-            if (row.size > MergeTable::Row::kMaxSize) {
-                row.size = merges_.apply_bytes(piece, row.ids);
-                continue;
-            }
-        }
-        block.open[num_open++] = &row;
+    const bool is_merged = !ignore_merges_ || find_whole(piece) == kNone;
+    if (is_merged && piece.size() <= MergeTable::Row::kMaxSize) {
+        const auto place = static_cast<std::uint32_t>(worker.unknown.size());
+        worker.unknown.push_back({piece, is_short ? worker.keys[i] : PieceKey{}, hash, begin});
+        is_short ? cache.add_open(worker.keys[i], hash, place) : cache.add_long_open(piece, hash, place);
+        return leave_gap(place);
     }
-    merges_.apply(std::span(block.open).first(num_open));
+    const std::size_t num_ids = encode_piece(piece, out);
+    if (is_short) {
+        cache.add(worker.keys[i], hash, {out, num_ids});
+    } else {
+        cache.add_long(piece, hash, {out, num_ids});
+    }
+    return out + num_ids;
 }
 
-void BpeEncoder::encode(std::string_view text, Worker& block, TokenBuffer& buffer) const {
-    PieceCache& cache = block.cache;
+// Merge the unknown pieces, and close the gaps.
+void BpeEncoder::close_gaps(Worker& worker, TokenBuffer& buffer) const {
+    std::vector<Worker::Unknown>& unknown = worker.unknown;
+    std::vector<Worker::Gap>& gaps = worker.gaps;
+    std::vector<MergeTable::Row>& rows = worker.rows;
+    TokenId* const ids = buffer.data();
+    rows.clear();
+    for (const auto& one : unknown) rows.push_back({one.piece.data(), one.piece.size(), ids + one.begin});
+    merges_.apply(rows);
+    std::size_t end = gaps.empty() ? buffer.size() : gaps.front().begin;
+    const auto settle = [&](std::size_t border, std::size_t moved_by) {
+        for (; worker.num_settled < worker.text_ends.size() && worker.text_ends[worker.num_settled] <= border; ++worker.num_settled)
+            worker.text_ends[worker.num_settled] -= moved_by;
+    };
+    settle(end, 0);
+    for (std::size_t g = 0; g < gaps.size(); ++g) {
+        MergeTable::Row& row = rows[gaps[g].unknown];
+        std::memmove(ids + end, row.ids, row.size * sizeof(TokenId));
+        row.ids = ids + end;  // whence later gaps take them
+        end += row.size;
+        const std::size_t begin = gaps[g].begin + gaps[g].size;
+        const std::size_t next = g + 1 < gaps.size() ? gaps[g + 1].begin : buffer.size();
+        settle(next, begin - end);
+        std::memmove(ids + end, ids + begin, (next - begin) * sizeof(TokenId));
+        end += next - begin;
+    }
+    buffer.resize(end);
+    worker.cache.make_room(rows.size());
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+        const std::span<const TokenId> found(rows[i].ids, rows[i].size);
+        if (unknown[i].piece.size() <= PieceKey::kMaxBytes) {
+            worker.cache.add(unknown[i].key, unknown[i].hash, found);
+        } else {
+            worker.cache.add_long(unknown[i].piece, unknown[i].hash, found);
+        }
+    }
+    unknown.clear();
+    gaps.clear();
+}
+
+// Append the ids of a text, with gaps.
+void BpeEncoder::encode(std::string_view text, Worker& worker, TokenBuffer& buffer) const {
+    PieceCache& cache = worker.cache;
     // Never more ids than bytes; an entry's ids are written with the word behind them.
     buffer.reserve(buffer.size() + text.size() + PieceCache::kMaxInline + 1);
     TokenId* out = buffer.data() + buffer.size();
     const char* const text_end = text.data() + text.size();
     for (std::size_t position = 0; position < text.size();) {
-        const std::size_t count = cut_(text, position, block.ends);
+        const std::size_t count = cut_(text, position, worker.ends);
         if (count == 0) {  // a piece of 4 GiB
             const std::size_t end = end_of_piece(pattern_, text, position);
             out += encode_piece(text.substr(position, end - position), out);
             position = end;
             continue;
         }
-        block.base = text.data() + position;
+        worker.base = text.data() + position;
         for (std::size_t i = 0; i < count; ++i) {
-            const std::string_view piece = block.piece(i);
+            const std::string_view piece = worker.piece(i);
             if (piece.size() > PieceKey::kMaxBytes) [[unlikely]] {
                 if (piece.size() > PieceCache::kMaxLong) continue;
-                block.hashes[i] = hash_bytes(piece);
-                cache.prefetch_long(block.hashes[i]);
+                worker.hashes[i] = hash_bytes(piece);
+                cache.prefetch_long(worker.hashes[i]);
                 continue;
             }
-            block.keys[i] = PieceKey::of(piece.data(), piece.size(), text_end);
-            block.hashes[i] = block.keys[i].hash();
-            cache.prefetch(block.hashes[i]);
+            worker.keys[i] = PieceKey::of(piece.data(), piece.size(), text_end);
+            worker.hashes[i] = worker.keys[i].hash();
+            cache.prefetch(worker.hashes[i]);
         }
-        block.num_others = block.num_rows = 0;
-        cache.make_room(count);
         for (std::size_t i = 0; i < count; ++i) {
-            block.entries[i] = nullptr;
-            if (block.piece(i).size() <= PieceKey::kMaxBytes) [[likely]] {
-                block.entries[i] = cache.find(block.keys[i], block.hashes[i]);
-                if (block.entries[i] != nullptr) [[likely]] continue;
-            }
-            note_other(block, i);
-        }
-        if (block.num_rows > 0) solve_rows(block);
-        const Worker::Other* other = block.others.data();
-        for (std::size_t i = 0; i < count; ++i) {
-            const PieceCache::Entry* entry = block.entries[i];
-            if (entry == nullptr) [[unlikely]] {
-                if (other->row == Worker::kVast) {
-                    out += encode_piece(block.piece(i), out);
-                } else if (other->row == Worker::kKnown) {
-                    out = std::copy_n(other->ids, other->num_ids, out);
-                } else {
-                    out = std::copy_n(block.rows[other->row].ids, block.rows[other->row].size, out);
+            const PieceCache::Entry* entry = nullptr;
+            if (worker.piece(i).size() <= PieceKey::kMaxBytes) [[likely]] {
+                entry = cache.find(worker.keys[i], worker.hashes[i]);
+                if (entry != nullptr && entry->num_ids() <= PieceCache::kMaxInline) [[likely]] {
+                    std::memcpy(out, entry->words.data(), sizeof entry->words);
+                    out += entry->num_ids();
+                    continue;
                 }
-                ++other;
-            } else if (const std::size_t num_ids = entry->num_ids(); num_ids <= PieceCache::kMaxInline) [[likely]] {
-                std::memcpy(out, entry->words.data(), sizeof entry->words);
-                out += num_ids;
-            } else {
-                out = std::copy_n(cache.more() + entry->words[0], num_ids, out);
             }
+            out = write_other(worker, i, entry, out, static_cast<std::size_t>(out - buffer.data()));
         }
-        for (std::size_t n = 0; n < block.num_others; ++n) {
-            const auto& [piece, row, ids, num_ids] = block.others[n];
-            if (row >= Worker::kVast) continue;
-            const std::span<const TokenId> found(block.rows[row].ids, block.rows[row].size);
-            if (const std::string_view bytes = block.piece(piece); bytes.size() > PieceKey::kMaxBytes) {
-                cache.add_long(bytes, block.hashes[piece], found);
-            } else {
-                cache.add(block.keys[piece], block.hashes[piece], found);
-            }
+        position += worker.ends[count - 1];
+        if (worker.unknown.size() >= Worker::kManyUnknown || worker.gaps.size() >= Worker::kManyGaps) {
+            buffer.resize(static_cast<std::size_t>(out - buffer.data()));
+            close_gaps(worker, buffer);
+            out = buffer.data() + buffer.size();
         }
-        position += block.ends[count - 1];
     }
     buffer.resize(static_cast<std::size_t>(out - buffer.data()));
 }
 
 TokenBuffer BpeEncoder::encode(std::string_view text) const {
     TokenBuffer ids;
-    encode(text, *workers_.take(), ids);
+    const auto worker = workers_.take();
+    worker->begin_chunk();
+    encode(text, *worker, ids);
+    close_gaps(*worker, ids);
     return ids;
 }
 
@@ -293,6 +317,7 @@ TokenBuffer BpeEncoder::run(std::size_t num_chunks, std::size_t num_bytes, unsig
         const auto worker = workers_.take();
         for (std::size_t index = 0; index < num_chunks; ++index) {
             const std::size_t offset = ids.size();
+            worker->begin_chunk();
             encode_chunk(index, *worker, ids);
             placed(index, offset);
         }
@@ -307,6 +332,7 @@ TokenBuffer BpeEncoder::run(std::size_t num_chunks, std::size_t num_bytes, unsig
             if (index >= num_chunks) break;
             try {
                 TokenBuffer buffer = output.take_buffer();
+                worker->begin_chunk();
                 encode_chunk(index, *worker, buffer);
                 output.commit(index, std::move(buffer), placed);
             } catch (...) {
@@ -334,8 +360,11 @@ TokenBatch BpeEncoder::encode_batch(std::span<const std::string_view> texts, uns
             encode(single ? texts[i].substr(chunk.begin, chunk.end - chunk.begin) : texts[i], worker, buffer);
             if (single && chunk.end != texts[i].size()) continue;
             if (end) buffer.push_back(*end);
-            batch.offsets[i + 1] = static_cast<std::int64_t>(buffer.size() - before);
+            worker.text_ends.push_back(buffer.size());
         }
+        close_gaps(worker, buffer);
+        for (std::size_t i = 0; i < worker.text_ends.size(); ++i)
+            batch.offsets[chunk.first + i + 1] = static_cast<std::int64_t>(worker.text_ends[i] - before);
     };
     batch.ids = run(chunks.size(), num_bytes, num_threads, encode_chunk, [&](std::size_t index, std::size_t offset) {
         const Chunk& chunk = chunks[index];
@@ -370,8 +399,11 @@ TokenBatch BpeEncoder::encode_separated(std::string_view texts, std::string_view
             const std::size_t before = buffer.size();
             for (const std::string_view text : split(chunks[index], separator)) {
                 encode(text, worker, buffer);
-                ends[index].push_back(static_cast<std::int64_t>(buffer.size() - before));
+                worker.text_ends.push_back(buffer.size());
             }
+            close_gaps(worker, buffer);
+            for (const std::size_t end : worker.text_ends)
+                ends[index].push_back(static_cast<std::int64_t>(end - before));
         },
         [&](std::size_t index, std::size_t offset) { starts[index] = static_cast<std::int64_t>(offset); });
     batch.offsets.push_back(0);

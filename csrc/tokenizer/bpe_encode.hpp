@@ -64,8 +64,9 @@ class BpeEncoder {
     template <typename EncodeChunk, typename Placed>
     TokenBuffer run(std::size_t num_chunks, std::size_t num_bytes, unsigned num_threads,
                     EncodeChunk&& encode_chunk, Placed&& placed) const;
-    void note_other(Worker& worker, std::size_t piece) const;
-    void solve_rows(Worker& worker) const;
+    TokenId* write_other(Worker& worker, std::size_t piece, const PieceCache::Entry* entry, TokenId* out,
+                         std::size_t begin) const;
+    void close_gaps(Worker& worker, TokenBuffer& out) const;
     std::size_t encode_piece(std::string_view piece, TokenId* out) const;
     // The id, or the largest TokenId.
     TokenId find_whole(std::string_view piece) const noexcept;

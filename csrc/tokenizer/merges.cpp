@@ -151,16 +151,14 @@ void MergeTable::set_bytes(std::span<const TokenId, 256> byte_ids) {
 std::size_t MergeTable::apply(std::span<TokenId> symbols) const {
     if (symbols.size() > Row::kMaxSize) return apply_long(symbols);
     Row row{nullptr, symbols.size(), symbols.data()};
-    Row* const rows[] = {&row};
-    apply(std::span(rows));
+    apply(std::span(&row, 1));
     return row.size;
 }
 
 std::size_t MergeTable::apply_bytes(std::string_view bytes, TokenId* out) const {
     if (bytes.size() <= Row::kMaxSize) {
         Row row{bytes.data(), bytes.size(), out};
-        Row* const rows[] = {&row};
-        apply(std::span(rows));
+        apply(std::span(&row, 1));
         return row.size;
     }
     for (std::size_t i = 0; i < bytes.size(); ++i) out[i] = byte_ids_[static_cast<std::uint8_t>(bytes[i])];
@@ -246,7 +244,7 @@ void MergeTable::start(RowState& state, Row& row) const noexcept {
 
 // Turn by turn, each for all rows: what one part of a step has written must have come to memory before the next
 // part reads it in wider words, or the processor waits.
-void MergeTable::apply(std::span<Row* const> rows) const noexcept {
+void MergeTable::apply(std::span<Row> rows) const noexcept {
     constexpr std::size_t kAtOnce = 16;
     RowState states[kAtOnce];
     RowState* open[kAtOnce];
@@ -254,10 +252,10 @@ void MergeTable::apply(std::span<Row* const> rows) const noexcept {
     for (std::size_t i = 0; i < kAtOnce; ++i) open[i] = &states[i];
     for (std::size_t next = 0, num_open = 0;;) {
         for (; num_open < kAtOnce && next < rows.size(); ++next) {
-            if (rows[next]->size > 1) {
-                start(*open[num_open++], *rows[next]);
-            } else if (rows[next]->size == 1 && rows[next]->bytes != nullptr) {
-                rows[next]->ids[0] = byte_ids_[static_cast<std::uint8_t>(rows[next]->bytes[0])];
+            if (rows[next].size > 1) {
+                start(*open[num_open++], rows[next]);
+            } else if (rows[next].size == 1 && rows[next].bytes != nullptr) {
+                rows[next].ids[0] = byte_ids_[static_cast<std::uint8_t>(rows[next].bytes[0])];
             }
         }
         if (num_open == 0) return;

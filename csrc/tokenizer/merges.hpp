@@ -52,7 +52,7 @@ class MergeTable {
     };
 
     // The same for many rows, their lookups overlapped: most of the time goes into waiting for memory.
-    void apply(std::span<Row* const> rows) const noexcept;
+    void apply(std::span<Row> rows) const noexcept;
 
     // Say what the symbols of bytes are: once, before `apply_bytes` and before any use from several threads.
     void set_bytes(std::span<const TokenId, 256> byte_ids);

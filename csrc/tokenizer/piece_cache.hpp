@@ -63,17 +63,29 @@ class PieceCache {
 
     struct alignas(32) Entry {
         PieceKey key;
-        // The first kMaxInline ids, or, where there are more, their place in `more()`; then flag and count.
+        // The first kMaxInline ids, or, where there are more, their place in `more()`; then flag and count. Where
+        // the ids are not known yet, the place that was given to `add_open`.
         std::array<TokenId, kMaxInline + 1> words{};
 
         std::size_t num_ids() const noexcept { return words[kMaxInline] & 0xFF; }
+        bool is_open() const noexcept { return num_ids() == kOpen; }
+        bool is_free() const noexcept { return key.high == 0; }
         bool is_recent() const noexcept { return (words[kMaxInline] & kRecent) != 0; }
         void set_recent(bool recent) noexcept {
             words[kMaxInline] = (words[kMaxInline] & 0xFF) | (recent ? kRecent : 0);
         }
 
-      private:
+        static constexpr std::uint32_t kOpen = 0xFF;
         static constexpr std::uint32_t kRecent = 0x100;
+    };
+
+    struct LongEntry {
+        std::uint32_t hash = 0;  // its upper half
+        std::uint32_t bytes = 0, ids = 0;
+        std::uint16_t num_bytes = 0, num_ids = 0;  // no ids: a free place
+
+        bool is_open() const noexcept { return num_ids == kOpen; }
+        static constexpr std::uint16_t kOpen = 0xFFFF;
     };
 
     PieceCache() : entries_(kMinEntries), long_entries_(kMinLong) {}
@@ -93,13 +105,10 @@ class PieceCache {
 
     // Call before up to `num_entries` pieces are looked up and, where new, added; may forget everything.
     void make_room(std::size_t num_entries) {
-        if (more_.size() + num_entries * PieceKey::kMaxBytes <= kMaxMore) return;
-        entries_.assign(entries_.size(), Entry{});
-        more_.clear();
-        num_added_ = 0;
+        if (more_.size() + num_entries * PieceKey::kMaxBytes > kMaxMore) clear();
     }
 
-    // Add a piece of 1 to kMaxBytes ids.
+    // Add a piece of 1 to kMaxBytes ids, or say what those of one that was added without are.
     void add(const PieceKey& key, std::uint64_t hash, std::span<const TokenId> ids) {
         Entry entry{key, {}};
         if (ids.size() <= kMaxInline) {
@@ -109,8 +118,20 @@ class PieceCache {
             more_.insert(more_.end(), ids.begin(), ids.end());
         }
         entry.words[kMaxInline] = static_cast<std::uint32_t>(ids.size());
-        if (++num_added_ * 2 > entries_.size() && entries_.size() < kMaxEntries) grow();
         place(entry, hash);
+    }
+
+    // Add a piece whose ids are not known yet. The entry may have been forgotten when they are.
+    void add_open(const PieceKey& key, std::uint64_t hash, std::uint32_t place_of_ids) {
+        place(Entry{key, {place_of_ids, 0, 0, Entry::kOpen}}, hash);
+    }
+
+    // Forget all.
+    void clear() {
+        entries_.assign(entries_.size(), Entry{});
+        more_.clear();
+        num_added_ = 0;
+        clear_long();
     }
 
     // Where the ids of entries with more than kMaxInline lie.
@@ -120,33 +141,20 @@ class PieceCache {
     void prefetch_long(std::uint64_t hash) const noexcept {
         __builtin_prefetch(&long_entries_[hash & (long_entries_.size() - 1)]);
     }
-    std::span<const TokenId> find_long(std::string_view piece, std::uint64_t hash) const noexcept {
-        const std::size_t mask = long_entries_.size() - 1;
-        for (std::size_t slot = hash & mask;; slot = (slot + 1) & mask) {
-            const LongEntry& entry = long_entries_[slot];
-            if (entry.num_ids == 0) return {};
-            if (entry.hash == static_cast<std::uint32_t>(hash >> 32) && entry.num_bytes == piece.size() &&
-                std::memcmp(long_bytes_.data() + entry.bytes, piece.data(), piece.size()) == 0)
-                return std::span(long_ids_).subspan(entry.ids, entry.num_ids);
-        }
+    const LongEntry* find_long(std::string_view piece, std::uint64_t hash) const noexcept {
+        const LongEntry& entry = long_entries_[slot_of(piece, hash)];
+        return entry.num_ids == 0 ? nullptr : &entry;
+    }
+    std::span<const TokenId> ids_of(const LongEntry& entry) const noexcept {
+        return std::span(long_ids_).subspan(entry.ids, entry.num_ids);
     }
 
     void add_long(std::string_view piece, std::uint64_t hash, std::span<const TokenId> ids) {
-        if (ids.empty()) return;
-        if (2 * num_long_ >= long_entries_.size()) grow_long();
-        if (long_bytes_.size() + piece.size() > kMaxLongBytes) {
-            long_entries_.assign(long_entries_.size(), LongEntry{});
-            long_bytes_.clear();
-            long_ids_.clear();
-            num_long_ = 0;
-        }
-        const LongEntry entry{static_cast<std::uint32_t>(hash >> 32), static_cast<std::uint32_t>(long_bytes_.size()),
-                              static_cast<std::uint32_t>(long_ids_.size()), static_cast<std::uint16_t>(piece.size()),
-                              static_cast<std::uint16_t>(ids.size())};
-        long_bytes_.insert(long_bytes_.end(), piece.begin(), piece.end());
         long_ids_.insert(long_ids_.end(), ids.begin(), ids.end());
-        place_long(entry, hash);  // last, should memory run out before
-        ++num_long_;
+        place_long(piece, hash, long_ids_.size() - ids.size(), ids.size());
+    }
+    void add_long_open(std::string_view piece, std::uint64_t hash, std::uint32_t place_of_ids) {
+        place_long(piece, hash, place_of_ids, LongEntry::kOpen);
     }
 
   private:
@@ -155,22 +163,21 @@ class PieceCache {
     static constexpr std::size_t kMaxMore = 1 << 22;
     static constexpr std::size_t kMinLong = 1 << 8;
     static constexpr std::size_t kMaxLongBytes = 1 << 23;
-    struct LongEntry {
-        std::uint32_t hash = 0;  // its upper half
-        std::uint32_t bytes = 0, ids = 0;
-        std::uint16_t num_bytes = 0, num_ids = 0;  // no ids: a free place
-    };
-
     std::size_t line_of(std::uint64_t hash) const noexcept {
         return (hash & (entries_.size() - 1)) & ~std::size_t{1};
     }
 
-    void place(const Entry& entry, std::uint64_t hash) noexcept {
+    void place(const Entry& entry, std::uint64_t hash) {
+        if (num_added_ * 2 >= entries_.size() && entries_.size() < kMaxEntries) grow();
         Entry* line = &entries_[line_of(hash)];
-        const auto is_free = [&](const Entry& there) { return there.key.high == 0 || there.key == entry.key; };
-        if (is_free(line[0])) {
+        if (line[0].key == entry.key || line[1].key == entry.key) {
+            line[line[0].key == entry.key ? 0 : 1] = entry;
+            return;
+        }
+        ++num_added_;
+        if (line[0].is_free()) {
             line[0] = entry;
-        } else if (is_free(line[1]) || !line[1].is_recent()) {
+        } else if (line[1].is_free() || !line[1].is_recent()) {
             line[1] = entry;
         } else if (!line[0].is_recent()) {
             line[0] = entry;
@@ -185,25 +192,56 @@ class PieceCache {
         old.swap(entries_);
         num_added_ = 0;
         for (const Entry& entry : old) {
-            if (entry.key.high == 0) continue;
-            place(entry, entry.key.hash());
-            ++num_added_;
+            if (!entry.is_free()) place(entry, entry.key.hash());
         }
     }
 
-    void place_long(const LongEntry& entry, std::uint64_t hash) noexcept {
+    // Where the piece is, or where it would be put.
+    std::size_t slot_of(std::string_view piece, std::uint64_t hash) const noexcept {
         const std::size_t mask = long_entries_.size() - 1;
-        std::size_t slot = hash & mask;
-        while (long_entries_[slot].num_ids != 0) slot = (slot + 1) & mask;
-        long_entries_[slot] = entry;
+        for (std::size_t slot = hash & mask;; slot = (slot + 1) & mask) {
+            const LongEntry& entry = long_entries_[slot];
+            if (entry.num_ids == 0) return slot;
+            if (entry.hash == static_cast<std::uint32_t>(hash >> 32) && entry.num_bytes == piece.size() &&
+                std::memcmp(long_bytes_.data() + entry.bytes, piece.data(), piece.size()) == 0)
+                return slot;
+        }
+    }
+
+    void place_long(std::string_view piece, std::uint64_t hash, std::size_t ids, std::size_t num_ids) {
+        if (2 * num_long_ >= long_entries_.size()) grow_long();
+        LongEntry* entry = &long_entries_[slot_of(piece, hash)];
+        if (entry->num_ids == 0) {
+            if (long_bytes_.size() + piece.size() > kMaxLongBytes) {
+                clear_long();
+                return;
+            }
+            long_bytes_.insert(long_bytes_.end(), piece.begin(), piece.end());
+            ++num_long_;
+            entry->hash = static_cast<std::uint32_t>(hash >> 32);
+            entry->bytes = static_cast<std::uint32_t>(long_bytes_.size() - piece.size());
+            entry->num_bytes = static_cast<std::uint16_t>(piece.size());
+        }
+        entry->ids = static_cast<std::uint32_t>(ids);
+        entry->num_ids = static_cast<std::uint16_t>(num_ids);
+    }
+
+    void clear_long() {
+        long_entries_.assign(long_entries_.size(), LongEntry{});
+        long_bytes_.clear();
+        long_ids_.clear();
+        num_long_ = 0;
     }
 
     void grow_long() {
         std::vector<LongEntry> old(long_entries_.size() * 4);
         old.swap(long_entries_);
+        const std::size_t mask = long_entries_.size() - 1;
         for (const LongEntry& entry : old) {
             if (entry.num_ids == 0) continue;
-            place_long(entry, hash_bytes({long_bytes_.data() + entry.bytes, entry.num_bytes}));
+            std::size_t slot = hash_bytes({long_bytes_.data() + entry.bytes, entry.num_bytes}) & mask;
+            while (long_entries_[slot].num_ids != 0) slot = (slot + 1) & mask;
+            long_entries_[slot] = entry;
         }
     }
 

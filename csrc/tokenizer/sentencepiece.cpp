@@ -238,9 +238,9 @@ void SentencePieceEncoder::encode_word(std::string_view word, Scratch& scratch, 
     }
     if (word.size() > PieceCache::kMaxLong) return encode_long_word(word, scratch, out);
     const std::uint64_t hash = hash_bytes(word);
-    if (const auto ids = cache.find_long(word, hash); !ids.empty()) return out.add(ids);
+    if (const auto* const known = cache.find_long(word, hash)) return out.add(cache.ids_of(*known));
     encode_word_uncached(word, scratch.symbols, out);
-    cache.add_long(word, hash, out.since(before));
+    if (const auto ids = out.since(before); !ids.empty()) cache.add_long(word, hash, ids);
 }
 
 // A word that is too long to be remembered, as a sentence of Chinese: its rows of characters that pieces may
