@@ -12,6 +12,8 @@ namespace pylm {
 
 namespace {
 
+constexpr TokenId kNone = std::numeric_limits<TokenId>::max();
+
 // Rank and place of a pair in one number, so that the smallest has the lowest rank, then the leftmost place.
 constexpr unsigned kPlaceBits = 6;
 constexpr std::uint32_t candidate(std::uint32_t rank, std::size_t place) noexcept {
@@ -102,7 +104,9 @@ void MergeTable::add(Rank rank) {
         }
         if (slots_[slot] >> rank_bits_ != tag_of(hash)) continue;
         const Rank other = (slots_[slot] & ((1U << rank_bits_) - 1)) - 1;
-        if (!is_rule_of(other, rule.left, rule.right)) hidden_.emplace_back(pair, rank);  // else the first counts
+        // Of equal pairs the last one counts, as in `tokenizers`.
+        if (is_rule_of(other, rule.left, rule.right)) rules_[other].left = rules_[other].right = kNone;
+        hidden_.emplace_back(pair, rank);
         return;
     }
 }
@@ -132,8 +136,8 @@ void MergeTable::add(Rank rank) {
 }
 
 MergeTable::Rank MergeTable::find_hidden(std::uint64_t pair) const noexcept {
-    const auto found = std::ranges::lower_bound(hidden_, std::pair(pair, Rank{0}));
-    return found != hidden_.end() && found->first == pair ? found->second : kNoRank;
+    const auto behind = std::ranges::upper_bound(hidden_, std::pair(pair, kNoRank));
+    return behind != hidden_.begin() && behind[-1].first == pair ? behind[-1].second : kNoRank;
 }
 
 MergeTable::Rank MergeTable::find(TokenId left, TokenId right) const noexcept {

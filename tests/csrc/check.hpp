@@ -50,6 +50,7 @@ std::vector<std::string_view> views_of(const std::vector<std::string>& texts);
 void test_parallel();
 void test_arrow();
 void test_pretokenize();
+void test_merges();
 void test_tokenizer();
 void test_sentencepiece();
 void test_training();

@@ -12,8 +12,9 @@ int main(int argc, char** argv) {
     using namespace pylm::tests;
     const std::vector<std::pair<std::string_view, void (*)()>> tests = {
         {"parallel", test_parallel},     {"arrow", test_arrow},           {"pretokenize", test_pretokenize},
-        {"tokenizer", test_tokenizer},   {"vocabulary", test_vocabulary}, {"sentencepiece", test_sentencepiece},
+        {"merges", test_merges},         {"tokenizer", test_tokenizer},   {"vocabulary", test_vocabulary},
         {"training", test_training},     {"dedup", test_dedup},           {"signals", test_signals},
+        {"sentencepiece", test_sentencepiece},
     };
     const std::vector<std::string_view> wanted(argv + 1, argv + argc);
     int failed = 0;

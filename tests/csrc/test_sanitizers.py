@@ -15,6 +15,7 @@ TESTS = (
     "parallel",
     "arrow",
     "pretokenize",
+    "merges",
     "tokenizer",
     "vocabulary",
     "sentencepiece",
