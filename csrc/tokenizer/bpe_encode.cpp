@@ -2,12 +2,10 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <bit>
 #include <cstring>
 #include <stdexcept>
 
-#include "parallel.hpp"
 #include "text/hash.hpp"
 #include "text/mapped_file.hpp"
 
@@ -18,7 +16,6 @@ namespace {
 constexpr TokenId kNone = std::numeric_limits<TokenId>::max();
 constexpr std::size_t kChunkBytes = 1 << 18;
 constexpr std::size_t kBlock = 256;             // pieces that are cut before they are looked up
-constexpr std::size_t kBytesPerToken = 3;       // a low guess, to reserve the output
 
 // A share of the work: whole texts, or a part of a large one.
 struct Chunk {
@@ -305,45 +302,6 @@ TokenBuffer BpeEncoder::encode(std::string_view text) const {
     return ids;
 }
 
-// Encode chunks on several threads, one worker each; chunks go to whoever is free. `encode_chunk(index, worker,
-// buffer)` appends the chunk's ids to the buffer, which may hold others; `placed(index, offset)` is told where the chunk's ids have come to lie.
-template <typename EncodeChunk, typename Placed>
-TokenBuffer BpeEncoder::run(std::size_t num_chunks, std::size_t num_bytes, unsigned num_threads,
-                            EncodeChunk&& encode_chunk, Placed&& placed) const {
-    const std::size_t num_workers = std::min<std::size_t>(resolve_threads(num_threads), num_chunks);
-    if (num_workers == 1) {  // straight into the result, without a copy
-        TokenBuffer ids;
-        ids.reserve(num_bytes / kBytesPerToken + std::min(num_bytes, 2 * kChunkBytes) + 16);
-        const auto worker = workers_.take();
-        for (std::size_t index = 0; index < num_chunks; ++index) {
-            const std::size_t offset = ids.size();
-            worker->begin_chunk();
-            encode_chunk(index, *worker, ids);
-            placed(index, offset);
-        }
-        return ids;
-    }
-    OrderedOutput output(num_bytes / kBytesPerToken + 16);
-    std::atomic<std::size_t> next_chunk{0};
-    parallel_for(num_workers, num_threads, [&](std::size_t) {
-        const auto worker = workers_.take();
-        for (;;) {
-            const std::size_t index = next_chunk.fetch_add(1, std::memory_order_relaxed);
-            if (index >= num_chunks) break;
-            try {
-                TokenBuffer buffer = output.take_buffer();
-                worker->begin_chunk();
-                encode_chunk(index, *worker, buffer);
-                output.commit(index, std::move(buffer), placed);
-            } catch (...) {
-                next_chunk.store(num_chunks, std::memory_order_relaxed);  // the others stop as well
-                throw;
-            }
-        }
-    });
-    return std::move(output).finish();
-}
-
 TokenBatch BpeEncoder::encode_batch(std::span<const std::string_view> texts, unsigned num_threads,
                                     std::optional<TokenId> end) const {
     const std::vector<Chunk> chunks = cut_chunks(texts, pattern_);
@@ -355,6 +313,7 @@ TokenBatch BpeEncoder::encode_batch(std::span<const std::string_view> texts, uns
     const auto encode_chunk = [&](std::size_t index, Worker& worker, TokenBuffer& buffer) {
         const Chunk& chunk = chunks[index];
         const std::size_t before = buffer.size();
+        worker.begin_chunk();
         for (std::size_t i = chunk.first; i < chunk.last; ++i) {
             const bool single = is_single(chunk);
             encode(single ? texts[i].substr(chunk.begin, chunk.end - chunk.begin) : texts[i], worker, buffer);
@@ -366,12 +325,13 @@ TokenBatch BpeEncoder::encode_batch(std::span<const std::string_view> texts, uns
         for (std::size_t i = 0; i < worker.text_ends.size(); ++i)
             batch.offsets[chunk.first + i + 1] = static_cast<std::int64_t>(worker.text_ends[i] - before);
     };
-    batch.ids = run(chunks.size(), num_bytes, num_threads, encode_chunk, [&](std::size_t index, std::size_t offset) {
+    const auto placed = [&](std::size_t index, std::size_t offset) {
         const Chunk& chunk = chunks[index];
         if (is_single(chunk) && chunk.end != texts[chunk.first].size()) return;  // its text goes on
         for (std::size_t i = chunk.first; i < chunk.last; ++i)
             batch.offsets[i + 1] += static_cast<std::int64_t>(offset);
-    });
+    };
+    batch.ids = encode_chunks(workers_, chunks.size(), num_bytes, num_threads, encode_chunk, placed);
     return batch;
 }
 
@@ -393,10 +353,11 @@ TokenBatch BpeEncoder::encode_separated(std::string_view texts, std::string_view
     std::vector<std::vector<std::int64_t>> ends(chunks.size());  // of a chunk's texts, within its ids
     std::vector<std::int64_t> starts(chunks.size());
     TokenBatch batch;
-    batch.ids = run(
-        chunks.size(), texts.size(), num_threads,
+    batch.ids = encode_chunks(
+        workers_, chunks.size(), texts.size(), num_threads,
         [&](std::size_t index, Worker& worker, TokenBuffer& buffer) {
             const std::size_t before = buffer.size();
+            worker.begin_chunk();
             for (const std::string_view text : split(chunks[index], separator)) {
                 encode(text, worker, buffer);
                 worker.text_ends.push_back(buffer.size());

@@ -1,7 +1,6 @@
 // Byte-pair encoding with a given vocabulary: bytes to ids, exactly as the merges say.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -61,9 +60,6 @@ class BpeEncoder {
 
     void add_whole_tokens();
     void encode(std::string_view text, Worker& worker, TokenBuffer& out) const;
-    template <typename EncodeChunk, typename Placed>
-    TokenBuffer run(std::size_t num_chunks, std::size_t num_bytes, unsigned num_threads,
-                    EncodeChunk&& encode_chunk, Placed&& placed) const;
     TokenId* write_other(Worker& worker, std::size_t piece, const PieceCache::Entry* entry, TokenId* out,
                          std::size_t begin) const;
     void close_gaps(Worker& worker, TokenBuffer& out) const;

@@ -1,7 +1,6 @@
 #include "tokenizer/sentencepiece.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <bit>
 #include <cstring>
 #include <memory>
@@ -9,7 +8,6 @@
 #include <stdexcept>
 #include <tuple>
 
-#include "parallel.hpp"
 #include "text/hash.hpp"
 #include "text/unicode.hpp"
 
@@ -18,7 +16,6 @@ namespace pylm {
 namespace {
 
 constexpr std::size_t kChunkBytes = 1 << 18;
-constexpr std::size_t kBytesPerToken = 3;        // a low guess, to reserve the output
 constexpr std::size_t kLongWord = 24;            // symbols; longer rows are looked through for borders
 
 }  // namespace
@@ -455,39 +452,26 @@ TokenBatch SentencePieceEncoder::encode_batch(std::span<const std::string_view> 
     }
     all_bytes += bytes;
     if (borders.back() != shares.size()) borders.push_back(shares.size());
-    const std::size_t num_chunks = borders.size() - 1;
     TokenBatch batch;
     batch.offsets.assign(texts.size() + 1, 0);
-    OrderedOutput output(all_bytes / kBytesPerToken + 16);
-    std::atomic<std::size_t> next_chunk{0};
-    const std::size_t num_workers = std::min<std::size_t>(resolve_threads(num_threads), num_chunks);
-    parallel_for(num_workers, num_threads, [&](std::size_t) {
-        const auto scratch = scratches_.take();
-        for (;;) {
-            const std::size_t chunk = next_chunk.fetch_add(1, std::memory_order_relaxed);
-            if (chunk >= num_chunks) break;
-            try {
-                TokenBuffer buffer = output.take_buffer();
-                Output ids(buffer);
-                for (std::size_t i = borders[chunk]; i < borders[chunk + 1]; ++i) {
-                    const Share& share = shares[i];
-                    encode_text(share.text, share.is_first, *scratch, ids);
-                    if (!share.is_last) continue;
-                    if (end) ids.add(*end);
-                    batch.offsets[share.index + 1] = static_cast<std::int64_t>(ids.size());
-                }
-                output.commit(chunk, std::move(buffer), [&](std::size_t placed, std::size_t offset) {
-                    for (std::size_t i = borders[placed]; i < borders[placed + 1]; ++i) {
-                        if (shares[i].is_last) batch.offsets[shares[i].index + 1] += static_cast<std::int64_t>(offset);
-                    }
-                });
-            } catch (...) {
-                next_chunk.store(num_chunks, std::memory_order_relaxed);  // the others stop as well
-                throw;
+    batch.ids = encode_chunks(
+        scratches_, borders.size() - 1, all_bytes, num_threads,
+        [&](std::size_t chunk, Scratch& scratch, TokenBuffer& buffer) {
+            const std::size_t before = buffer.size();
+            Output ids(buffer);
+            for (std::size_t i = borders[chunk]; i < borders[chunk + 1]; ++i) {
+                const Share& share = shares[i];
+                encode_text(share.text, share.is_first, scratch, ids);
+                if (!share.is_last) continue;
+                if (end) ids.add(*end);
+                batch.offsets[share.index + 1] = static_cast<std::int64_t>(ids.size() - before);
             }
-        }
-    });
-    batch.ids = std::move(output).finish();
+        },
+        [&](std::size_t chunk, std::size_t offset) {
+            for (std::size_t i = borders[chunk]; i < borders[chunk + 1]; ++i) {
+                if (shares[i].is_last) batch.offsets[shares[i].index + 1] += static_cast<std::int64_t>(offset);
+            }
+        });
     return batch;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -15,7 +16,9 @@
 #include <vector>
 
 #include "huge_pages.hpp"
+#include "parallel.hpp"
 #include "tokenizer/merges.hpp"
+#include "tokenizer/pool.hpp"
 
 namespace pylm {
 
@@ -65,8 +68,8 @@ class TokenBuffer {
 // known when all before it are finished; until then its buffer waits.
 class OrderedOutput {
   public:
-    // `expected` ids in all: a guess, the array grows where it was too low.
-    explicit OrderedOutput(std::size_t expected) { out_.reserve(expected); }
+    // `num_parts` parts in all, about as large as each other; `expected` ids: a guess.
+    OrderedOutput(std::size_t num_parts, std::size_t expected) : num_parts_(num_parts) { out_.reserve(expected); }
 
     // An empty buffer to write a part into.
     TokenBuffer take_buffer() {
@@ -94,7 +97,7 @@ class OrderedOutput {
             if (total_ > out_.capacity()) {
                 const std::unique_lock grow(growth_);
                 out_.resize(out_.capacity());  // parts lie anywhere in it
-                out_.reserve(std::max(total_, out_.capacity() + out_.capacity() / 2));
+                out_.reserve(std::max(total_, total_ / next_ * num_parts_ + total_ / 8));
             }
         }
         for (Ready& part : ready) {
@@ -121,6 +124,7 @@ class OrderedOutput {
         std::size_t offset;
         TokenBuffer buffer;
     };
+    const std::size_t num_parts_;
     std::mutex mutex_;
     std::shared_mutex growth_;  // held while ids are copied, alone while the array may move
     TokenBuffer out_;
@@ -129,5 +133,44 @@ class OrderedOutput {
     std::map<std::size_t, TokenBuffer> waiting_;
     std::vector<TokenBuffer> spare_;
 };
+
+// Encode numbered chunks of a text of `num_bytes` on several threads, one of the pool's workers each; chunks go
+// to whoever is free. `encode(index, worker, buffer)` appends a chunk's ids to the buffer, which may hold others;
+// `placed(index, offset)` is told where they have come to lie.
+template <typename Worker, typename Encode, typename Placed>
+TokenBuffer encode_chunks(Pool<Worker>& workers, std::size_t num_chunks, std::size_t num_bytes, unsigned num_threads,
+                          Encode&& encode, Placed&& placed) {
+    const std::size_t expected = num_bytes / 2 + 16;  // rarely more; what is not written to costs nothing
+    const std::size_t num_workers = std::min<std::size_t>(resolve_threads(num_threads), num_chunks);
+    if (num_workers <= 1) {  // straight into the result, without a copy
+        TokenBuffer ids;
+        ids.reserve(expected);
+        const auto worker = workers.take();
+        for (std::size_t index = 0; index < num_chunks; ++index) {
+            const std::size_t offset = ids.size();
+            encode(index, *worker, ids);
+            placed(index, offset);
+        }
+        return ids;
+    }
+    OrderedOutput output(num_chunks, expected);
+    std::atomic<std::size_t> next_chunk{0};
+    parallel_for(num_workers, num_threads, [&](std::size_t) {
+        const auto worker = workers.take();
+        for (;;) {
+            const std::size_t index = next_chunk.fetch_add(1, std::memory_order_relaxed);
+            if (index >= num_chunks) break;
+            try {
+                TokenBuffer buffer = output.take_buffer();
+                encode(index, *worker, buffer);
+                output.commit(index, std::move(buffer), placed);
+            } catch (...) {
+                next_chunk.store(num_chunks, std::memory_order_relaxed);  // the others stop as well
+                throw;
+            }
+        }
+    });
+    return std::move(output).finish();
+}
 
 }  // namespace pylm
