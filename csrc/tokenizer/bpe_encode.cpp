@@ -166,8 +166,7 @@ struct BpeEncoder::Worker {
 
 // Write the ids of a piece whose entry does not have them, or leave a gap. Returns the end of `out`, which is
 // place `begin` of the output.
-TokenId* BpeEncoder::write_other(Worker& worker, std::size_t i, const PieceCache::Entry* entry, TokenId* out,
-                                 std::size_t begin) const {
+TokenId* BpeEncoder::write_other(Worker& worker, std::size_t i, TokenId* out, std::size_t begin) const {
     PieceCache& cache = worker.cache;
     const std::string_view piece = worker.piece(i);
     const std::uint64_t hash = worker.hashes[i];
@@ -175,13 +174,14 @@ TokenId* BpeEncoder::write_other(Worker& worker, std::size_t i, const PieceCache
         worker.gaps.push_back({begin, piece.size(), unknown});
         return out + piece.size();
     };
-    if (entry != nullptr) {
-        if (entry->is_open()) return leave_gap(entry->words[0]);
-        return std::copy_n(cache.more() + entry->words[0], entry->num_ids(), out);
-    }
     if (piece.size() > PieceCache::kMaxLong) return out + encode_piece(piece, out);
     const bool is_short = piece.size() <= PieceKey::kMaxBytes;
-    if (!is_short) {
+    if (is_short) {
+        if (const PieceCache::Entry* const known = cache.find(worker.keys[i], hash)) {
+            if (known->is_open()) return leave_gap(known->words[0]);
+            return std::ranges::copy(cache.ids_of(*known), out).out;
+        }
+    } else {
         if (const PieceCache::LongEntry* const known = cache.find_long(piece, hash)) {
             if (known->is_open()) return leave_gap(known->ids);
             return std::ranges::copy(cache.ids_of(*known), out).out;
@@ -258,30 +258,38 @@ void BpeEncoder::encode(std::string_view text, Worker& worker, TokenBuffer& buff
             position = end;
             continue;
         }
-        worker.base = text.data() + position;
-        for (std::size_t i = 0; i < count; ++i) {
-            const std::string_view piece = worker.piece(i);
-            if (piece.size() > PieceKey::kMaxBytes) [[unlikely]] {
-                if (piece.size() > PieceCache::kMaxLong) continue;
-                worker.hashes[i] = hash_bytes(piece);
-                cache.prefetch_long(worker.hashes[i]);
-                continue;
+        const char* const base = worker.base = text.data() + position;
+        PieceCache::Lines lines = cache.lines();
+        for (std::size_t i = 0, begin = 0; i < count; ++i) {
+            const std::size_t end = worker.ends[i], size = end - begin;
+            if (size > PieceKey::kMaxBytes) [[unlikely]] {
+                if (size <= PieceCache::kMaxLong) {
+                    worker.hashes[i] = hash_bytes({base + begin, size});
+                    cache.prefetch_long(worker.hashes[i]);
+                }
+            } else {
+                const PieceKey key = PieceKey::of(base + begin, size, text_end);
+                const std::uint64_t hash = key.hash();
+                worker.keys[i] = key;
+                worker.hashes[i] = hash;
+                lines.prefetch(hash);
             }
-            worker.keys[i] = PieceKey::of(piece.data(), piece.size(), text_end);
-            worker.hashes[i] = worker.keys[i].hash();
-            cache.prefetch(worker.hashes[i]);
+            begin = end;
         }
-        for (std::size_t i = 0; i < count; ++i) {
+        for (std::size_t i = 0, begin = 0; i < count; ++i) {
+            const std::size_t end = worker.ends[i], size = end - begin;
+            begin = end;
             const PieceCache::Entry* entry = nullptr;
-            if (worker.piece(i).size() <= PieceKey::kMaxBytes) [[likely]] {
-                entry = cache.find(worker.keys[i], worker.hashes[i]);
-                if (entry != nullptr && entry->num_ids() <= PieceCache::kMaxInline) [[likely]] {
-                    std::memcpy(out, entry->words.data(), sizeof entry->words);
+            if (size <= PieceKey::kMaxBytes) [[likely]] {
+                entry = lines.find(worker.keys[i], worker.hashes[i]);
+                if (entry != nullptr && entry->is_plain()) [[likely]] {
+                    std::memcpy(out, entry->words.data(), sizeof entry->words);  // with the word behind
                     out += entry->num_ids();
                     continue;
                 }
             }
-            out = write_other(worker, i, entry, out, static_cast<std::size_t>(out - buffer.data()));
+            out = write_other(worker, i, out, static_cast<std::size_t>(out - buffer.data()));
+            lines = cache.lines();
         }
         position += worker.ends[count - 1];
         if (worker.unknown.size() >= Worker::kManyUnknown || worker.gaps.size() >= Worker::kManyGaps) {

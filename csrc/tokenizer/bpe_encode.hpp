@@ -60,8 +60,7 @@ class BpeEncoder {
 
     void add_whole_tokens();
     void encode(std::string_view text, Worker& worker, TokenBuffer& out) const;
-    TokenId* write_other(Worker& worker, std::size_t piece, const PieceCache::Entry* entry, TokenId* out,
-                         std::size_t begin) const;
+    TokenId* write_other(Worker& worker, std::size_t piece, TokenId* out, std::size_t begin) const;
     void close_gaps(Worker& worker, TokenBuffer& out) const;
     std::size_t encode_piece(std::string_view piece, TokenId* out) const;
     // The id, or the largest TokenId.

@@ -31,8 +31,8 @@ struct PieceKey {
         PieceKey key;
         if (static_cast<std::size_t>(end - begin) >= 16) [[likely]] {
             std::memcpy(&key, begin, 16);
-            key.low &= kMasks[size];
-            key.high &= kMasks[size < 8 ? 0 : size - 8];
+            key.low &= kMasks[size].low;
+            key.high &= kMasks[size].high;
         } else {
             std::memcpy(&key, begin, size);
         }
@@ -47,9 +47,14 @@ struct PieceKey {
     }
 
   private:
-    static constexpr std::array<std::uint64_t, 16> kMasks = [] {
-        std::array<std::uint64_t, 16> masks{};
-        for (std::size_t i = 1; i < 16; ++i) masks[i] = i < 8 ? (std::uint64_t{1} << (8 * i)) - 1 : ~std::uint64_t{0};
+    struct Mask {
+        std::uint64_t low, high;
+    };
+    static constexpr std::array<Mask, 16> kMasks = [] {
+        const auto first = [](std::size_t size) { return (std::uint64_t{1} << (8 * size)) - 1; };
+        std::array<Mask, 16> masks{};
+        for (std::size_t i = 0; i < 16; ++i)
+            masks[i] = i < 8 ? Mask{first(i), 0} : Mask{~std::uint64_t{0}, first(i - 8)};
         return masks;
     }();
 };
@@ -63,13 +68,18 @@ class PieceCache {
 
     struct alignas(32) Entry {
         PieceKey key;
-        // The first kMaxInline ids, or, where there are more, their place in `more()`; then flag and count. Where
+        // The first kMaxInline ids, or, where there are more, their place in `more_`; then flag and count. Where
         // the ids are not known yet, the place that was given to `add_open`.
         std::array<TokenId, kMaxInline + 1> words{};
 
         std::size_t num_ids() const noexcept { return words[kMaxInline] & 0xFF; }
         bool is_open() const noexcept { return num_ids() == kOpen; }
         bool is_free() const noexcept { return key.high == 0; }
+        // At most kMaxInline ids, and asked for lately: nothing to think about.
+        bool is_plain() const noexcept {
+            static_assert(kMaxInline == 3);
+            return (words[kMaxInline] & (kRecent | 0xFC)) == kRecent;
+        }
         bool is_recent() const noexcept { return (words[kMaxInline] & kRecent) != 0; }
         void set_recent(bool recent) noexcept {
             words[kMaxInline] = (words[kMaxInline] & 0xFF) | (recent ? kRecent : 0);
@@ -90,16 +100,36 @@ class PieceCache {
 
     PieceCache() : entries_(kMinEntries), long_entries_(kMinLong) {}
 
-    void prefetch(std::uint64_t hash) const noexcept { __builtin_prefetch(&entries_[line_of(hash)]); }
+    // The table as it is until the next call that adds: loops keep it in registers.
+    class Lines {
+      public:
+        void prefetch(std::uint64_t hash) const noexcept { __builtin_prefetch(line_of(hash)); }
 
-    // Null where the piece is not known. Valid until `add` or `make_room`.
-    const Entry* find(const PieceKey& key, std::uint64_t hash) noexcept {
-        Entry* entry = &entries_[line_of(hash)];
-        if (entry->key != key) {
+        // Null where the piece is not known.
+        Entry* find(const PieceKey& key, std::uint64_t hash) const noexcept {
+            Entry* entry = line_of(hash);
+            if (entry->key == key) [[likely]] return entry;
             ++entry;
-            if (entry->key != key) return nullptr;
+            return entry->key == key ? entry : nullptr;
         }
-        if (!entry->is_recent()) entry->set_recent(true);
+
+      private:
+        friend class PieceCache;
+        explicit Lines(std::vector<Entry, HugePageAllocator<Entry>>& entries) noexcept
+            : entries_(entries.data()), mask_((entries.size() - 1) & ~std::size_t{1}) {}
+        Entry* line_of(std::uint64_t hash) const noexcept { return entries_ + (hash & mask_); }
+
+        Entry* entries_;
+        std::size_t mask_;
+    };
+    Lines lines() noexcept { return Lines(entries_); }
+
+    void prefetch(std::uint64_t hash) noexcept { lines().prefetch(hash); }
+
+    // Null where the piece is not known. Valid until the next call that adds.
+    const Entry* find(const PieceKey& key, std::uint64_t hash) noexcept {
+        Entry* const entry = lines().find(key, hash);
+        if (entry != nullptr) entry->set_recent(true);
         return entry;
     }
 
@@ -134,8 +164,11 @@ class PieceCache {
         clear_long();
     }
 
-    // Where the ids of entries with more than kMaxInline lie.
-    const TokenId* more() const noexcept { return more_.data(); }
+    std::span<const TokenId> ids_of(const Entry& entry) const noexcept {
+        const std::size_t count = entry.num_ids();
+        if (count <= kMaxInline) return std::span(entry.words).first(count);
+        return std::span(more_).subspan(entry.words[0], count);
+    }
 
     // The same for pieces of kMaxBytes + 1 to kMaxLong bytes; none where not known. Valid until `add_long`.
     void prefetch_long(std::uint64_t hash) const noexcept {
@@ -163,13 +196,9 @@ class PieceCache {
     static constexpr std::size_t kMaxMore = 1 << 22;
     static constexpr std::size_t kMinLong = 1 << 8;
     static constexpr std::size_t kMaxLongBytes = 1 << 23;
-    std::size_t line_of(std::uint64_t hash) const noexcept {
-        return (hash & (entries_.size() - 1)) & ~std::size_t{1};
-    }
-
     void place(const Entry& entry, std::uint64_t hash) {
         if (num_added_ * 2 >= entries_.size() && entries_.size() < kMaxEntries) grow();
-        Entry* line = &entries_[line_of(hash)];
+        Entry* const line = lines().line_of(hash);
         if (line[0].key == entry.key || line[1].key == entry.key) {
             line[line[0].key == entry.key ? 0 : 1] = entry;
             return;

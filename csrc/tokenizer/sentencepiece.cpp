@@ -228,8 +228,7 @@ void SentencePieceEncoder::encode_word(std::string_view word, Scratch& scratch, 
             cache.make_room(1);
             cache.add(key, hash, out.since(before));
         } else {
-            const std::size_t count = entry->num_ids();
-            out.add({count <= PieceCache::kMaxInline ? entry->words.data() : cache.more() + entry->words[0], count});
+            out.add(cache.ids_of(*entry));
         }
         return;
     }
