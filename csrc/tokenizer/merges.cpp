@@ -20,6 +20,12 @@ constexpr std::uint32_t candidate(std::uint32_t rank, std::size_t place) noexcep
     return (rank << kPlaceBits) | static_cast<std::uint32_t>(place);
 }
 
+constexpr auto kNoCandidates = [] {
+    std::array<std::uint32_t, 1U << kPlaceBits> candidates{};
+    for (std::size_t i = 0; i < candidates.size(); ++i) candidates[i] = candidate(MergeTable::kLimit, i);
+    return candidates;
+}();
+
 // Candidates are looked at this many at once, four to a register.
 constexpr std::size_t kLanes = 16;
 using Lanes [[gnu::vector_size(16)]] = std::int32_t;  // all are below 2^31
@@ -36,6 +42,11 @@ using Lanes [[gnu::vector_size(16)]] = std::int32_t;  // all are below 2^31
         least = smaller(smaller(smaller(load(i), load(i + 4)), smaller(load(i + 8), load(i + 12))), least);
     }
     return static_cast<std::uint32_t>(std::min(std::min(least[0], least[1]), std::min(least[2], least[3])));
+}
+
+// Without a branch, which compilers make of a conditional expression as they like.
+std::uint64_t choose(bool condition, std::uint64_t yes, std::uint64_t no) noexcept {
+    return no ^ ((yes ^ no) & (std::uint64_t{0} - std::uint64_t{condition}));
 }
 
 }  // namespace
@@ -131,7 +142,8 @@ void MergeTable::add(Rank rank) {
         std::memcpy(halves, &low, sizeof low);
         halves[0] |= halves[1];
         const auto found = static_cast<std::uint32_t>(halves[0] | halves[0] >> 32) & ((1U << rank_bits_) - 1);
-        if (found != 0 || slots[kBucket - 1] == 0) [[likely]] return (found - 1) & kNoRank;
+        // One branch, that can be foreseen.
+        if (((found == 0) & (slots[kBucket - 1] != 0)) == 0) [[likely]] return (found - 1) & kNoRank;
     }
 }
 
@@ -188,17 +200,21 @@ void MergeTable::start(RowState& state, Row& row) const noexcept {
     state.num_lanes = static_cast<std::uint32_t>((row.size + kLanes - 1) / kLanes * kLanes);
     state.place = state.previous = static_cast<std::uint32_t>(row.size - 1);  // which begins no pair
     state.right_pair = state.left_pair = no_pair_;
-    const std::size_t num_pairs = row.size - 1;
-    if (row.bytes != nullptr) {
-        const auto byte = [&](std::size_t i) -> std::size_t { return static_cast<std::uint8_t>(row.bytes[i]); };
-        for (std::size_t i = 0; i < row.size; ++i) row.ids[i] = byte_ids_[byte(i)];
-        for (std::size_t i = 0; i < num_pairs; ++i)
-            state.candidates[i] = candidate(byte_pairs_[byte(i) * 256 + byte(i + 1)], i);
-    } else {
-        for (std::size_t i = 0; i < num_pairs; ++i)
+    std::memcpy(state.candidates.data(), kNoCandidates.data(), state.num_lanes * sizeof(std::uint32_t));
+    if (row.bytes == nullptr) {
+        for (std::size_t i = 0; i + 1 < row.size; ++i)
             state.candidates[i] = candidate(find(row.ids[i], row.ids[i + 1]), i);
+        return;
     }
-    for (std::size_t i = num_pairs; i < state.num_lanes; ++i) state.candidates[i] = candidate(kNoRank, i);
+    const auto byte = [&](std::size_t i) -> std::size_t { return static_cast<std::uint8_t>(row.bytes[i]); };
+    std::size_t before = byte(0);
+    row.ids[0] = byte_ids_[before];
+    for (std::size_t i = 1; i < row.size; ++i) {
+        const std::size_t after = byte(i);
+        row.ids[i] = byte_ids_[after];
+        state.candidates[i - 1] = candidate(byte_pairs_[before * 256 + after], i - 1);
+        before = after;
+    }
 }
 
 [[gnu::always_inline]] inline void MergeTable::look_up(RowState& state) const noexcept {
@@ -238,10 +254,10 @@ void MergeTable::start(RowState& state, Row& row) const noexcept {
     const auto previous = static_cast<std::uint32_t>(63 - std::countl_zero(before | 1));
     const std::uint64_t right = pair_of(rule.merged, row.ids[next < row.size ? next : 0]);
     const std::uint64_t left = pair_of(row.ids[previous], rule.merged);
-    state.right_pair = after != 0 ? right : no_pair_;
-    state.left_pair = before != 0 ? left : no_pair_;
+    state.right_pair = choose(after != 0, right, no_pair_);
+    state.left_pair = choose(before != 0, left, no_pair_);
     state.place = place;
-    state.previous = before != 0 ? previous : place;
+    state.previous = static_cast<std::uint32_t>(choose(before != 0, previous, place));
     __builtin_prefetch(&slots_[bucket_of(hash_of(state.right_pair))]);
     __builtin_prefetch(&slots_[bucket_of(hash_of(state.left_pair))]);
 }
