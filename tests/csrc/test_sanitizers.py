@@ -18,10 +18,10 @@ TESTS = (
     "merges",
     "tokenizer",
     "vocabulary",
-    "sentencepiece",
     "training",
     "dedup",
     "signals",
+    "sentencepiece",
 )
 
 # A report ends the process, and its exit code is no test's.
