@@ -23,6 +23,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,7 @@ def _train_pylm(corpus: str, num_merges: int, num_threads: int, _: int) -> Any:
     def written(token_id: int) -> str:
         return "".join(BYTE_TO_CHAR[byte] for byte in trained.token_bytes(token_id))
 
-    return lambda: [(written(left), written(right)) for left, right, *_ in trained._merges.tolist()]
+    return lambda: [(written(left), written(right)) for left, right, *_ in trained._vocabulary.merges().tolist()]
 
 
 def _train_gigabpe(corpus: str, num_merges: int, num_threads: int, num_bytes: int) -> Any:
@@ -265,16 +266,18 @@ def build_corpus(num_bytes: int) -> Path:
 
 
 def _read_text(file: Path) -> bytes | None:
-    """Read a file of up to 8 MB, or None where it is no text."""
+    """Read a file of up to 8 MB, or None where it is no text that all libraries cut alike."""
     try:
         if file.stat().st_size > 8_000_000:
             return None
         content = file.read_bytes()
         content = gzip.decompress(content) if file.suffix == ".gz" else content
-        content.decode()
+        characters = set(content.decode())
     except (OSError, UnicodeDecodeError, EOFError):
         return None
-    return None if b"\0" in content else content
+    # Characters newer than this Python, which the peers' tables may not know.
+    is_new = any(unicodedata.category(character) == "Cn" for character in characters)
+    return None if is_new or "\0" in characters else content
 
 
 if __name__ == "__main__":
