@@ -2,7 +2,6 @@
 #pragma once
 
 #include <array>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -15,49 +14,9 @@
 #include "huge_pages.hpp"
 #include "text/hash.hpp"
 #include "tokenizer/merges.hpp"
+#include "tokenizer/piece_key.hpp"
 
 namespace pylm {
-
-// A piece of up to 15 bytes as two words: its bytes, zeros, its size in the last byte. Never zero.
-struct PieceKey {
-    static constexpr std::size_t kMaxBytes = 15;
-    std::uint64_t low = 0;
-    std::uint64_t high = 0;
-    bool operator==(const PieceKey&) const noexcept = default;
-
-    // The piece is [begin, begin + size) of readable bytes that end at `end`; 1 <= size <= kMaxBytes.
-    static PieceKey of(const char* begin, std::size_t size, const char* end) noexcept {
-        static_assert(std::endian::native == std::endian::little, "bytes are masked from the low end");
-        PieceKey key;
-        if (static_cast<std::size_t>(end - begin) >= 16) [[likely]] {
-            std::memcpy(&key, begin, 16);
-            key.low &= kMasks[size].low;
-            key.high &= kMasks[size].high;
-        } else {
-            std::memcpy(&key, begin, size);
-        }
-        key.high |= static_cast<std::uint64_t>(size) << 56;
-        return key;
-    }
-
-    std::uint64_t hash() const noexcept {
-        const std::uint64_t x = (low ^ 0x9E3779B97F4A7C15ULL) * 0xBF58476D1CE4E5B9ULL;
-        const std::uint64_t y = (high ^ (x >> 32)) * 0x94D049BB133111EBULL;
-        return y ^ (y >> 32) ^ x;
-    }
-
-  private:
-    struct Mask {
-        std::uint64_t low, high;
-    };
-    static constexpr std::array<Mask, 16> kMasks = [] {
-        const auto first = [](std::size_t size) { return (std::uint64_t{1} << (8 * size)) - 1; };
-        std::array<Mask, 16> masks{};
-        for (std::size_t i = 0; i < 16; ++i)
-            masks[i] = i < 8 ? Mask{first(i), 0} : Mask{~std::uint64_t{0}, first(i - 8)};
-        return masks;
-    }();
-};
 
 // Two places a cache line; of two that are taken, one that has not been asked for lately gives way: what
 // comes often stays. Grows with the number of different pieces up to a bound. Not for several threads at once.

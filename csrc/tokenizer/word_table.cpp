@@ -4,7 +4,7 @@
 
 namespace pylm {
 
-void WordShard::claim(std::uint64_t hash, Key key, std::uint64_t count) {
+void WordShard::claim(std::uint64_t hash, const PieceKey& key, std::uint64_t count) {
     if (4 * (used_ + 1) > 3 * slots_.size()) grow();
     ++used_;
     put(hash, {key.low, key.high, count});
@@ -22,7 +22,7 @@ void WordShard::grow() {
     mask_ = slots_.size() - 1;
     for (const Slot& slot : old) {
         if (slot.count == 0) continue;
-        put(is_long(slot) ? hash_bytes(in_arena(slot.low)) : hash_key({slot.low, slot.high}), slot);
+        put(is_long(slot) ? hash_bytes(in_arena(slot.low)) : PieceKey{slot.low, slot.high}.hash(), slot);
     }
 }
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <array>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "text/hash.hpp"
+#include "tokenizer/piece_key.hpp"
 
 namespace pylm {
 
@@ -22,25 +22,17 @@ namespace pylm {
 // their length; their slot has the place there and 56 bits of the hash.
 class WordShard {
 public:
-    // Longest word that fits into a slot.
-    static constexpr std::size_t kInline = 15;
-
-    struct Key {
-        std::uint64_t low = 0;
-        std::uint64_t high = 0;
-    };
-
     WordShard() : slots_(kFirstSlots) {}
 
     // Add to the count of a short word. O(1).
-    void add_short(Key key, std::uint64_t hash, std::uint64_t count) {
+    void add_short(const PieceKey& key, std::uint64_t hash, std::uint64_t count) {
         const auto equal = [&](const Slot& slot) {
             return ((slot.low ^ key.low) | (slot.high ^ key.high)) == 0;
         };
         if (!add_to(hash, count, equal)) claim(hash, key, count);
     }
 
-    // Add to the count of a word of more than kInline bytes.
+    // Add to the count of a word of more than PieceKey::kMaxBytes bytes.
     void add_long(std::string_view word, std::uint64_t hash, std::uint64_t count) {
         const std::uint64_t high = kLong | (hash >> 8);
         const auto equal = [&](const Slot& slot) { return slot.high == high && in_arena(slot.low) == word; };
@@ -60,7 +52,7 @@ public:
                 std::array<char, 16> bytes;
                 std::memcpy(bytes.data(), &slot.low, 8);
                 std::memcpy(bytes.data() + 8, &slot.high, 8);
-                call(std::string_view(bytes.data(), slot.high >> 56), hash_key({slot.low, slot.high}),
+                call(std::string_view(bytes.data(), slot.high >> 56), PieceKey{slot.low, slot.high}.hash(),
                      slot.count);
             }
         }
@@ -74,20 +66,13 @@ public:
                 const std::string_view word = other.in_arena(slot.low);
                 add_long(word, hash_bytes(word), slot.count);
             } else {
-                const Key key{slot.low, slot.high};
-                add_short(key, hash_key(key), slot.count);
+                const PieceKey key{slot.low, slot.high};
+                add_short(key, key.hash(), slot.count);
             }
         }
     }
 
     std::size_t size() const noexcept { return used_; }
-
-    static std::uint64_t hash_key(Key key) noexcept {
-        std::uint64_t x = key.low * 0x9E3779B97F4A7C15ULL;
-        x ^= std::rotl(key.high * 0xC2B2AE3D27D4EB4FULL, 29);
-        x = (x ^ (x >> 32)) * 0xD6E8FEB86659FD93ULL;
-        return x ^ (x >> 32);
-    }
 
 private:
     struct Slot {
@@ -122,7 +107,7 @@ private:
         return false;
     }
 
-    void claim(std::uint64_t hash, Key key, std::uint64_t count);
+    void claim(std::uint64_t hash, const PieceKey& key, std::uint64_t count);
     void put(std::uint64_t hash, const Slot& slot) noexcept;
     void grow();
     std::uint64_t keep(std::string_view word);
@@ -150,9 +135,9 @@ public:
     // Add to the count of a word. `end` is the end of the memory that the word lies in: up to 16 bytes from its
     // start are read where there are that many.
     void add(std::string_view word, const char* end, std::uint64_t count) {
-        if (word.size() <= WordShard::kInline) {
-            const WordShard::Key key = make_key(word, end);
-            const std::uint64_t hash = WordShard::hash_key(key);
+        if (word.size() <= PieceKey::kMaxBytes) {
+            const PieceKey key = PieceKey::of(word.data(), word.size(), end);
+            const std::uint64_t hash = key.hash();
             shards_[hash >> 58].add_short(key, hash, count);
         } else {
             const std::uint64_t hash = hash_bytes(word);
@@ -164,29 +149,6 @@ public:
     const WordShard& shard(std::size_t index) const noexcept { return shards_[index]; }
 
 private:
-    // What of the 16 bytes from its start belongs to a word, by its size.
-    static constexpr auto kMasks = [] {
-        std::array<WordShard::Key, WordShard::kInline + 1> masks{};
-        for (std::size_t size = 0; size < masks.size(); ++size) {
-            masks[size].low = size >= 8 ? ~std::uint64_t{0} : (std::uint64_t{1} << (8 * size)) - 1;
-            masks[size].high = size <= 8 ? 0 : (std::uint64_t{1} << (8 * (size - 8))) - 1;
-        }
-        return masks;
-    }();
-
-    static WordShard::Key make_key(std::string_view word, const char* end) noexcept {
-        static_assert(std::endian::native == std::endian::little, "lengths lie in the last byte of a key");
-        std::array<std::uint64_t, 2> bytes{};
-        if (end - word.data() >= 16) [[likely]] {
-            std::memcpy(bytes.data(), word.data(), 16);
-        } else {
-            std::memcpy(bytes.data(), word.data(), word.size());
-        }
-        const WordShard::Key& mask = kMasks[word.size()];
-        return {bytes[0] & mask.low,
-                (bytes[1] & mask.high) | (static_cast<std::uint64_t>(word.size()) << 56)};
-    }
-
     std::array<WordShard, kShards> shards_;
 };
 
