@@ -190,7 +190,7 @@ def _count_bytes(path: Path) -> int:
 
 def _train_pylm(corpus: str, num_merges: int, num_threads: int, _: int) -> Any:
     from pylm import Tokenizer
-    from pylm.text._hf_format import BYTE_TO_CHAR
+    from pylm.text._byte_alphabet import BYTE_TO_CHAR
 
     trained = Tokenizer.train(
         [Path(corpus)],

@@ -64,7 +64,7 @@ class AddedTokens:
 class AddedEncoder:
     def __init__(
         self,
-        encoder: BpeEncoder,
+        encoder: BpeEncoder | SentencePieceEncoder,
         *,
         raw: AddedTokens,
         normalized: AddedTokens,
@@ -104,9 +104,9 @@ class BpeEncoder:
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...
 
 class _SentencePieceModel(TypedDict):
-    pieces: list[str]
-    scores: NDArray[np.float32]
+    vocabulary: Vocabulary
     kinds: NDArray[np.uint8]
+    extra_characters: list[str]
     byte_fallback: bool
     add_dummy_prefix: bool
     remove_extra_whitespaces: bool
@@ -114,21 +114,21 @@ class _SentencePieceModel(TypedDict):
     charsmap: bytes
 
 def read_sentencepiece_model(file: bytes) -> _SentencePieceModel: ...
-def merges_of_scores(
-    pieces: Sequence[str], kinds: NDArray[np.uint8], scores: NDArray[np.float32]
-) -> tuple[NDArray[np.uint32], list[str]]: ...
+def decoded_pieces(
+    vocabulary: Vocabulary, kinds: NDArray[np.uint8], *, space_is_mark: bool
+) -> Vocabulary: ...
 
 class SentencePieceEncoder:
     def __init__(
         self,
-        pieces: Sequence[str],
+        vocabulary: Vocabulary,
         kinds: NDArray[np.uint8],
         extra_characters: Sequence[str],
-        merges: NDArray[np.uint32],
         *,
         byte_fallback: bool,
         fuse_unknown: bool,
         prefix: str,
+        prefix_everywhere: bool,
         space_is_mark: bool,
         collapse_spaces: bool,
         split_words: bool,
@@ -138,7 +138,7 @@ class SentencePieceEncoder:
     ) -> None: ...
     @property
     def cuts_text(self) -> bool: ...
-    def encode(self, text: bytes, *, with_prefix: bool = True) -> list[int]: ...
+    def encode(self, text: bytes, *, begins: bool = True) -> list[int]: ...
     def encode_texts(
         self, texts: Texts | Sequence[bytes], *, end_id: int | None, num_threads: int
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...

@@ -10,11 +10,9 @@
 #include <string_view>
 #include <vector>
 
-#include "bindings/arrow.hpp"
 #include "bindings/buffers.hpp"
 #include "bindings/module.hpp"
 #include "bindings/tokens.hpp"
-#include "text/mapped_file.hpp"
 #include "text/unicode.hpp"
 #include "tokenizer/bpe_encode.hpp"
 #include "tokenizer/pretokenize.hpp"
@@ -92,7 +90,8 @@ void bind_tokenizer(py::module_& module) {
         return to_array(std::move(classes));
     });
 
-    py::class_<BpeEncoder>(module, "BpeEncoder")
+    py::class_<BpeEncoder> encoder(module, "BpeEncoder");
+    encoder
         .def(py::init([](const Vocabulary& vocabulary, Pattern pattern, bool ignore_merges) {
                  const py::gil_scoped_release release;
                  return std::make_unique<BpeEncoder>(vocabulary.tokens, vocabulary.merges, pattern,
@@ -101,42 +100,17 @@ void bind_tokenizer(py::module_& module) {
              py::arg("vocabulary"), py::arg("pattern"), py::kw_only(), py::arg("ignore_merges"))
         .def(
             "encode",
-            [](const BpeEncoder& encoder, const py::bytes& text) {
+            [](const BpeEncoder& self, const py::bytes& text) {
                 const std::string_view view = text;
                 TokenBuffer ids;
                 {
                     const py::gil_scoped_release release;
-                    ids = encoder.encode(view);
+                    ids = self.encode(view);
                 }
                 return to_list(ids.ids());
             },
-            py::arg("text"))
-        .def(
-            "encode_texts",
-            [](const BpeEncoder& encoder, const py::object& texts, std::optional<TokenId> end_id,
-               unsigned num_threads) {
-                const Texts read(texts, "texts", Texts::Items::kStrOrBytes);
-                TokenBatch batch;
-                {
-                    const py::gil_scoped_release release;
-                    batch = encoder.encode_batch(read.views(), num_threads, end_id);
-                }
-                return to_tuple(std::move(batch));
-            },
-            py::arg("texts"), py::kw_only(), py::arg("end_id"), py::arg("num_threads"))
-        .def(
-            "encode_file",
-            [](const BpeEncoder& encoder, const std::string& path, const std::string& separator,
-               unsigned num_threads) {
-                TokenBatch batch;
-                {
-                    const py::gil_scoped_release release;
-                    const MappedFile file(path);
-                    batch = encoder.encode_separated(file.bytes(), separator, num_threads);
-                }
-                return to_tuple(std::move(batch));
-            },
-            py::arg("path"), py::arg("separator"), py::kw_only(), py::arg("num_threads"));
+            py::arg("text"));
+    def_encode_many(encoder);
 }
 
 }  // namespace pylm::bindings

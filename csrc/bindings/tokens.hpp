@@ -5,10 +5,14 @@
 #include <pybind11/pybind11.h>
 
 #include <memory>
+#include <optional>
 #include <span>
+#include <string>
 #include <utility>
 
+#include "bindings/arrow.hpp"
 #include "bindings/buffers.hpp"
+#include "text/mapped_file.hpp"
 #include "tokenizer/bpe_encode.hpp"
 
 namespace pylm::bindings {
@@ -36,6 +40,36 @@ inline pybind11::list to_list(std::span<const TokenId> ids) {
         PyList_SET_ITEM(list.ptr(), static_cast<pybind11::ssize_t>(i), number);
     }
     return list;
+}
+
+// What all encoders have for many texts: `encode_texts` and `encode_file`.
+template <typename Encoder>
+void def_encode_many(pybind11::class_<Encoder>& cls) {
+    namespace py = pybind11;
+    cls.def(
+        "encode_texts",
+        [](const Encoder& encoder, const py::object& texts, std::optional<TokenId> end_id, unsigned num_threads) {
+            const Texts read(texts, "texts", Texts::Items::kStrOrBytes);
+            TokenBatch batch;
+            {
+                const py::gil_scoped_release release;
+                batch = encoder.encode_batch(read.views(), num_threads, end_id);
+            }
+            return to_tuple(std::move(batch));
+        },
+        py::arg("texts"), py::kw_only(), py::arg("end_id"), py::arg("num_threads"));
+    cls.def(
+        "encode_file",
+        [](const Encoder& encoder, const std::string& path, const std::string& separator, unsigned num_threads) {
+            TokenBatch batch;
+            {
+                const py::gil_scoped_release release;
+                const MappedFile file(path);
+                batch = encoder.encode_separated(file.bytes(), separator, num_threads);
+            }
+            return to_tuple(std::move(batch));
+        },
+        py::arg("path"), py::arg("separator"), py::kw_only(), py::arg("num_threads"));
 }
 
 }  // namespace pylm::bindings

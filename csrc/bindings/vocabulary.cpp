@@ -11,6 +11,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -26,6 +27,7 @@
 #include "tokenizer/decode.hpp"
 #include "tokenizer/hf_model.hpp"
 #include "tokenizer/rank_file.hpp"
+#include "tokenizer/sentencepiece.hpp"
 #include "tokenizer/vocabulary.hpp"
 
 namespace py = pybind11;
@@ -77,7 +79,9 @@ bool is_stable(std::string_view text, int form) {
 // The whole way of a text: tokens of the raw text, normalization, tokens of the normalized text, merges.
 class AddedEncoder {
   public:
-    using Merge = std::function<TokenBatch(Views, unsigned, std::optional<TokenId>)>;
+    using Flags = std::span<const std::uint8_t>;
+    // Ids of texts; the flags say which of them begin one.
+    using Merge = std::function<TokenBatch(Views, Flags, unsigned, std::optional<TokenId>)>;
 
     AddedEncoder(const AddedTokens& raw, const AddedTokens& normalized, std::optional<py::function> normalizer,
                  int form, std::optional<py::function> splitter, Merge merge)
@@ -93,19 +97,18 @@ class AddedEncoder {
                       std::optional<TokenId> end, unsigned num_threads) const {
         const auto raw_mask = mask_of(raw_, raw_enabled);
         const auto normalized_mask = mask_of(normalized_, normalized_enabled);
-        const AddedTokens::Encode merge = [&](Views stretches, std::optional<TokenId> last) {
+        const AddedTokens::Encode merge = [&](Views stretches, Flags begins, std::optional<TokenId> last) {
             return splitter_ ? merge_split(stretches, num_threads, last)
-                             : merge_(stretches, num_threads, last);
+                             : merge_(stretches, begins, num_threads, last);
         };
-        const AddedTokens::Encode inner = [&](Views stretches, std::optional<TokenId> last) {
-            if (!normalizer_) {
-                return normalized_.encode_batch(stretches, normalized_mask, merge, last, num_threads);
-            }
+        const AddedTokens::Encode inner = [&](Views stretches, Flags begins, std::optional<TokenId> last) {
             std::deque<std::string> changed;
-            const auto views = normalize(stretches, changed, num_threads);
-            return normalized_.encode_batch(views, normalized_mask, merge, last, num_threads);
+            std::vector<std::string_view> views;
+            if (normalizer_) stretches = views = normalize(stretches, changed, num_threads);
+            return normalized_.encode_batch(stretches, begins, normalized_mask, merge, last, num_threads);
         };
-        return raw_.encode_batch(texts, raw_mask, inner, end, num_threads);
+        const std::vector<std::uint8_t> begins(texts.size(), 1);
+        return raw_.encode_batch(texts, begins, raw_mask, inner, end, num_threads);
     }
 
   private:
@@ -139,7 +142,7 @@ class AddedEncoder {
             }
         }
         const std::vector<std::string_view> views(pieces.begin(), pieces.end());
-        TokenBatch merged = merge_(views, num_threads, std::nullopt);
+        TokenBatch merged = merge_(views, {}, num_threads, std::nullopt);
         TokenBatch batch;
         batch.ids.reserve(merged.ids.size() + texts.size());
         batch.offsets.push_back(0);
@@ -297,6 +300,26 @@ void bind_decoder(py::module_& module) {
             py::arg("ids"));
 }
 
+template <typename Encoder>
+void def_init(py::class_<AddedEncoder>& cls) {
+    cls.def(py::init([](const Encoder& encoder, const AddedTokens& raw, const AddedTokens& normalized,
+                        std::optional<py::function> normalizer, int form, std::optional<py::function> splitter) {
+                const AddedEncoder::Merge merge = [&encoder](Views texts, AddedEncoder::Flags begins,
+                                                             unsigned num_threads, std::optional<TokenId> end) {
+                    if constexpr (std::is_same_v<Encoder, SentencePieceEncoder>) {
+                        return encoder.encode_batch(texts, num_threads, end, begins);
+                    } else {
+                        return encoder.encode_batch(texts, num_threads, end);
+                    }
+                };
+                return std::make_unique<AddedEncoder>(raw, normalized, std::move(normalizer), form,
+                                                      std::move(splitter), merge);
+            }),
+            py::arg("encoder"), py::kw_only(), py::arg("raw"), py::arg("normalized"), py::arg("normalizer"),
+            py::arg("form"), py::arg("splitter"), py::keep_alive<1, 2>(), py::keep_alive<1, 3>(),
+            py::keep_alive<1, 4>());
+}
+
 void bind_added_tokens(py::module_& module) {
     py::class_<AddedTokens>(module, "AddedTokens")
         .def(py::init(
@@ -334,18 +357,10 @@ void bind_added_tokens(py::module_& module) {
             },
             py::arg("texts"), py::arg("enabled"));
 
-    py::class_<AddedEncoder>(module, "AddedEncoder")
-        .def(py::init([](const BpeEncoder& encoder, const AddedTokens& raw, const AddedTokens& normalized,
-                         std::optional<py::function> normalizer, int form,
-                         std::optional<py::function> splitter) {
-                 return std::make_unique<AddedEncoder>(
-                     raw, normalized, std::move(normalizer), form, std::move(splitter),
-                     [&encoder](Views texts, unsigned num_threads, std::optional<TokenId> end) {
-                         return encoder.encode_batch(texts, num_threads, end);
-                     });
-             }),
-             py::arg("encoder"), py::kw_only(), py::arg("raw"), py::arg("normalized"), py::arg("normalizer"),
-             py::arg("form"), py::arg("splitter"), py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 4>())
+    py::class_<AddedEncoder> cls(module, "AddedEncoder");
+    def_init<BpeEncoder>(cls);
+    def_init<SentencePieceEncoder>(cls);
+    cls
         .def(
             "encode_texts",
             [](const AddedEncoder& encoder, const py::object& texts, const py::bytes& raw_enabled,

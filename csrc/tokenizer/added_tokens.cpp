@@ -142,25 +142,32 @@ std::vector<AddedMatch> AddedTokens::find(std::string_view text,
 }
 
 TokenBatch AddedTokens::encode_batch(std::span<const std::string_view> texts,
+                                     std::span<const std::uint8_t> begins,
                                      std::span<const std::uint8_t> enabled, const Encode& encode,
                                      std::optional<TokenId> end, unsigned num_threads) const {
-    if (std::ranges::all_of(enabled, [](std::uint8_t on) { return on == 0; })) return encode(texts, end);
+    if (std::ranges::all_of(enabled, [](std::uint8_t on) { return on == 0; })) return encode(texts, begins, end);
     const std::vector<Place> places = find_all(texts, enabled, num_threads);
-    if (places.empty()) return encode(texts, end);
+    if (places.empty()) return encode(texts, begins, end);
 
     std::vector<std::string_view> stretches;
+    std::vector<std::uint8_t> stretch_begins;
     stretches.reserve(texts.size() + places.size());
+    stretch_begins.reserve(texts.size() + places.size());
     auto next = places.begin();
     for (std::size_t i = 0; i < texts.size(); ++i) {
         std::size_t begin = 0;
+        const auto add = [&](std::size_t last) {
+            stretches.push_back(texts[i].substr(begin, last - begin));
+            stretch_begins.push_back(begin == 0 ? begins[i] : 0);
+        };
         for (; next != places.end() && next->text == i; ++next) {
             // A token may begin in white space that the one before it took along.
-            stretches.push_back(texts[i].substr(begin, std::max(next->match.begin, begin) - begin));
+            add(std::max(next->match.begin, begin));
             begin = next->match.end;
         }
-        stretches.push_back(texts[i].substr(begin));
+        add(texts[i].size());
     }
-    const TokenBatch between = encode(stretches, std::nullopt);
+    const TokenBatch between = encode(stretches, stretch_begins, std::nullopt);
     TokenBatch batch;
     batch.ids.reserve(between.ids.size() + places.size() + (end ? texts.size() : 0));
     batch.offsets.assign(1, 0);

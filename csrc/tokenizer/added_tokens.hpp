@@ -50,11 +50,14 @@ class AddedTokens {
     std::vector<AddedMatch> find(std::string_view text, std::span<const std::uint8_t> enabled) const;
 
     // Encode many texts with their added tokens. `encode` turns the stretches between tokens into ids, each as
-    // a text of its own, with an end after each as in BpeEncoder; stretches of one text follow each other. The
-    // result does not depend on the threads, when that of `encode` does not.
-    using Encode = std::function<TokenBatch(std::span<const std::string_view>, std::optional<TokenId> end)>;
-    TokenBatch encode_batch(std::span<const std::string_view> texts, std::span<const std::uint8_t> enabled,
-                            const Encode& encode, std::optional<TokenId> end, unsigned num_threads) const;
+    // a text of its own, with an end after each as in BpeEncoder; stretches of one text follow each other.
+    // `begins` has a byte a stretch, not 0 where it begins a text. The result does not depend on the threads,
+    // when that of `encode` does not.
+    using Encode = std::function<TokenBatch(std::span<const std::string_view>,
+                                            std::span<const std::uint8_t> begins, std::optional<TokenId> end)>;
+    TokenBatch encode_batch(std::span<const std::string_view> texts, std::span<const std::uint8_t> begins,
+                            std::span<const std::uint8_t> enabled, const Encode& encode,
+                            std::optional<TokenId> end, unsigned num_threads) const;
 
   private:
     struct Node {

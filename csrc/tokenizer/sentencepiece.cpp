@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "text/hash.hpp"
+#include "text/mapped_file.hpp"
 #include "text/unicode.hpp"
 
 namespace pylm {
@@ -395,12 +396,17 @@ void SentencePieceEncoder::encode_text(std::string_view original, bool with_pref
     }
 }
 
-TokenBuffer SentencePieceEncoder::encode(std::string_view text, bool with_prefix) const {
+TokenBuffer SentencePieceEncoder::encode(std::string_view text, bool begins) const {
     const auto scratch = scratches_.take();
     TokenBuffer ids;
     Output output(ids);
-    encode_text(text, with_prefix, *scratch, output);
+    encode_text(text, begins || options_.prefix_everywhere, *scratch, output);
     return ids;
+}
+
+TokenBatch SentencePieceEncoder::encode_separated(std::string_view texts, std::string_view separator,
+                                                  unsigned num_threads) const {
+    return encode_batch(split(texts, separator), num_threads);
 }
 
 // A large text in shares that can be encoded apart: cut between bytes of ASCII where that is a border.
@@ -423,7 +429,11 @@ std::vector<std::string_view> SentencePieceEncoder::cut_large(std::string_view t
 }
 
 TokenBatch SentencePieceEncoder::encode_batch(std::span<const std::string_view> texts, unsigned num_threads,
-                                              std::optional<TokenId> end) const {
+                                              std::optional<TokenId> end,
+                                              std::span<const std::uint8_t> begins) const {
+    const auto may_have_prefix = [&](std::size_t i) {
+        return options_.prefix_everywhere || begins.empty() || begins[i] != 0;
+    };
     struct Share {
         std::string_view text;
         std::size_t index;
@@ -460,7 +470,7 @@ TokenBatch SentencePieceEncoder::encode_batch(std::span<const std::string_view> 
             Output ids(buffer);
             for (std::size_t i = borders[chunk]; i < borders[chunk + 1]; ++i) {
                 const Share& share = shares[i];
-                encode_text(share.text, share.is_first, scratch, ids);
+                encode_text(share.text, share.is_first && may_have_prefix(share.index), scratch, ids);
                 if (!share.is_last) continue;
                 if (end) ids.add(*end);
                 batch.offsets[share.index + 1] = static_cast<std::int64_t>(ids.size() - before);

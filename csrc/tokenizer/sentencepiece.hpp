@@ -39,6 +39,7 @@ struct SentencePieceOptions {
     bool byte_fallback = true;
     bool fuse_unknown = true;      // a run of unknown characters is one <unk>
     SpacePrefix prefix = SpacePrefix::kAlways;
+    bool prefix_everywhere = true;  // before a stretch of text behind an added token too
     bool space_is_mark = true;     // a space is "▁" in pieces
     bool collapse_spaces = false;  // drop spaces at both ends and after spaces
     bool split_words = false;      // no merge crosses the border before a space
@@ -58,14 +59,19 @@ class SentencePieceEncoder {
                          std::span<const std::string> extra_characters, std::span<const MergeRule> merges,
                          SentencePieceOptions options);
 
-    // Ids of a text. `with_prefix`: whether a space may be put before it (a text after a special token need
-    // not get one). O(n log n) for n bytes, and near linear where the vocabulary lets text be cut.
-    TokenBuffer encode(std::string_view text, bool with_prefix) const;
+    // Ids of a text. `begins`: whether it begins a text, or stands behind an added token. O(n log n) for n
+    // bytes, and near linear where the vocabulary lets text be cut.
+    TokenBuffer encode(std::string_view text, bool begins) const;
 
     // Encode many texts; a large one is cut where no merge can cross. Neither the result nor the cuts depend
-    // on the threads. `end` comes after each text and belongs to it.
+    // on the threads. `end` comes after each text and belongs to it. `begins` has a byte a text, not 0 where
+    // it begins one; all do where it is empty.
     TokenBatch encode_batch(std::span<const std::string_view> texts, unsigned num_threads,
-                            std::optional<TokenId> end = std::nullopt) const;
+                            std::optional<TokenId> end = std::nullopt,
+                            std::span<const std::uint8_t> begins = {}) const;
+
+    // Encode the texts between separators, n + 1 for n of them; a single one where `separator` is empty.
+    TokenBatch encode_separated(std::string_view texts, std::string_view separator, unsigned num_threads) const;
 
     std::size_t vocab_size() const noexcept { return num_pieces_; }
 

@@ -83,8 +83,9 @@ SentencePieceEncoder::SentencePieceEncoder(std::vector<std::string> pieces, std:
             if (unknown_ != kNone) throw std::invalid_argument("a second piece of kind unknown: " + text);
             unknown_ = static_cast<TokenId>(id);
         } else if (kinds[id] == PieceKind::kByte) {
-            if (text.size() != 6) throw std::invalid_argument("a piece of kind byte is not <0xXX>: " + text);
-            byte_ids_[std::stoul(text.substr(3, 2), nullptr, 16)] = static_cast<TokenId>(id);
+            const auto byte = byte_of_piece(text);
+            if (!byte) throw std::invalid_argument("a piece of kind byte is not <0xXX>: " + text);
+            byte_ids_[*byte] = static_cast<TokenId>(id);
         } else if (kinds[id] == PieceKind::kUserDefined) {
             user_defined_raw_.add(text, static_cast<std::uint32_t>(id));
             // Once spaces are marks, a piece with a space in it is found nowhere.

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <functional>
 #include <map>
-#include <optional>
 #include <stdexcept>
 #include <unordered_map>
 #include <unordered_set>
@@ -114,18 +113,6 @@ bool is_utf8(std::string_view text) noexcept {
     return true;
 }
 
-// The byte of "<0x41>" and its like.
-std::optional<std::uint8_t> byte_of_piece(std::string_view text) noexcept {
-    if (text.size() != 6 || text.substr(0, 3) != "<0x" || text[5] != '>') return std::nullopt;
-    unsigned value = 0;
-    for (const char c : text.substr(3, 2)) {
-        const bool digit = c >= '0' && c <= '9';
-        if (!digit && (c < 'A' || c > 'F')) return std::nullopt;
-        value = value * 16 + static_cast<unsigned>(digit ? c - '0' : c - 'A' + 10);
-    }
-    return static_cast<std::uint8_t>(value);
-}
-
 SentencePieceModel::Piece read_piece(std::string_view bytes, std::size_t index) {
     const std::string where = "piece " + std::to_string(index);
     SentencePieceModel::Piece piece;
@@ -207,6 +194,17 @@ void check_pieces(const SentencePieceModel& model) {
 }
 
 }  // namespace
+
+std::optional<std::uint8_t> byte_of_piece(std::string_view text) noexcept {
+    if (text.size() != 6 || text.substr(0, 3) != "<0x" || text[5] != '>') return std::nullopt;
+    unsigned value = 0;
+    for (const char c : text.substr(3, 2)) {
+        const bool digit = c >= '0' && c <= '9';
+        if (!digit && (c < 'A' || c > 'F')) return std::nullopt;
+        value = value * 16 + static_cast<unsigned>(digit ? c - '0' : c - 'A' + 10);
+    }
+    return static_cast<std::uint8_t>(value);
+}
 
 SentencePieceModel parse_sentencepiece_model(std::string_view file) {
     SentencePieceModel model;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -23,6 +24,9 @@ enum class PieceKind : std::uint8_t {
 
 // "▁", which stands for a space in pieces.
 inline constexpr std::string_view kSpaceMark = "\xE2\x96\x81";
+
+// The byte of "<0x41>" and its like.
+std::optional<std::uint8_t> byte_of_piece(std::string_view text) noexcept;
 
 struct SentencePieceModel {
     struct Piece {

@@ -1,16 +1,17 @@
 """Added tokens: words that are cut out of a text before it is merged, with Hugging Face's flags."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, NoReturn
 
 from pylm import _core
 from pylm.errors import InputError
 from pylm.text._normalizers import NEVER_STABLE, Normalizer
-from pylm.text.patterns import PretokenPattern
 from pylm.text.texts import Texts
 
 AllowedSpecial = Collection[str] | Literal["all"]
+
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,16 @@ class AddedVocabulary:
             return token
         return replace(token, content=self._normalizer(token.content) or token.content)
 
-    def encoder(self, core: _core.BpeEncoder, pattern: PretokenPattern) -> _core.AddedEncoder | None:
-        """Give an encoder of many texts; None where the core alone does the same."""
-        if self._normalizer is None and not self.tokens and pattern.has_machine:
-            return None
+    def acts(self, enabled: Masks) -> bool:
+        """Tell whether anything is done to a text before the model sees it."""
+        return self._normalizer is not None or 1 in enabled.raw or 1 in enabled.normalized
+
+    def encoder(
+        self,
+        core: _core.BpeEncoder | _core.SentencePieceEncoder,
+        splitter: Callable[[bytes], list[bytes]] | None,
+    ) -> _core.AddedEncoder:
+        """Give an encoder of many texts; `splitter` cuts what the core cannot cut."""
         normalizer = self._normalizer
         return _core.AddedEncoder(
             core,
@@ -117,7 +124,7 @@ class AddedVocabulary:
             normalized=self._normalized_core,
             normalizer=normalizer.normalize_bytes if normalizer else None,
             form=normalizer.stable if normalizer else NEVER_STABLE,
-            splitter=None if pattern.has_machine else pattern.split_bytes,
+            splitter=splitter,
         )
 
     def masks(

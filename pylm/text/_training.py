@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylm.errors import InputError
-from pylm.text import _hf_format
+from pylm.text._byte_alphabet import BYTE_TO_CHAR, CHAR_TO_BYTE
 from pylm.text.patterns import PretokenPattern, find_pattern
 from pylm.text.word_counter import TextBatches, TrainingProgress, WordCounter
 
@@ -108,7 +108,7 @@ def learn_merges(
     # included: a merge that arrives at the text of one takes its id.
     known = {content: i for i, content in _written_as_bytes(special_tokens)}
     byte_ids = [0] * 256
-    for byte in sorted(range(256), key=lambda b: _hf_format.BYTE_TO_CHAR[b]):
+    for byte in sorted(range(256), key=lambda b: BYTE_TO_CHAR[b]):
         content = bytes([byte])
         byte_ids[byte] = known.get(content, len(tokens))
         if content not in known:
@@ -163,8 +163,8 @@ def learn_merges(
 def _written_as_bytes(special_tokens: Sequence[str]) -> Iterator[tuple[int, bytes]]:
     """Find the special tokens whose text is that of some bytes in the byte-level alphabet."""
     for i, token in enumerate(special_tokens):
-        if all(char in _hf_format.CHAR_TO_BYTE for char in token):
-            yield i, bytes(_hf_format.CHAR_TO_BYTE[char] for char in token)
+        if all(char in CHAR_TO_BYTE for char in token):
+            yield i, bytes(CHAR_TO_BYTE[char] for char in token)
 
 
 def _alphabet(counter: WordCounter, limit: int | None, initial: bytes) -> set[int]:
@@ -180,6 +180,6 @@ def _alphabet(counter: WordCounter, limit: int | None, initial: bytes) -> set[in
     # Among equals the one that comes first in the alphabet stays; Hugging Face leaves that to chance.
     order = sorted(
         (byte for byte in range(256) if counts[byte] or byte in initial),
-        key=lambda byte: (byte not in initial, -counts[byte], _hf_format.BYTE_TO_CHAR[byte]),
+        key=lambda byte: (byte not in initial, -counts[byte], BYTE_TO_CHAR[byte]),
     )
     return set(order[:limit])

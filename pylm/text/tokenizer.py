@@ -6,20 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from pylm import _core
 from pylm.errors import InputError
 from pylm.files import atomic_path
-from pylm.text import _hf_format, _rank_format, _sentencepiece_format
+from pylm.text import _hf_format, _loading, _rank_format
 from pylm.text._added_tokens import AddedToken, AddedVocabulary, AllowedSpecial, Masks
+from pylm.text._byte_model import ByteModel
+from pylm.text._character_model import CharacterModel
 from pylm.text._decoding import Decoding, TokenOffsets, char_offsets
-from pylm.text._hf_config import ROLES, TokenizerConfig, read_config, write_config
+from pylm.text._hf_config import ROLES, TokenizerConfig, write_config
+from pylm.text._models import Parts
 from pylm.text._normalizers import Normalizer
 from pylm.text._templates import Template
 from pylm.text._training import Ties, count_corpus, learn_merges
-from pylm.text.patterns import PATTERNS, PretokenPattern, find_pattern
+from pylm.text.patterns import PretokenPattern
 from pylm.text.texts import Texts, to_list
 from pylm.text.token_array import TokenArray, join_arrays
 from pylm.text.word_counter import TextBatches, TrainingProgress, WordCounter
@@ -56,34 +58,21 @@ class Tokenizer(Decoding):
         Raises:
             InputError: the parts do not fit each other; names the entry.
         """
-        self._pretoken = find_pattern(pattern)
-        self.pattern = self._pretoken.name
-        self._vocabulary = vocabulary
-        self._ignore_merges = ignore_merges
-        self._normalizer = normalizer
-        self._template = template or Template()
+        model = ByteModel(vocabulary, pattern, ignore_merges=ignore_merges)
+        self._set_up(Parts(model, added_tokens, normalizer, template or Template()), config)
+
+    def _set_up(self, parts: Parts, config: TokenizerConfig | None) -> None:
+        self._model = parts.model
+        self._normalizer = parts.normalizer
+        self._template = parts.template
         self._config = config or TokenizerConfig()
-        self._added = AddedVocabulary(added_tokens, normalizer)
-        tokens = self._added.tokens
-        for token in tokens:
-            own = vocabulary.token(token.id) if token.id < len(vocabulary) else b""
-            if own not in (b"", token.content.encode()):
-                raise InputError(
-                    f"added token {token.content!r} has the id {token.id}, which is {own!r} in the vocabulary"
-                )
+        self._added = AddedVocabulary(parts.added_tokens, parts.normalizer)
         try:
-            # Pieces of a custom pattern are cut here, and each is a whole text for the core.
-            machine = self._pretoken.machine() or _core.Pattern("whole")
-            core = _core.BpeEncoder(vocabulary, machine, ignore_merges=ignore_merges)
-            self._decoder = _core.TokenDecoder(
-                vocabulary,
-                added=[(t.id, t.content) for t in tokens],
-                special=[t.id for t in tokens if t.special],
-            )
+            self._decoder = parts.model.decoder(self._added.tokens)
         except ValueError as error:
             raise InputError(str(error)) from error
-        self._core: _core.BpeEncoder | _core.SentencePieceEncoder = core
-        self._added_encoder = self._added.encoder(core, self._pretoken)
+        self._lead = parts.model.lead
+        self._batch_encoder = parts.model.batch_encoder(self._added)
         self._role_ids = {role: self._find_role(role) for role in ROLES}
 
     @classmethod
@@ -113,70 +102,13 @@ class Tokenizer(Decoding):
             >>> Tokenizer.load("cl100k_base.tiktoken").encode("hello world")
             [15339, 1917]
         """
-        path = Path(path)
-        config = TokenizerConfig()
-        if path.is_dir():
-            config = read_config(path)
-            has_model = not (path / "tokenizer.json").exists() and (path / "tokenizer.model").exists()
-            path = path / ("tokenizer.model" if has_model else "tokenizer.json")
-        if not path.is_file():
-            raise InputError(
-                f"no tokenizer at {path}; expected a tokenizer.json, a tokenizer.model, a .tiktoken file or "
-                "a folder"
-            )
-        if path.suffix != ".json":
-            content = path.read_bytes()
-            if path.suffix == ".tiktoken" or _rank_format.is_rank_file(content):
-                return cls._from_ranks(path, content, pattern, special_tokens, config)
-        if _sentencepiece_format.is_for(path):
-            from pylm.text._sentencepiece import SentencePieceTokenizer  # it derives from this class
-
-            return SentencePieceTokenizer(_sentencepiece_format.read(path), config=config)
-        parts = _hf_format.read(path)
+        parts, config = _loading.load(Path(path), pattern, special_tokens)
+        tokenizer = cls.__new__(cls)
         try:
-            return cls(
-                parts.vocabulary,
-                pattern=pattern or parts.pattern,
-                added_tokens=parts.added_tokens,
-                ignore_merges=parts.ignore_merges,
-                normalizer=parts.normalizer,
-                template=parts.template,
-                config=config,
-            )
+            tokenizer._set_up(parts, config)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-
-    @classmethod
-    def _from_ranks(
-        cls,
-        path: Path,
-        content: bytes,
-        pattern: str | None,
-        special_tokens: Mapping[str, int] | None,
-        config: TokenizerConfig,
-    ) -> "Tokenizer":
-        known = _rank_format.find_known(content) if pattern is None or special_tokens is None else None
-        if pattern is None:
-            if known is None:
-                raise InputError(
-                    f"{path}: a rank file does not name its pattern, and this one is none of "
-                    f"{', '.join(k.name for k in _rank_format.KNOWN)}; give pattern=, one of "
-                    f"{', '.join(PATTERNS)}"
-                )
-            pattern = known.pattern
-        if special_tokens is None:
-            special_tokens = known.special_tokens if known else {}
-        vocabulary = _rank_format.read(path, content)
-        try:
-            return cls(
-                vocabulary,
-                pattern=pattern,
-                added_tokens=[AddedToken(text, token_id) for text, token_id in special_tokens.items()],
-                ignore_merges=True,
-                config=config,
-            )
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+        return tokenizer
 
     @classmethod
     def train(
@@ -257,6 +189,15 @@ class Tokenizer(Decoding):
         return cls(_core.Vocabulary(tokens, merges), pattern=counter.pretoken, added_tokens=added)
 
     @property
+    def pattern(self) -> str:
+        """How text is cut into pieces: a key of `PATTERNS`, an expression, or "sentencepiece"."""
+        return self._model.pattern
+
+    @property
+    def _vocabulary(self) -> _core.Vocabulary:
+        return self._model.vocabulary
+
+    @property
     def vocab_size(self) -> int:
         """One more than the largest id."""
         return len(self._decoder)
@@ -310,22 +251,7 @@ class Tokenizer(Decoding):
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides ids: equal for tokenizers that give equal ids."""
-        digest = xxhash.xxh3_128()
-        spec = self._normalizer.spec if self._normalizer else None
-        simple = {None: "None", '{"type": "NFC"}': "NFC"}
-        normalizer = json.dumps(spec, sort_keys=True) if spec else None
-        for part in (
-            self.pattern if self._pretoken.has_machine else repr(self._pretoken.expressions),
-            str(self._ignore_merges),
-            simple.get(normalizer, str(normalizer)),
-            str(sorted(self._added.special.items())),
-        ):
-            digest.update(part.encode() + b"\0")
-        digest.update(self._vocabulary.merges().tobytes())
-        digest.update(self._vocabulary.packed())
-        if flagged := sorted(str(t) for t in self._added.tokens if t != AddedToken(t.content, t.id)):
-            digest.update("".join(flagged).encode())
-        return digest.hexdigest()
+        return self._model.fingerprint(self._added, self._normalizer)
 
     def encode(
         self,
@@ -361,27 +287,18 @@ class Tokenizer(Decoding):
     def encode_ordinary(self, text: str | bytes) -> list[int]:
         """Turn text into ids, special tokens in it being ordinary text. Bytes need not be UTF-8."""
         content = _to_utf8(text) if isinstance(text, str) else text
-        if self._added_encoder is None:
-            return self._core.encode(content)
         return self._encode_bytes(content, self._added.ordinary)
 
     def _encode_bytes(self, content: bytes, enabled: Masks) -> list[int]:
-        if self._normalizer is None and 1 not in enabled.raw and 1 not in enabled.normalized:
-            return self._encode_stretch(content)
+        if not self._added.acts(enabled):
+            return self._model.encode(content, begins=True)
         ids: list[int] = []
         for stretch in self._added.cut(content, enabled):
             if stretch.token is None:
-                ids += self._encode_stretch(stretch.text)
+                ids += self._model.encode(stretch.text, begins=stretch.begin == 0)
             else:
                 ids.append(stretch.token)
         return ids
-
-    def _encode_stretch(self, content: bytes) -> list[int]:
-        if self._pretoken.has_machine:
-            return self._core.encode(content)
-        pieces = self._pretoken.split_bytes(content)
-        ids, _ = self._core.encode_texts(pieces, end_id=None, num_threads=1)
-        return [int(i) for i in ids]
 
     def encode_with_offsets(
         self,
@@ -395,6 +312,10 @@ class Tokenizer(Decoding):
         White space that a token's `lstrip` or `rstrip` takes along belongs to the token. A token that cuts a
         character touches all of it in characters, and its own bytes of it in bytes.
         """
+        if isinstance(self._model, CharacterModel):
+            raise InputError(
+                "offsets are known of byte-level tokenizers only, not of SentencePiece-style ones"
+            )
         content = _to_utf8(text)
         enabled, refused = self._added.masks(allowed_special, disallowed_special)
         self._added.refuse(content, refused)
@@ -405,7 +326,7 @@ class Tokenizer(Decoding):
                 ids.append(stretch.token)
                 spans.append(np.array([[stretch.begin, stretch.end]], np.int64))
                 continue
-            part = np.array(self._encode_stretch(stretch.text), np.uint32)
+            part = np.array(self._model.encode(stretch.text, begins=stretch.begin == 0), np.uint32)
             ids += part.tolist()
             ends = stretch.begin + np.cumsum(self._decoder.lengths(part), dtype=np.int64)
             spans.append(np.stack([np.append(stretch.begin, ends[:-1]), ends], axis=1))
@@ -448,10 +369,10 @@ class Tokenizer(Decoding):
             columns = to_list(texts)
         enabled, refused = self._added.masks(allowed_special, disallowed_special)
         self._added.refuse_batch(columns, refused)
-        if self._added_encoder is None:
-            return TokenArray(*self._core.encode_texts(columns, end_id=end_id, num_threads=num_threads))
+        if self._is_direct(enabled):
+            return TokenArray(*self._model.core.encode_texts(columns, end_id=end_id, num_threads=num_threads))
         return TokenArray(
-            *self._added_encoder.encode_texts(
+            *self._batch_encoder.encode_texts(
                 columns,
                 raw_enabled=enabled.raw,
                 normalized_enabled=enabled.normalized,
@@ -477,10 +398,10 @@ class Tokenizer(Decoding):
         enabled = self._added.ordinary
         arrays = []
         for path in map(str, paths):
-            if self._added_encoder is None:
-                arrays.append(TokenArray(*self._core.encode_file(path, mark, num_threads=num_threads)))
+            if self._is_direct(enabled):
+                arrays.append(TokenArray(*self._model.core.encode_file(path, mark, num_threads=num_threads)))
                 continue
-            parts = self._added_encoder.encode_file(
+            parts = self._batch_encoder.encode_file(
                 path,
                 mark,
                 raw_enabled=enabled.raw,
@@ -489,6 +410,9 @@ class Tokenizer(Decoding):
             )
             arrays.append(TokenArray(*parts))
         return join_arrays(arrays)
+
+    def _is_direct(self, enabled: Masks) -> bool:
+        return self._model.is_direct and not self._added.acts(enabled)
 
     def normalize(self, text: str) -> str:
         """Give what the normalizer makes of a text; the text itself where there is none."""
@@ -507,9 +431,11 @@ class Tokenizer(Decoding):
         """
         path = Path(path)
         if path.suffix == ".tiktoken":
+            if not isinstance(self._model, ByteModel):
+                raise InputError(f"{path}: a rank file holds byte-level BPE only; save a tokenizer.json")
             if self._normalizer is not None:
                 raise InputError(f"{path}: a rank file cannot hold a normalizer; save a tokenizer.json")
-            ranks = _rank_format.write(self._vocabulary, ignore_merges=self._ignore_merges)
+            ranks = _rank_format.write(self._model.vocabulary, ignore_merges=self._model.ignore_merges)
             with atomic_path(path) as temporary:
                 temporary.write_bytes(ranks)
             return
@@ -522,14 +448,7 @@ class Tokenizer(Decoding):
                 temporary.write_text(document + "\n", encoding="utf-8")
 
     def _to_json(self) -> str:
-        parts = _hf_format.Parts(
-            vocabulary=self._vocabulary,
-            pattern=self._pretoken,
-            added_tokens=self._added.tokens,
-            ignore_merges=self._ignore_merges,
-            normalizer=self._normalizer,
-            template=self._template,
-        )
+        parts = Parts(self._model, self._added.tokens, self._normalizer, self._template)
         return json.dumps(_hf_format.write(parts), ensure_ascii=False)
 
     def to_transformers(self) -> "PreTrainedTokenizerFast":

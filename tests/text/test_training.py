@@ -21,7 +21,7 @@ from tokenizers import pre_tokenizers
 from pylm import _core
 from pylm.errors import InputError
 from pylm.text import Tokenizer, WordCounter, word_counter
-from pylm.text._hf_format import CHAR_TO_BYTE
+from pylm.text._byte_alphabet import CHAR_TO_BYTE
 from pylm.text.patterns import PATTERNS, find_pattern
 
 END = "<|endoftext|>"

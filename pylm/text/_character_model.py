@@ -1,0 +1,145 @@
+"""The model over characters: BPE as SentencePiece does it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from pylm import _core
+from pylm.errors import InputError
+from pylm.text._added_tokens import AddedToken, AddedVocabulary
+from pylm.text._normalizers import Normalizer
+
+SPACE_MARK = "▁"
+"""Stands for a space in pieces."""
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+
+Prefix = Literal["never", "always", "unless_space"]
+
+
+@dataclass(frozen=True, eq=False)
+class CharacterModel:
+    """Merges characters, a space being one of them.
+
+    Attributes:
+        vocabulary: pieces as UTF-8, empty where an id is not in use, and the merges.
+        kinds: uint8, kind of each piece, by the numbers of SentencePiece.
+        extra_characters: symbols that merge but have no id; theirs follow those of the pieces.
+        byte_fallback: a character without a piece becomes its bytes.
+        fuse_unknown: a run of unknown characters is one unknown token.
+        prefix: when a space is put before a text.
+        prefix_everywhere: whether a text after an added token gets it too.
+        space_is_mark: a space is "▁" in pieces.
+        collapse_spaces: drop spaces at both ends and after spaces.
+        split_words: no merge crosses the border before a space.
+        ignore_merges: take a word that is a piece whole.
+        charsmap: SentencePiece's compiled rules of normalization; empty for none.
+        core: the encoder.
+    """
+
+    vocabulary: _core.Vocabulary
+    kinds: NDArray[np.uint8]
+    extra_characters: Sequence[str] = ()
+    byte_fallback: bool = True
+    fuse_unknown: bool = True
+    prefix: Prefix = "always"
+    prefix_everywhere: bool = True
+    space_is_mark: bool = True
+    collapse_spaces: bool = False
+    split_words: bool = False
+    ignore_merges: bool = False
+    charsmap: bytes = b""
+    core: _core.SentencePieceEncoder = field(init=False)
+
+    pattern = "sentencepiece"
+    is_direct = True
+
+    def __post_init__(self) -> None:
+        """Make the encoder.
+
+        Raises:
+            InputError: the parts do not fit each other; names the entry.
+        """
+        try:
+            object.__setattr__(self, "core", self.make_core())
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    def make_core(self, *, simd: bool = True) -> _core.SentencePieceEncoder:
+        """Make an encoder; ValueError where the parts do not fit each other."""
+        return _core.SentencePieceEncoder(
+            self.vocabulary,
+            self.kinds,
+            self.extra_characters,
+            byte_fallback=self.byte_fallback,
+            fuse_unknown=self.fuse_unknown,
+            prefix=self.prefix,
+            prefix_everywhere=self.prefix_everywhere,
+            space_is_mark=self.space_is_mark,
+            collapse_spaces=self.collapse_spaces,
+            split_words=self.split_words,
+            ignore_merges=self.ignore_merges,
+            charsmap=self.charsmap,
+            simd=simd,
+        )
+
+    @property
+    def lead(self) -> bytes:
+        """What encoding puts before a text."""
+        return b" " if self.prefix != "never" else b""
+
+    def encode(self, text: bytes, *, begins: bool) -> list[int]:
+        """Give the ids of a stretch of text."""
+        return self.core.encode(text, begins=begins)
+
+    def batch_encoder(self, added: AddedVocabulary) -> _core.AddedEncoder:
+        """Give an encoder of many texts with added tokens."""
+        return added.encoder(self.core, None)
+
+    def decoder(self, added: Sequence[AddedToken]) -> _core.TokenDecoder:
+        """Give the decoder: a piece has a space where it has "▁"."""
+        pieces = _core.decoded_pieces(self.vocabulary, self.kinds, space_is_mark=self.space_is_mark)
+        return _core.TokenDecoder(
+            pieces,
+            added=[(t.id, t.content) for t in added],
+            special=[t.id for t in added if t.special],
+        )
+
+    def fingerprint(self, added: AddedVocabulary, normalizer: Normalizer | None) -> str:
+        """Hash all that decides ids."""
+        digest = xxhash.xxh3_128()
+        # As a saved file has them: without ranks of their own, and no kind for what is not found in text.
+        merges = self.vocabulary.merges()[self.order_of_merges()][:, :3]
+        kinds = np.where(self.kinds == CONTROL, NORMAL, self.kinds)
+        switches = {f.name: getattr(self, f.name) for f in fields(self) if f.type in ("bool", bool)}
+        for part in (
+            json.dumps([switches, self.prefix, sorted(added.special.items())]).encode(),
+            json.dumps([self.pieces(), list(self.extra_characters)]).encode(),
+            kinds.astype(np.uint8).tobytes(),
+            np.ascontiguousarray(merges).tobytes(),
+            self.charsmap,
+        ):
+            digest.update(len(part).to_bytes(8, "little") + part)
+        if flagged := sorted(str(t) for t in added.tokens if t != AddedToken(t.content, t.id)):
+            digest.update("".join(flagged).encode())
+        return digest.hexdigest()
+
+    def pieces(self) -> list[str]:
+        """Give the text of each id."""
+        return [piece.decode() for piece in self.vocabulary.tokens()]
+
+    def order_of_merges(self) -> NDArray[np.intp]:
+        """Give the places of the merges by rank.
+
+        SentencePiece merges pieces of equal score from left to right, `tokenizers` one merge after the
+        other. With the longest result first, a run of one character grows from its left end in both: such
+        runs (of spaces) are the pieces that have equal scores in practice.
+        """
+        sizes = np.array([len(text) for text in (*self.pieces(), *self.extra_characters)])
+        left, _, merged, rank = self.vocabulary.merges().T
+        return np.lexsort((sizes[left], -sizes[merged], rank))
