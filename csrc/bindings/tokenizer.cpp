@@ -92,12 +92,16 @@ void bind_tokenizer(py::module_& module) {
 
     py::class_<BpeEncoder> encoder(module, "BpeEncoder");
     encoder
-        .def(py::init([](const Vocabulary& vocabulary, Pattern pattern, bool ignore_merges) {
+        .def(py::init([](const Vocabulary& vocabulary, Pattern pattern, bool ignore_merges, bool drop_missing,
+                         std::optional<TokenId> unknown, bool fuse_unknown) {
                  const py::gil_scoped_release release;
+                 std::optional<MissingBytes> missing;
+                 if (drop_missing || unknown) missing = {unknown.value_or(kNoToken), fuse_unknown};
                  return std::make_unique<BpeEncoder>(vocabulary.tokens, vocabulary.merges, pattern,
-                                                     ignore_merges);
+                                                     ignore_merges, missing);
              }),
-             py::arg("vocabulary"), py::arg("pattern"), py::kw_only(), py::arg("ignore_merges"))
+             py::arg("vocabulary"), py::arg("pattern"), py::kw_only(), py::arg("ignore_merges"),
+             py::arg("drop_missing") = false, py::arg("unknown") = py::none(), py::arg("fuse_unknown") = false)
         .def(
             "encode",
             [](const BpeEncoder& self, const py::bytes& text) {

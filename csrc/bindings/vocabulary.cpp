@@ -229,6 +229,7 @@ void bind_vocabulary_files(py::module_& module) {
         .def(
             "find", [](const HfDocument& document, const std::string& text) { return document.model.find(text); },
             py::arg("text"))
+        .def("beyond_alphabet", [](const HfDocument& document) { return document.model.beyond_alphabet(); })
         .def(
             "vocabulary",
             [](const HfDocument& document, bool byte_level, const std::vector<TokenId>& hidden) {

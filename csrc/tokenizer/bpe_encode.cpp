@@ -61,7 +61,7 @@ std::vector<Chunk> cut_chunks(std::span<const std::string_view> texts, Pattern p
 }  // namespace
 
 BpeEncoder::BpeEncoder(std::vector<std::string> tokens, const std::vector<MergeRule>& merges,
-                       Pattern pattern, bool ignore_merges)
+                       Pattern pattern, bool ignore_merges, std::optional<MissingBytes> missing)
     : tokens_(std::move(tokens)),
       pattern_(pattern),
       cut_(find_cut(pattern)),
@@ -73,11 +73,11 @@ BpeEncoder::BpeEncoder(std::vector<std::string> tokens, const std::vector<MergeR
         if (tokens_[id].size() == 1) byte_ids[static_cast<std::uint8_t>(tokens_[id][0])] = static_cast<TokenId>(id);
     }
     for (std::size_t byte = 0; byte < 256; ++byte) {
-        if (byte_ids[byte] == kNone) {
+        if (byte_ids[byte] == kNone && !missing) {
             throw std::invalid_argument("the vocabulary has no token for byte " + std::to_string(byte));
         }
     }
-    merges_.set_bytes(byte_ids);
+    merges_.set_bytes(byte_ids, missing.value_or(MissingBytes{}));
     if (ignore_merges) add_whole_tokens();
 }
 
@@ -188,7 +188,7 @@ TokenId* BpeEncoder::write_other(Worker& worker, std::size_t i, TokenId* out, st
         }
     }
     const bool is_merged = !ignore_merges_ || find_whole(piece) == kNone;
-    if (is_merged && piece.size() <= MergeTable::Row::kMaxSize) {
+    if (is_merged && piece.size() <= MergeTable::Row::kMaxSize && !merges_.lacks_byte(piece)) {
         const auto place = static_cast<std::uint32_t>(worker.unknown.size());
         worker.unknown.push_back({piece, is_short ? worker.keys[i] : PieceKey{}, hash, begin});
         is_short ? cache.add_open(worker.keys[i], hash, place) : cache.add_long_open(piece, hash, place);

@@ -28,12 +28,12 @@ struct TokenBatch {
 // Immutable after construction; all const members may be called from many threads at once.
 class BpeEncoder {
   public:
-    // `tokens[i]` are the bytes of id i (empty where an id is not in use). Every byte that can occur must be
-    // a token. With `ignore_merges`, a piece that is a token is taken whole before any merge. Throws
-    // std::invalid_argument naming the entry: a merge with an id out of range or whose bytes do not
-    // concatenate, a single byte without a token.
+    // `tokens[i]` are the bytes of id i (empty where an id is not in use). Every byte must be a token, unless
+    // `missing` says what becomes of others. With `ignore_merges`, a piece that is a token is taken whole
+    // before any merge. Throws std::invalid_argument naming the entry: a merge with an id out of range or
+    // whose bytes do not concatenate, a single byte without a token.
     BpeEncoder(std::vector<std::string> tokens, const std::vector<MergeRule>& merges, Pattern pattern,
-               bool ignore_merges);
+               bool ignore_merges, std::optional<MissingBytes> missing = std::nullopt);
     ~BpeEncoder();
 
     // Ids of one text. Linear in its size, but for pieces of length n: O(n log n).

@@ -227,27 +227,35 @@ Vocabulary HfModel::to_vocabulary(bool byte_level, std::span<const TokenId> hidd
     for (const TokenId id : hidden) {
         if (id < is_hidden.size()) is_hidden[id] = true;
     }
-    if (!hidden.empty()) {
-        for (const MergeRule& rule : merges_) {
-            for (const TokenId id : {rule.left, rule.right, rule.merged}) is_hidden[id] = false;
-        }
+    std::vector<bool> is_merged(vocabulary.tokens.size());
+    for (const MergeRule& rule : merges_) {
+        for (const TokenId id : {rule.left, rule.right, rule.merged}) is_merged[id] = true;
     }
     for (const Entry& entry : entries_) {
         std::string& token = vocabulary.tokens[entry.id];
         if (!byte_level) {
-            if (!is_hidden[entry.id]) token = text_of(entry);
+            if (!is_hidden[entry.id] || is_merged[entry.id]) token = text_of(entry);
             continue;
         }
         const bool is_known = from_byte_alphabet(text_of(entry), token);
-        if (is_hidden[entry.id]) {
-            if (!is_known || token.size() != 1) token.clear();
-        } else if (!is_known) {
+        if (!is_known && is_merged[entry.id]) {
             throw std::invalid_argument("vocabulary entry " + quoted(text_of(entry)) +
-                                        " is not in the byte-level alphabet");
+                                        " is merged, but is not in the byte-level alphabet");
         }
+        if (!is_known || (is_hidden[entry.id] && !is_merged[entry.id] && token.size() != 1)) token.clear();
     }
     while (!vocabulary.tokens.empty() && vocabulary.tokens.back().empty()) vocabulary.tokens.pop_back();
     return vocabulary;
+}
+
+std::vector<std::pair<TokenId, std::string>> HfModel::beyond_alphabet() const {
+    std::vector<std::pair<TokenId, std::string>> found;
+    std::string bytes;
+    for (const Entry& entry : entries_) {
+        bytes.clear();
+        if (!from_byte_alphabet(text_of(entry), bytes)) found.emplace_back(entry.id, text_of(entry));
+    }
+    return found;
 }
 
 }  // namespace pylm

@@ -34,10 +34,13 @@ class HfModel {
     std::optional<TokenId> find(std::string_view text) const noexcept;
 
     // Tokens as bytes. With `byte_level`, each character stands for one byte (GPT-2's alphabet), else for its
-    // UTF-8. The ids in `hidden` get no bytes, unless a merge makes or takes them or they are single bytes: they are
-    // added tokens, whose text need not be of the alphabet. Ends with the last token that has bytes. Throws std::invalid_argument naming a token with another
-    // character.
+    // UTF-8. The ids in `hidden`, those of added tokens, get no bytes, unless a merge makes or takes them or
+    // they are single bytes; nor do tokens with a character beyond the alphabet, which no text comes to. Ends
+    // with the last token that has bytes. Throws std::invalid_argument naming such a token that is merged.
     Vocabulary to_vocabulary(bool byte_level, std::span<const TokenId> hidden) const;
+
+    // The tokens with a character beyond the alphabet, in the file's order.
+    std::vector<std::pair<TokenId, std::string>> beyond_alphabet() const;
 
   private:
     struct Entry {

@@ -158,10 +158,39 @@ MergeTable::Rank MergeTable::find(TokenId left, TokenId right) const noexcept {
     return rank == kNoRank || is_rule_of(rank, left, right) ? rank : find_hidden(pair);
 }
 
-void MergeTable::set_bytes(std::span<const TokenId, 256> byte_ids) {
+void MergeTable::set_bytes(std::span<const TokenId, 256> byte_ids, MissingBytes missing) {
+    if (missing.unknown != kNoToken && missing.unknown >= kLimit) {
+        throw std::invalid_argument("the unknown token has the id " + std::to_string(missing.unknown) +
+                                    "; ids must be below 2097151");
+    }
     std::ranges::copy(byte_ids, byte_ids_.begin());
-    byte_pairs_.resize(256 * 256);
-    for (std::size_t i = 0; i < byte_pairs_.size(); ++i) byte_pairs_[i] = find(byte_ids[i / 256], byte_ids[i % 256]);
+    has_missing_ = std::ranges::find(byte_ids, kNoToken) != byte_ids.end();
+    missing_ = missing;
+    byte_pairs_.assign(256 * 256, kNoRank);
+    for (std::size_t i = 0; i < byte_pairs_.size(); ++i) {
+        const TokenId left = byte_ids[i / 256], right = byte_ids[i % 256];
+        if (left != kNoToken && right != kNoToken) byte_pairs_[i] = find(left, right);
+    }
+}
+
+bool MergeTable::find_missing(std::string_view bytes) const noexcept {
+    return std::ranges::any_of(bytes, [&](char c) { return byte_ids_[static_cast<std::uint8_t>(c)] == kNoToken; });
+}
+
+std::size_t MergeTable::apply_missing(std::string_view bytes, TokenId* out) const {
+    std::size_t size = 0;
+    bool after_missing = false;
+    for (const char c : bytes) {
+        const TokenId id = byte_ids_[static_cast<std::uint8_t>(c)];
+        const bool is_missing = id == kNoToken;
+        if (!is_missing) {
+            out[size++] = id;
+        } else if (missing_.unknown != kNoToken && !(after_missing && missing_.fuse)) {
+            out[size++] = missing_.unknown;
+        }
+        after_missing = is_missing;
+    }
+    return apply({out, size});
 }
 
 std::size_t MergeTable::apply(std::span<TokenId> symbols) const {
@@ -172,6 +201,7 @@ std::size_t MergeTable::apply(std::span<TokenId> symbols) const {
 }
 
 std::size_t MergeTable::apply_bytes(std::string_view bytes, TokenId* out) const {
+    if (lacks_byte(bytes)) return apply_missing(bytes, out);
     if (bytes.size() <= Row::kMaxSize) {
         Row row{bytes.data(), bytes.size(), out};
         apply(std::span(&row, 1));

@@ -26,6 +26,15 @@ struct MergeRule {
     std::uint32_t rank;
 };
 
+inline constexpr TokenId kNoToken = std::numeric_limits<TokenId>::max();
+
+// What becomes of a byte that has no symbol: `unknown`, one for a run of such bytes in a row where they are
+// fused, or nothing at all, so that its neighbours may merge.
+struct MissingBytes {
+    TokenId unknown = kNoToken;
+    bool fuse = false;
+};
+
 // Immutable after construction; all const members may be called from many threads at once.
 class MergeTable {
   public:
@@ -40,7 +49,7 @@ class MergeTable {
     // left. Returns how many symbols remain, at the front. O(n log n) for n symbols.
     std::size_t apply(std::span<TokenId> symbols) const;
 
-    // The same for a row of bytes; `out` has room for one symbol a byte.
+    // The same for a row of bytes, of which some may have no symbol; `out` has room for one symbol a byte.
     std::size_t apply_bytes(std::string_view bytes, TokenId* out) const;
 
     // A short row, and what is left of it.
@@ -54,10 +63,17 @@ class MergeTable {
     // The same for many rows, their lookups overlapped: most of the time goes into waiting for memory.
     void apply(std::span<Row> rows) const noexcept;
 
-    // Say what the symbols of bytes are: once, before `apply_bytes` and before any use from several threads.
-    void set_bytes(std::span<const TokenId, 256> byte_ids);
+    // Say what the symbols of bytes are, kNoToken where one has none: once, before `apply_bytes` and before
+    // any use from several threads.
+    void set_bytes(std::span<const TokenId, 256> byte_ids, MissingBytes missing = {});
+
+    // Whether one of the bytes has no symbol: such rows are for `apply_bytes`, not for `apply`.
+    bool lacks_byte(std::string_view bytes) const noexcept { return has_missing_ && find_missing(bytes); }
 
   private:
+    bool find_missing(std::string_view bytes) const noexcept;
+    std::size_t apply_missing(std::string_view bytes, TokenId* out) const;
+
     struct RowState;
     using Rank = std::uint32_t;
     struct Rule {
@@ -100,6 +116,8 @@ class MergeTable {
     // Pairs whose place shows a rank that is too low: that of another pair with the same tag.
     std::vector<std::pair<std::uint64_t, Rank>> hidden_;
     std::array<TokenId, 256> byte_ids_{};
+    bool has_missing_ = false;
+    MissingBytes missing_;
     std::vector<Rank> byte_pairs_;  // by left byte * 256 + right byte
 };
 

@@ -97,7 +97,7 @@ class PieceCache {
         if (more_.size() + num_entries * PieceKey::kMaxBytes > kMaxMore) clear();
     }
 
-    // Add a piece of 1 to kMaxBytes ids, or say what those of one that was added without are.
+    // Add a piece of up to kMaxBytes ids, or say what those of one that was added without are.
     void add(const PieceKey& key, std::uint64_t hash, std::span<const TokenId> ids) {
         Entry entry{key, {}};
         if (ids.size() <= kMaxInline) {
@@ -142,6 +142,7 @@ class PieceCache {
     }
 
     void add_long(std::string_view piece, std::uint64_t hash, std::span<const TokenId> ids) {
+        if (ids.empty()) return;  // a place without ids is a free one
         long_ids_.insert(long_ids_.end(), ids.begin(), ids.end());
         place_long(piece, hash, long_ids_.size() - ids.size(), ids.size());
     }

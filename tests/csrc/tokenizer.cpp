@@ -63,9 +63,7 @@ Vocabulary train(const Words& words, std::size_t num_merges) {
 using Ranks = std::map<std::pair<TokenId, TokenId>, TokenId>;  // result by pair; results are in order of rank
 
 // The rule itself: the pair with the lowest rank, the leftmost of equal ones, until none is left.
-std::vector<TokenId> merge_slowly(std::string_view piece, const Ranks& ranks) {
-    std::vector<TokenId> ids;
-    for (const char byte : piece) ids.push_back(static_cast<std::uint8_t>(byte));
+std::vector<TokenId> merge_slowly(std::vector<TokenId> ids, const Ranks& ranks) {
     for (;;) {
         TokenId best = std::numeric_limits<TokenId>::max();
         std::size_t place = 0;
@@ -79,6 +77,75 @@ std::vector<TokenId> merge_slowly(std::string_view piece, const Ranks& ranks) {
         ids[place] = best;
         ids.erase(ids.begin() + static_cast<std::ptrdiff_t>(place) + 1);
     }
+}
+
+std::vector<TokenId> byte_ids(std::string_view piece) {
+    std::vector<TokenId> ids;
+    for (const char byte : piece) ids.push_back(static_cast<std::uint8_t>(byte));
+    return ids;
+}
+
+template <typename Start>
+void check_merges(const BpeEncoder& encoder, const std::vector<MergeRule>& merges,
+                  const std::vector<std::string>& texts, Start&& start) {
+    Ranks ranks;
+    for (const MergeRule& rule : merges) ranks.emplace(std::pair(rule.left, rule.right), rule.merged);
+    for (const std::string& text : texts) {
+        std::vector<TokenId> expected;
+        Pretokenizer pieces(kPatterns[1], text);
+        for (std::string_view piece = pieces.next(); !piece.empty(); piece = pieces.next()) {
+            for (const TokenId id : merge_slowly(start(piece), ranks)) expected.push_back(id);
+        }
+        check(std::ranges::equal(encoder.encode(text), expected), "merges in the order of their ranks");
+        check(std::ranges::equal(encoder.encode(text), expected), "known pieces give the same ids");
+    }
+}
+
+// Some bytes have no token: they are left out, or unknown one by one or in runs.
+void check_missing_bytes(Vocabulary vocabulary, const std::vector<std::string>& texts) {
+    const auto is_missing = [](char c) { return c == 'e' || c == 'n' || static_cast<unsigned char>(c) >= 0xC0; };
+    for (std::string& token : vocabulary.tokens) {
+        if (std::ranges::any_of(token, is_missing)) token.clear();
+    }
+    std::erase_if(vocabulary.merges, [&](const MergeRule& rule) { return vocabulary.tokens[rule.merged].empty(); });
+    const auto unknown = static_cast<TokenId>(vocabulary.tokens.size());
+    vocabulary.tokens.emplace_back();
+    for (const MissingBytes missing : {MissingBytes{}, MissingBytes{unknown, false}, MissingBytes{unknown, true}}) {
+        const BpeEncoder encoder(vocabulary.tokens, vocabulary.merges, kPatterns[1], false, missing);
+        check_merges(encoder, vocabulary.merges, texts, [&](std::string_view piece) {
+            std::vector<TokenId> ids;
+            for (std::size_t i = 0; i < piece.size(); ++i) {
+                const bool is_fused = missing.fuse && i > 0 && is_missing(piece[i - 1]);
+                if (!is_missing(piece[i])) {
+                    ids.push_back(static_cast<std::uint8_t>(piece[i]));
+                } else if (missing.unknown != kNoToken && !is_fused) {
+                    ids.push_back(unknown);
+                }
+            }
+            return ids;
+        });
+        const TokenBatch batch = encoder.encode_batch(views_of(texts), 2);
+        for (std::size_t i = 0; i < texts.size(); ++i) {
+            const auto begin = static_cast<std::size_t>(batch.offsets[i]);
+            const auto size = static_cast<std::size_t>(batch.offsets[i + 1]) - begin;
+            check(std::ranges::equal(batch.ids.ids().subspan(begin, size), encoder.encode(texts[i])),
+                  "batches give the ids of single texts");
+        }
+    }
+    check(throws<std::invalid_argument>(
+              [&] { BpeEncoder(vocabulary.tokens, vocabulary.merges, kPatterns[1], false); }),
+          "bytes without a token are refused unless it is said what becomes of them");
+}
+
+// Of equal merges the last one counts.
+void check_equal_merges(std::vector<std::string> tokens) {
+    tokens.resize(256);
+    tokens.insert(tokens.end(), {"ab", "bc"});
+    const std::vector<MergeRule> merges = {{'a', 'b', 256, 0}, {'b', 'c', 257, 1}, {'a', 'b', 256, 2}};
+    const BpeEncoder encoder(std::move(tokens), merges, kPatterns[1], false);
+    check(std::ranges::equal(encoder.encode("abc"), std::vector<TokenId>{'a', 257}) &&
+              std::ranges::equal(encoder.encode("ab"), std::vector<TokenId>{256}),
+          "the last of equal merges counts");
 }
 
 std::string decode(const BpeEncoder& encoder, std::span<const TokenId> ids) {
@@ -182,17 +249,9 @@ void test_tokenizer() {
     check_batch(encoder, corpus);
     check_batch(whole, hostile);
     check_separated(encoder, hostile);
-    Ranks ranks;
-    for (const MergeRule& rule : vocabulary.merges)
-        ranks.emplace(std::pair(rule.left, rule.right), rule.merged);
-    for (const std::string& text : hostile) {
-        std::vector<TokenId> expected;
-        Pretokenizer pieces(kPatterns[1], text);
-        for (std::string_view piece = pieces.next(); !piece.empty(); piece = pieces.next()) {
-            for (const TokenId id : merge_slowly(piece, ranks)) expected.push_back(id);
-        }
-        check(std::ranges::equal(encoder.encode(text), expected), "merges in the order of their ranks");
-    }
+    check_merges(encoder, vocabulary.merges, hostile, byte_ids);
+    check_missing_bytes(vocabulary, hostile);
+    check_equal_merges(vocabulary.tokens);
     // Merges of the long pieces themselves, so that all of them take the heap many times over.
     const std::vector<std::string> huge = huge_texts(1 << 20);
     const Vocabulary repeats = train(count_words(kPatterns[1], huge_texts(1 << 17), 4), 30);

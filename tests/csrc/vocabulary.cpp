@@ -53,8 +53,15 @@ void check_json() {
     check(bytes.tokens[4] == " ab" && bytes.tokens[3] == "ab" && bytes.tokens.size() == 5,
           "hidden tokens have no bytes, unless they are merged");
     check(model.to_vocabulary(false, {}).tokens[9] == "\xF0\x9F\x98\x80", "surrogate pairs are one character");
-    check(throws<std::invalid_argument>([&] { (void)model.to_vocabulary(true, {}); }),
-          "a character beyond the alphabet is refused");
+    check(model.to_vocabulary(true, {}).tokens.size() == 5 && model.beyond_alphabet().size() == 1 &&
+              model.beyond_alphabet()[0].first == 9,
+          "a token beyond the alphabet has no bytes");
+    check(throws<std::invalid_argument>([] {
+              constexpr std::string_view merged =
+                  R"({"model": {"vocab": {"a": 0, "\u65e5": 1, "a\u65e5": 2}, "merges": ["a \u65e5"]}})";
+              (void)HfModel::read(merged).model.to_vocabulary(true, {});
+          }),
+          "unless it is merged");
     check(bytes.merges.size() == 2 && bytes.merges[1].left == 2 && bytes.merges[1].merged == 4,
           "both spellings of a merge are read");
     Random random(1);
