@@ -39,6 +39,7 @@ class CharacterModel:
         split_words: no merge crosses the border before a space.
         ignore_merges: take a word that is a piece whole.
         charsmap: SentencePiece's compiled rules of normalization; empty for none.
+        drop_lead: decoding takes a space at the beginning away; None where encoding puts one there.
         core: the encoder.
     """
 
@@ -54,6 +55,7 @@ class CharacterModel:
     split_words: bool = False
     ignore_merges: bool = False
     charsmap: bytes = b""
+    drop_lead: bool | None = None
     core: _core.SentencePieceEncoder = field(init=False)
 
     pattern = "sentencepiece"
@@ -90,8 +92,9 @@ class CharacterModel:
 
     @property
     def lead(self) -> bytes:
-        """What encoding puts before a text."""
-        return b" " if self.prefix != "never" else b""
+        """What decoding takes away at the beginning of a text."""
+        drops = self.prefix != "never" if self.drop_lead is None else self.drop_lead
+        return b" " if drops else b""
 
     def encode(self, text: bytes, *, begins: bool) -> list[int]:
         """Give the ids of a stretch of text."""
@@ -106,7 +109,9 @@ class CharacterModel:
         pieces = _core.decoded_pieces(self.vocabulary, self.kinds, space_is_mark=self.space_is_mark)
         return _core.TokenDecoder(
             pieces,
-            added=[(t.id, t.content) for t in added],
+            added=[
+                (t.id, t.content.replace(SPACE_MARK, " ") if self.space_is_mark else t.content) for t in added
+            ],
             special=[t.id for t in added if t.special],
         )
 

@@ -46,17 +46,16 @@ def read(
         if (found := model.find(unknown)) is None:
             raise InputError(f"unk_token {unknown!r} is not in the vocabulary")
         kinds[found] = UNKNOWN
-    special = []
+    words = []
     for token in added:
-        if token.single_word or token.lstrip or token.rstrip:
-            _unsupported("added token", vars(token))
-        if token.special or options["prefix"] != "never":
-            special.append(token)
+        if not _is_user_defined(token, normalizer):
+            words.append(token)
             continue
-        if token.id >= len(vocabulary) or vocabulary.token(token.id) != token.content.encode():
+        content = token.content.replace(" ", SPACE_MARK).encode()
+        if token.id >= len(vocabulary) or vocabulary.token(token.id) != content:
             tokens = vocabulary.tokens()
             tokens += [b""] * (token.id + 1 - len(tokens))
-            tokens[token.id] = token.content.encode()
+            tokens[token.id] = content
             kinds = np.append(kinds, np.full(len(tokens) - len(kinds), NORMAL, np.uint8))
             vocabulary = _core.Vocabulary(tokens, vocabulary.merges())
         kinds[token.id] = USER_DEFINED
@@ -66,9 +65,30 @@ def read(
         byte_fallback=bool(settings.get("byte_fallback")),
         fuse_unknown=bool(settings.get("fuse_unk")),
         ignore_merges=bool(settings.get("ignore_merges")),
+        drop_lead=_read_decoder(document.get("decoder")),
         **options,
     )
-    return Parts(made, special, template=template)
+    return Parts(made, words, template=template)
+
+
+def _is_user_defined(token: AddedToken, normalizer: Mapping[str, Any]) -> bool:
+    """Tell whether an added token is found where the normalizer has put marks for spaces.
+
+    Raises:
+        InputError: the normalizer changes what the token means to something that no model here has.
+    """
+    if not token.normalized or not (normalizer["space_is_mark"] or normalizer["collapse_spaces"]):
+        return False
+    strips = token.lstrip or token.rstrip
+    if not strips and normalizer["prefix"] == "never" and not normalizer["collapse_spaces"]:
+        if not token.special and not token.single_word:
+            return True
+        if not {" ", SPACE_MARK} & set(token.content):
+            return False  # the same in the text as given
+    raise InputError(
+        f"unsupported added token {token.content!r}: it is looked for in the text as normalized, where "
+        'spaces are "▁" and may have been put before; expected "normalized": false'
+    )
 
 
 def _unsupported(what: str, value: object) -> NoReturn:
@@ -111,7 +131,7 @@ def _read_pre_tokenizer(value: Mapping[str, Any] | None, marks: bool) -> dict[st
         if marks and value.get("pattern") == {"String": " "} and not value.get("invert"):
             return {}
         _unsupported("pre-tokenizer", value)
-    scheme = value.get("prepend_scheme") or ("always" if value.get("add_prefix_space", True) else "never")
+    scheme = _metaspace_scheme(value)
     known = value.get("type") == "Metaspace" and value.get("replacement", SPACE_MARK) == SPACE_MARK
     if not known or scheme not in ("always", "first", "never"):
         _unsupported("pre-tokenizer", value)
@@ -121,6 +141,34 @@ def _read_pre_tokenizer(value: Mapping[str, Any] | None, marks: bool) -> dict[st
         "space_is_mark": True,
         "split_words": bool(value.get("split", True)),
     }
+
+
+def _read_decoder(value: Any) -> bool | None:
+    """Tell whether decoding takes a space at the beginning away; None where nothing is said."""
+    if value is None:
+        return None
+    steps: list[Any] = [value]
+    if isinstance(value, Mapping) and value.get("type") == "Sequence":
+        steps = list(value.get("decoders") or [])
+    drops = False
+    for step in steps:
+        match step:
+            case {"type": "ByteFallback" | "Fuse"}:
+                pass
+            case {"type": "Replace", "pattern": {"String": old}, "content": " "} if old == SPACE_MARK:
+                pass
+            case {"type": "Strip", "content": " ", "start": 0 | 1 as start, "stop": 0}:
+                drops = drops or start == 1
+            case {"type": "Metaspace"} if step.get("replacement", SPACE_MARK) == SPACE_MARK:
+                drops = drops or _metaspace_scheme(step) != "never"
+            case _:
+                _unsupported("decoder", value)
+    return drops
+
+
+def _metaspace_scheme(value: Mapping[str, Any]) -> str:
+    scheme = value.get("prepend_scheme")
+    return str(scheme or ("always" if value.get("add_prefix_space", True) else "never"))
 
 
 def user_defined(model: CharacterModel) -> list[AddedToken]:
@@ -208,6 +256,6 @@ def _write_decoder(model: CharacterModel) -> dict[str, object]:
     if model.space_is_mark:
         steps.append({"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "})
     steps += [{"type": "ByteFallback"}, {"type": "Fuse"}]
-    if model.prefix != "never":
+    if model.lead:
         steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return {"type": "Sequence", "decoders": steps}

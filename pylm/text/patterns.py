@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pylm import _core
 from pylm.errors import InputError
+from pylm.text._byte_alphabet import BYTE_TO_CHAR, CHAR_TO_BYTE
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ class PretokenPattern:
         name: key in `PATTERNS`; of a custom pattern its expression, or "custom" if there are several.
         expressions: for Oniguruma and the `regex` package, as `tokenizer.json` carries them: each cuts what
             the one before has left, and what an expression does not match is a piece too.
+        byte_expressions: cut what those have left, seeing each byte as its character in GPT-2's alphabet. A
+            piece may then end within a character.
         has_machine: whether the C++ core knows the pattern.
 
     Example:
@@ -42,6 +45,7 @@ class PretokenPattern:
     name: str
     expressions: tuple[str, ...]
     has_machine: bool = True
+    byte_expressions: tuple[str, ...] = ()
 
     @property
     def expression(self) -> str:
@@ -62,11 +66,15 @@ class PretokenPattern:
         Returns:
             The pieces, none empty, which concatenate to the text.
         """
-        pieces = [text] if text else []
-        for expression in self.expressions:
-            compiled = _compile(expression)
-            pieces = [part for piece in pieces for part in _cut(compiled, piece)]
-        return pieces
+        pieces = _cut_all(self.expressions, [text] if text else [])
+        return [part for piece in pieces for part in self._cut_bytes(piece)]
+
+    def _cut_bytes(self, piece: str) -> list[str]:
+        if not self.byte_expressions:
+            return [piece]
+        chars = "".join(map(BYTE_TO_CHAR.__getitem__, piece.encode("utf-8", "surrogateescape")))
+        parts = _cut_all(self.byte_expressions, [chars])
+        return [bytes(map(CHAR_TO_BYTE.__getitem__, p)).decode("utf-8", "surrogateescape") for p in parts]
 
     def split_bytes(self, text: bytes) -> list[bytes]:
         """Cut bytes, which need not be UTF-8, as `split` does."""
@@ -111,6 +119,13 @@ def _compile(expression: str) -> "regex.Pattern[str]":
             f"pattern {expression[:120]!r} is neither one of {', '.join(PATTERNS)} nor a regular "
             f"expression: {error}"
         ) from error
+
+
+def _cut_all(expressions: Iterable[str], pieces: list[str]) -> list[str]:
+    for expression in expressions:
+        compiled = _compile(expression)
+        pieces = [part for piece in pieces for part in _cut(compiled, piece)]
+    return pieces
 
 
 def _cut(compiled: "regex.Pattern[str]", text: str) -> list[str]:
@@ -203,8 +218,10 @@ def find_pattern(name: str | PretokenPattern) -> PretokenPattern:
     return find_splits((name,))
 
 
-def find_splits(expressions: Sequence[str]) -> PretokenPattern:
+def find_splits(expressions: Sequence[str], byte_expressions: Sequence[str] = ()) -> PretokenPattern:
     """Find the pattern of one or more expressions, each of which cuts what the one before has left.
+
+    Those in `byte_expressions` come last, and see each byte as its character in GPT-2's alphabet.
 
     A custom pattern is noted in the log: the machines are 10 to 100 times as fast.
 
@@ -213,13 +230,13 @@ def find_splits(expressions: Sequence[str]) -> PretokenPattern:
     """
     wanted = tuple(expressions)
     for pattern in PATTERNS.values():
-        if pattern.expressions == wanted:
+        if pattern.expressions == wanted and not byte_expressions:
             return pattern
-    for expression in wanted:
+    for expression in (*wanted, *byte_expressions):
         _compile(expression)
-    name = wanted[0] if len(wanted) == 1 else "custom"
+    name = wanted[0] if len(wanted) == 1 and not byte_expressions else "custom"
     _log.warning("no machine for the pattern %s: text is cut by the regex package, slowly", wanted)
-    return PretokenPattern(name, wanted, has_machine=False)
+    return PretokenPattern(name, wanted, has_machine=False, byte_expressions=tuple(byte_expressions))
 
 
 def split(pattern: str | PretokenPattern, text: str) -> list[str]:

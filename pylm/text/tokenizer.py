@@ -14,7 +14,6 @@ from pylm.files import atomic_path
 from pylm.text import _hf_format, _loading, _rank_format
 from pylm.text._added_tokens import AddedToken, AddedVocabulary, AllowedSpecial, Masks
 from pylm.text._byte_model import ByteModel
-from pylm.text._character_model import CharacterModel
 from pylm.text._decoding import Decoding, TokenOffsets, char_offsets
 from pylm.text._hf_config import ROLES, TokenizerConfig, write_config
 from pylm.text._models import Parts
@@ -312,7 +311,8 @@ class Tokenizer(Decoding):
         White space that a token's `lstrip` or `rstrip` takes along belongs to the token. A token that cuts a
         character touches all of it in characters, and its own bytes of it in bytes.
         """
-        if isinstance(self._model, CharacterModel):
+        model = self._model
+        if not isinstance(model, ByteModel):
             raise InputError(
                 "offsets are known of byte-level tokenizers only, not of SentencePiece-style ones"
             )
@@ -326,10 +326,9 @@ class Tokenizer(Decoding):
                 ids.append(stretch.token)
                 spans.append(np.array([[stretch.begin, stretch.end]], np.int64))
                 continue
-            part = np.array(self._model.encode(stretch.text, begins=stretch.begin == 0), np.uint32)
+            part = np.array(model.encode(stretch.text, begins=stretch.begin == 0), np.uint32)
             ids += part.tolist()
-            ends = stretch.begin + np.cumsum(self._decoder.lengths(part), dtype=np.int64)
-            spans.append(np.stack([np.append(stretch.begin, ends[:-1]), ends], axis=1))
+            spans.append(stretch.begin + model.spans(stretch.text, part, self._decoder.lengths(part)))
         offsets = np.concatenate(spans)
         normal = self._added.normalize(content, enabled)
         return TokenOffsets(

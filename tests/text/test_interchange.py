@@ -343,7 +343,7 @@ DAMAGES: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda d: d["model"].update(vocab=[]), "BPE model with vocab"),
     (lambda d: d["model"].update(merges=None), "BPE model with vocab"),
     (lambda d: d["model"].update(ignore_merges="yes"), "unsupported ignore_merges"),
-    (lambda d: d["model"].update(byte_fallback=True), "unsupported model"),
+    (lambda d: d["model"].update(dropout=0.1), "unsupported model"),
     (lambda d: d.update(model=[]), "BPE model with vocab"),
     (lambda d: d.update(added_tokens={}), "unsupported added_tokens"),
     (lambda d: d["added_tokens"].append({"content": "x"}), "unsupported added token"),
