@@ -221,7 +221,7 @@ void bind_vocabulary_files(py::module_& module) {
         .def(py::init([](const py::bytes& content) {
                  const std::string_view view = content;
                  const py::gil_scoped_release release;
-                 return std::make_unique<HfDocument>(HfModel::read(view));
+                 return std::make_unique<HfDocument>(HfModel::read(view, 0));
              }),
              py::arg("content"))
         .def("__len__", [](const HfDocument& document) { return document.model.size(); })
@@ -229,12 +229,17 @@ void bind_vocabulary_files(py::module_& module) {
         .def(
             "find", [](const HfDocument& document, const std::string& text) { return document.model.find(text); },
             py::arg("text"))
-        .def("beyond_alphabet", [](const HfDocument& document) { return document.model.beyond_alphabet(); })
+        .def(
+            "beyond_alphabet",
+            [](const HfDocument& document, const Vocabulary& vocabulary) {
+                return document.model.beyond_alphabet(vocabulary);
+            },
+            py::arg("vocabulary"))
         .def(
             "vocabulary",
             [](const HfDocument& document, bool byte_level, const std::vector<TokenId>& hidden) {
                 const py::gil_scoped_release release;
-                return document.model.to_vocabulary(byte_level, hidden);
+                return document.model.to_vocabulary(byte_level, hidden, 0);
             },
             py::kw_only(), py::arg("byte_level"), py::arg("hidden"));
 }

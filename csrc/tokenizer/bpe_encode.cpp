@@ -85,9 +85,17 @@ BpeEncoder::BpeEncoder(std::vector<std::string> tokens, const std::vector<MergeR
 void BpeEncoder::add_whole_tokens() {
     whole_tokens_.resize(std::bit_ceil(2 * tokens_.size() + 1));
     const std::size_t mask = whole_tokens_.size() - 1;
+    constexpr std::size_t kAhead = 16;  // tokens whose slot is asked for before it is looked at
+    std::array<std::uint64_t, kAhead> hashes;
+    const auto hash_ahead = [&](std::size_t id) {
+        hashes[id % kAhead] = hash_bytes(tokens_[id]);
+        __builtin_prefetch(&whole_tokens_[hashes[id % kAhead] & mask], 1);
+    };
+    for (std::size_t id = 0; id < std::min(kAhead, tokens_.size()); ++id) hash_ahead(id);
     for (std::size_t id = 0; id < tokens_.size(); ++id) {
+        const std::uint64_t hash = hashes[id % kAhead];
+        if (id + kAhead < tokens_.size()) hash_ahead(id + kAhead);
         if (tokens_[id].empty()) continue;
-        const std::uint64_t hash = hash_bytes(tokens_[id]);
         std::size_t slot = hash & mask;
         while (whole_tokens_[slot].id != kNone) slot = (slot + 1) & mask;
         whole_tokens_[slot] = {static_cast<std::uint32_t>(hash >> 32), static_cast<TokenId>(id)};

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <array>
+#include <future>
 #include <stdexcept>
+#include <system_error>
 
-#include "text/unicode.hpp"
+#include "parallel.hpp"
 #include "tokenizer/json_cursor.hpp"
 
 namespace pylm {
@@ -13,6 +15,8 @@ namespace {
 
 constexpr char32_t kAlphabetEnd = 0x144;
 constexpr std::uint16_t kNoByte = 0x100;
+constexpr std::size_t kChunk = 1 << 14;  // entries that a thread takes at once
+constexpr std::size_t kAhead = 16;  // entries whose memory is asked for before they are looked at
 
 constexpr bool stands_for_itself(char32_t point) noexcept {
     return (point >= 0x21 && point < 0x7F) || (point >= 0xA1 && point < 0xAD) ||
@@ -38,14 +42,26 @@ constexpr std::array<std::uint16_t, kAlphabetEnd> make_bytes() noexcept {
 constexpr auto kAlphabet = make_alphabet();
 constexpr auto kBytes = make_bytes();
 
-bool from_byte_alphabet(std::string_view text, std::string& out) {
-    for (std::size_t i = 0; i < text.size();) {
-        const Decoded c = decode_utf8(text, i);
-        if (c.point >= kAlphabetEnd || kBytes[c.point] == kNoByte) return false;
-        out.push_back(static_cast<char>(kBytes[c.point]));
-        i += c.size;
+// Whether each character stands for a byte, which `put` is given. `text` is UTF-8; the alphabet's characters
+// have one or two bytes of it.
+template <typename Put>
+bool read_byte_alphabet(std::string_view text, Put&& put) {
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        std::uint32_t point = static_cast<std::uint8_t>(text[i]);
+        if (point >= 0xE0) return false;
+        if (point >= 0x80) point = ((point & 0x1F) << 6) | (static_cast<std::uint8_t>(text[++i]) & 0x3F);
+        if (point >= kAlphabetEnd || kBytes[point] == kNoByte) return false;
+        put(static_cast<char>(kBytes[point]));
     }
     return true;
+}
+
+bool is_of_byte_alphabet(std::string_view text) {
+    return read_byte_alphabet(text, [](char) {});
+}
+
+bool from_byte_alphabet(std::string_view text, std::string& out) {
+    return read_byte_alphabet(text, [&](char byte) { out.push_back(byte); });
 }
 
 std::uint32_t checked_size(std::size_t size) {
@@ -69,13 +85,24 @@ std::string to_byte_alphabet(std::string_view bytes) {
     return out;
 }
 
-HfDocument HfModel::read(std::string_view content) {
+HfDocument HfModel::read(std::string_view content, unsigned num_threads) {
     HfModel model;
     std::string rest;
     std::size_t copied = 0;
     bool has_vocabulary = false;
     bool has_merges = false;
     JsonCursor cursor(content);
+    std::future<void> indexed;  // while the merges are read
+    const auto index = [&] {
+        if (resolve_threads(num_threads) > 1 && model.entries_.size() > kChunk) {
+            try {
+                indexed = std::async(std::launch::async, [&] { model.index_entries(); });
+                return;
+            } catch (const std::system_error&) {  // no thread to be had
+            }
+        }
+        indexed = std::async(std::launch::deferred, [&] { model.index_entries(); });
+    };
     const auto replace = [&](bool& seen, const char* name, std::string_view empty, auto&& read) {
         if (seen) cursor.fail(std::string("one ") + name + ", not two");
         seen = true;
@@ -88,7 +115,10 @@ HfDocument HfModel::read(std::string_view content) {
         if (section != "model" || cursor.peek() != '{') return cursor.skip_value();
         cursor.read_object([&](const std::string& key) {
             if (key == "vocab" && cursor.peek() == '{') {
-                replace(has_vocabulary, "vocab", "{}", [&] { model.read_vocabulary(cursor); });
+                replace(has_vocabulary, "vocab", "{}", [&] {
+                    model.read_vocabulary(cursor);
+                    index();
+                });
             } else if (key == "merges" && cursor.peek() == '[') {
                 replace(has_merges, "merges", "[]", [&] { model.read_merges(cursor); });
             } else {
@@ -101,8 +131,8 @@ HfDocument HfModel::read(std::string_view content) {
         throw std::invalid_argument("expected a BPE model with vocab and merges");
     }
     rest.append(content, copied);
-    model.index_entries();
-    model.resolve_merges();
+    indexed.get();
+    model.resolve_merges(num_threads);
     return {std::move(model), std::move(rest)};
 }
 
@@ -151,7 +181,11 @@ void HfModel::read_merges(JsonCursor& cursor) {
 void HfModel::index_entries() {
     index_ = TokenIndex(entries_.size());
     const std::uint64_t bound = pylm::largest_id(entries_.size());
+    std::vector<std::uint64_t> hashes(entries_.size());
+    for (std::size_t place = 0; place < entries_.size(); ++place)
+        hashes[place] = RollingHash::of(text_of(entries_[place]));
     for (std::size_t place = 0; place < entries_.size(); ++place) {
+        if (place + kAhead < hashes.size()) index_.prefetch(hashes[place + kAhead]);
         const Entry& entry = entries_[place];
         const std::string_view text = text_of(entry);
         if (entry.id > bound) {
@@ -160,7 +194,7 @@ void HfModel::index_entries() {
                                         std::to_string(entries_.size()) + " entries");
         }
         largest_id_ = std::max<std::size_t>(largest_id_, entry.id);
-        const TokenId other = index_.add(RollingHash::of(text), static_cast<TokenId>(place),
+        const TokenId other = index_.add(hashes[place], static_cast<TokenId>(place),
                                          [&](TokenId known) { return text_of(entries_[known]) == text; });
         if (other != TokenIndex::kNone) {
             throw std::invalid_argument("vocabulary entry " + quoted(text) + " is given twice");
@@ -190,28 +224,61 @@ TokenId HfModel::find_joined(std::uint64_t hash, std::string_view left,
     });
 }
 
-void HfModel::resolve_merges() {
+void HfModel::resolve_merges(unsigned num_threads) {
+    const std::size_t num_merges = merge_sizes_.size();
+    std::vector<std::size_t> begins;  // of the chunks, in merge_text_
     RollingHash rolling;
-    merges_.reserve(merge_sizes_.size());
-    std::size_t begin = 0;
-    for (std::size_t rank = 0; rank < merge_sizes_.size(); ++rank) {
-        const auto [left_size, right_size] = merge_sizes_[rank];
-        const std::string_view left = std::string_view(merge_text_).substr(begin, left_size);
-        const std::string_view right = std::string_view(merge_text_).substr(begin + left_size, right_size);
+    for (std::size_t rank = 0, begin = 0; rank < num_merges; ++rank) {
+        if (rank % kChunk == 0) begins.push_back(begin);
+        begin += merge_sizes_[rank].first + merge_sizes_[rank].second;
+        (void)rolling.power(merge_sizes_[rank].second);  // from here on all of them are known
+    }
+    merges_.resize(num_merges);
+    parallel_for(begins.size(), num_threads, [&](std::size_t chunk) {
+        resolve_merges(chunk * kChunk, std::min(num_merges, (chunk + 1) * kChunk), begins[chunk], rolling);
+    });
+    std::string().swap(merge_text_);
+}
+
+// Most of the time goes into waiting for memory: it is asked for some merges ahead, the index first, then the
+// entries that it names.
+void HfModel::resolve_merges(std::size_t first, std::size_t last, std::size_t begin, RollingHash& rolling) {
+    struct Merge {
+        std::string_view left, right;
+        std::uint64_t left_hash, right_hash, joined_hash;
+    };
+    std::array<Merge, 2 * kAhead> ring;
+    std::size_t read = first;
+    const auto read_one = [&] {
+        Merge& merge = ring[read % ring.size()];
+        const auto [left_size, right_size] = merge_sizes_[read++];
+        merge.left = std::string_view(merge_text_).substr(begin, left_size);
+        merge.right = std::string_view(merge_text_).substr(begin + left_size, right_size);
         begin += left_size + right_size;
-        const std::uint64_t left_hash = RollingHash::of(left);
-        const std::uint64_t right_hash = RollingHash::of(right);
+        merge.left_hash = RollingHash::of(merge.left);
+        merge.right_hash = RollingHash::of(merge.right);
+        merge.joined_hash = merge.left_hash * rolling.power(right_size) + merge.right_hash;
+        for (const std::uint64_t hash : {merge.left_hash, merge.right_hash, merge.joined_hash}) index_.prefetch(hash);
+    };
+    const auto prefetch_entries = [&](const Merge& merge) {
+        for (const std::uint64_t hash : {merge.left_hash, merge.right_hash, merge.joined_hash}) {
+            const TokenId place = index_.peek(hash);
+            if (place != TokenIndex::kNone) __builtin_prefetch(&entries_[place]);
+        }
+    };
+    for (std::size_t rank = first; rank < last; ++rank) {
+        while (read < last && read < rank + ring.size()) read_one();
+        if (rank + kAhead < read) prefetch_entries(ring[(rank + kAhead) % ring.size()]);
+        const auto& [left, right, left_hash, right_hash, joined_hash] = ring[rank % ring.size()];
         const TokenId a = find_entry(left_hash, left);
         const TokenId b = find_entry(right_hash, right);
-        const TokenId c = find_joined(left_hash * rolling.power(right.size()) + right_hash, left, right);
+        const TokenId c = find_joined(joined_hash, left, right);
         if (a == TokenIndex::kNone || b == TokenIndex::kNone || c == TokenIndex::kNone) {
             throw std::invalid_argument("merge " + std::to_string(rank) + " (" + quoted(left) + ", " +
                                         quoted(right) + ") does not join two tokens to a third");
         }
-        merges_.push_back(
-            {entries_[a].id, entries_[b].id, entries_[c].id, static_cast<std::uint32_t>(rank)});
+        merges_[rank] = {entries_[a].id, entries_[b].id, entries_[c].id, static_cast<std::uint32_t>(rank)};
     }
-    std::string().swap(merge_text_);
 }
 
 std::optional<TokenId> HfModel::find(std::string_view text) const noexcept {
@@ -219,41 +286,46 @@ std::optional<TokenId> HfModel::find(std::string_view text) const noexcept {
     return place == TokenIndex::kNone ? std::nullopt : std::optional(entries_[place].id);
 }
 
-Vocabulary HfModel::to_vocabulary(bool byte_level, std::span<const TokenId> hidden) const {
+Vocabulary HfModel::to_vocabulary(bool byte_level, std::span<const TokenId> hidden,
+                                  unsigned num_threads) const {
     Vocabulary vocabulary;
     vocabulary.merges = merges_;
     vocabulary.tokens.resize(entries_.empty() ? 0 : largest_id_ + 1);
-    std::vector<bool> is_hidden(vocabulary.tokens.size());
+    std::vector<std::uint8_t> is_hidden(vocabulary.tokens.size());
     for (const TokenId id : hidden) {
-        if (id < is_hidden.size()) is_hidden[id] = true;
+        if (id < is_hidden.size()) is_hidden[id] = 1;
     }
-    std::vector<bool> is_merged(vocabulary.tokens.size());
-    for (const MergeRule& rule : merges_) {
-        for (const TokenId id : {rule.left, rule.right, rule.merged}) is_merged[id] = true;
-    }
-    for (const Entry& entry : entries_) {
+    std::vector<std::uint8_t> is_merged(vocabulary.tokens.size());
+    for (const MergeRule& rule : merges_) is_merged[rule.left] = is_merged[rule.right] = is_merged[rule.merged] = 1;
+    const auto set = [&](const Entry& entry) {
         std::string& token = vocabulary.tokens[entry.id];
+        const bool is_shown = is_hidden[entry.id] == 0 || is_merged[entry.id] != 0;
         if (!byte_level) {
-            if (!is_hidden[entry.id] || is_merged[entry.id]) token = text_of(entry);
-            continue;
+            if (is_shown) token = text_of(entry);
+            return;
         }
         const bool is_known = from_byte_alphabet(text_of(entry), token);
-        if (!is_known && is_merged[entry.id]) {
+        if (!is_known && is_merged[entry.id] != 0) {
             throw std::invalid_argument("vocabulary entry " + quoted(text_of(entry)) +
                                         " is merged, but is not in the byte-level alphabet");
         }
-        if (!is_known || (is_hidden[entry.id] && !is_merged[entry.id] && token.size() != 1)) token.clear();
-    }
+        if (!is_known || (!is_shown && token.size() != 1)) token.clear();
+    };
+    const std::size_t num_chunks = (entries_.size() + kChunk - 1) / kChunk;
+    parallel_for(num_chunks, num_threads, [&](std::size_t chunk) {
+        const std::size_t last = std::min(entries_.size(), (chunk + 1) * kChunk);
+        for (std::size_t place = chunk * kChunk; place < last; ++place) set(entries_[place]);
+    });
     while (!vocabulary.tokens.empty() && vocabulary.tokens.back().empty()) vocabulary.tokens.pop_back();
     return vocabulary;
 }
 
-std::vector<std::pair<TokenId, std::string>> HfModel::beyond_alphabet() const {
+std::vector<std::pair<TokenId, std::string>> HfModel::beyond_alphabet(const Vocabulary& vocabulary) const {
     std::vector<std::pair<TokenId, std::string>> found;
-    std::string bytes;
+    const std::vector<std::string>& tokens = vocabulary.tokens;
     for (const Entry& entry : entries_) {
-        bytes.clear();
-        if (!from_byte_alphabet(text_of(entry), bytes)) found.emplace_back(entry.id, text_of(entry));
+        if (entry.id < tokens.size() && !tokens[entry.id].empty()) continue;
+        if (!is_of_byte_alphabet(text_of(entry))) found.emplace_back(entry.id, text_of(entry));
     }
     return found;
 }

@@ -24,8 +24,8 @@ class HfModel {
     // Read "model": {"vocab": {...}, "merges": [...]} out of a tokenizer.json in one pass. Throws
     // std::invalid_argument with line and column, or naming the entry: text that is no JSON, no such model, an
     // id that is no whole number or too large for the number of entries, a token or an id given twice, a merge
-    // that does not join two tokens to a third.
-    static HfDocument read(std::string_view content);
+    // that does not join two tokens to a third. The result does not depend on the threads, 0 for all cores.
+    static HfDocument read(std::string_view content, unsigned num_threads = 1);
 
     std::size_t size() const noexcept { return entries_.size(); }
     std::size_t largest_id() const noexcept { return largest_id_; }
@@ -37,10 +37,11 @@ class HfModel {
     // UTF-8. The ids in `hidden`, those of added tokens, get no bytes, unless a merge makes or takes them or
     // they are single bytes; nor do tokens with a character beyond the alphabet, which no text comes to. Ends
     // with the last token that has bytes. Throws std::invalid_argument naming such a token that is merged.
-    Vocabulary to_vocabulary(bool byte_level, std::span<const TokenId> hidden) const;
+    Vocabulary to_vocabulary(bool byte_level, std::span<const TokenId> hidden, unsigned num_threads = 1) const;
 
-    // The tokens with a character beyond the alphabet, in the file's order.
-    std::vector<std::pair<TokenId, std::string>> beyond_alphabet() const;
+    // The tokens with a character beyond the alphabet, in the file's order; `vocabulary` is what the model
+    // gives for bytes.
+    std::vector<std::pair<TokenId, std::string>> beyond_alphabet(const Vocabulary& vocabulary) const;
 
   private:
     struct Entry {
@@ -57,7 +58,8 @@ class HfModel {
     void read_vocabulary(class JsonCursor& cursor);
     void read_merges(JsonCursor& cursor);
     void index_entries();
-    void resolve_merges();
+    void resolve_merges(unsigned num_threads);
+    void resolve_merges(std::size_t first, std::size_t last, std::size_t begin, RollingHash& rolling);
 
     std::string text_;            // all tokens, end to end
     std::string merge_text_;      // both sides of all merges, end to end

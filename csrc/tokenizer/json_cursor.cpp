@@ -64,6 +64,11 @@ void JsonCursor::read_string(std::string& out) {
                 ++at_;
                 continue;
             }
+            const auto next = at_ + 1 < text_.size() ? static_cast<std::uint8_t>(text_[at_ + 1]) : 0;
+            if (byte >= 0xC2 && byte < 0xE0 && (next & 0xC0) == 0x80) {
+                at_ += 2;
+                continue;
+            }
             const Decoded decoded = decode_utf8(text_, at_);
             if (decoded.size == 1) fail("UTF-8");
             at_ += decoded.size;

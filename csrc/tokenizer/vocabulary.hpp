@@ -51,6 +51,12 @@ class TokenIndex {
     // Room for `count` tokens.
     explicit TokenIndex(std::size_t count);
 
+    // Ask for the memory that `find` and `add` look at first.
+    void prefetch(std::uint64_t hash) const noexcept { __builtin_prefetch(&slots_[mix64(hash) & mask_]); }
+
+    // The id under `hash`, should it be the first one there, to ask for what `same` will look at; or kNone.
+    TokenId peek(std::uint64_t hash) const noexcept { return slots_[mix64(hash) & mask_].id; }
+
     // The id under `hash` for which `same(id)` holds, or kNone.
     template <typename Same>
     TokenId find(std::uint64_t hash, Same&& same) const noexcept {

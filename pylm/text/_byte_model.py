@@ -110,21 +110,10 @@ class ByteModel:
         text = self._with_prefix(text)
         return [text] if self.pretoken.has_machine else self.pretoken.split_bytes(text)
 
-    def spans(self, text: bytes, ids: NDArray[np.uint32], sizes: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """Say where in a stretch of text its tokens lie.
-
-        Args:
-            text: the stretch.
-            ids: uint32 (N,) as `encode` gives them.
-            sizes: uint32 (N,) bytes of each.
-
-        Returns:
-            int64 (N, 2) first byte and past the last. A space that encoding has put before has none; a token
-            merged across bytes that are dropped has them within.
-
-        Raises:
-            InputError: a token was merged from an unknown one, which has no place.
-        """
+    def spans(
+        self, text: bytes, ids: NDArray[np.uint32], sizes: NDArray[np.uint32], *, begins: bool
+    ) -> NDArray[np.int64]:
+        """Say where in a stretch of text its tokens lie; a token may hold dropped bytes within."""
         body = self._with_prefix(text)
         if self._missing_bytes.isdisjoint(body):
             ends = np.cumsum(sizes, dtype=np.int64)

@@ -3,6 +3,8 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -99,6 +101,54 @@ class CharacterModel:
     def encode(self, text: bytes, *, begins: bool) -> list[int]:
         """Give the ids of a stretch of text."""
         return self.core.encode(text, begins=begins)
+
+    def spans(
+        self, text: bytes, ids: NDArray[np.uint32], sizes: NDArray[np.uint32], *, begins: bool
+    ) -> NDArray[np.int64]:
+        """Say where in a stretch of text its tokens lie."""
+        if self.charsmap or self.collapse_spaces:
+            raise InputError(
+                "offsets are not known of a SentencePiece model that changes text (rules of normalization or "
+                "removal of spaces)"
+            )
+        chars = text.decode("utf-8", "replace")
+        starts = [0, *accumulate(len(c.encode()) for c in chars)]
+        if self.space_is_mark:
+            chars = chars.replace(" ", SPACE_MARK)
+        if self._has_prefix(chars, begins):
+            chars = SPACE_MARK + chars
+            starts = [0, *starts]
+        spans = []
+        place = cut = 0  # characters, and bytes of the next one
+        for token_id in ids.tolist():
+            kind = self.kinds[token_id]
+            begin = end = place
+            if kind == BYTE:
+                size = len(chars[place].encode())
+                first = min(starts[place] + cut, starts[place + 1])
+                spans.append((first, min(first + 1, starts[place + 1])))
+                place, cut = (place, cut + 1) if cut + 1 < size else (place + 1, 0)
+                continue
+            if kind == UNKNOWN:
+                end += 1
+                while self.fuse_unknown and end < len(chars) and chars[end] not in self._characters:
+                    end += 1
+            else:
+                end += len(self.vocabulary.token(token_id).decode())
+            spans.append((starts[begin], starts[end]))
+            place = end
+        assert place == len(chars)
+        return np.array(spans, np.int64).reshape(-1, 2)
+
+    def _has_prefix(self, chars: str, begins: bool) -> bool:
+        if not chars or self.prefix == "never" or not (begins or self.prefix_everywhere):
+            return False
+        return self.prefix == "always" or not chars.startswith(SPACE_MARK)
+
+    @cached_property
+    def _characters(self) -> frozenset[str]:
+        """Those that are pieces."""
+        return frozenset(piece for piece in self.pieces() if len(piece) == 1)
 
     def batch_encoder(self, added: AddedVocabulary) -> _core.AddedEncoder:
         """Give an encoder of many texts with added tokens."""

@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 _WHOLE = r"[\s\S]+"
 # Rust's `is_ascii_punctuation` has symbols too.
 _PUNCTUATION = r"[\p{P}$+<=>^`|~]"
+_NO_UTF8 = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))
 # These match every character, so that what "Removed" with "invert" takes away is nothing.
 _COMPLETE = frozenset(p.expression for p in PATTERNS.values() if len(p.expressions) == 1)
 
@@ -56,7 +57,7 @@ def read(
             ignore_merges=bool(ignore_merges),
             missing=_read_missing(settings, model),
             prefix_space=prefix_space,
-            unreachable=[(i, text) for i, text in model.beyond_alphabet() if i not in added_ids],
+            unreachable=[(i, text) for i, text in model.beyond_alphabet(vocabulary) if i not in added_ids],
         ),
         added_tokens=added,
         normalizer=read_normalizer(document.get("normalizer")),
@@ -83,12 +84,13 @@ def _read_missing(settings: Mapping[str, Any], model: _core.HfModel) -> MissingB
         unknown = model.find(text) if isinstance(text, str) else None
         if unknown is None:
             raise InputError(f"unk_token {text!r} is not in the vocabulary, nor is byte {missing[0]}")
-    _log.warning(
-        "the vocabulary has no token for %d bytes (%s); in text they %s",
-        len(missing),
-        ", ".join(f"0x{byte:02X}" for byte in missing[:8]) + (", ..." if len(missing) > 8 else ""),
-        "are dropped" if unknown is None else f"become {text!r}",
-    )
+    if in_text := [byte for byte in missing if byte not in _NO_UTF8]:
+        _log.warning(
+            "the vocabulary has no token for %d bytes (%s); in text they %s",
+            len(in_text),
+            ", ".join(f"0x{byte:02X}" for byte in in_text[:8]) + (", ..." if len(in_text) > 8 else ""),
+            "are dropped" if unknown is None else f"become {text!r}",
+        )
     return MissingBytes(unknown, bool(settings.get("fuse_unk")))
 
 

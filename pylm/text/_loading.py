@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pylm.errors import InputError
-from pylm.text import _hf_format, _rank_format, _sentencepiece_format
+from pylm.text import _hf_format, _rank_format, _sentencepiece_format, _tekken_format
 from pylm.text._added_tokens import AddedToken
 from pylm.text._byte_model import ByteModel
 from pylm.text._hf_config import TokenizerConfig, read_config
@@ -19,19 +19,22 @@ def load(
     config = TokenizerConfig()
     if path.is_dir():
         config = read_config(path)
-        has_model = not (path / "tokenizer.json").exists() and (path / "tokenizer.model").exists()
-        path = path / ("tokenizer.model" if has_model else "tokenizer.json")
+        names = ("tokenizer.json", "tokenizer.model", "tekken.json")
+        path = path / next((name for name in names if (path / name).exists()), names[0])
     if not path.is_file():
         raise InputError(
-            f"no tokenizer at {path}; expected a tokenizer.json, a tokenizer.model, a .tiktoken file or "
-            "a folder"
+            f"no tokenizer at {path}; expected a tokenizer.json, a tokenizer.model, a tekken.json, "
+            "a .tiktoken file or a folder"
         )
     content = path.read_bytes()
+    if _tekken_format.is_tekken(path):
+        parts, roles = _tekken_format.read(path, content, pattern)
+        return parts, roles if config == TokenizerConfig() else config
     if path.suffix == ".json":
         return _hf_format.read(path, content, pattern), config
     if path.suffix == ".tiktoken" or _rank_format.is_rank_file(content):
         return _from_ranks(path, content, pattern, special_tokens), config
-    if path.suffix == ".model":
+    if ".model" in path.suffixes:  # Mistral's have their version behind it
         return _sentencepiece_format.read(path, content), config
     return _hf_format.read(path, content, pattern), config
 

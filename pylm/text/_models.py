@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pylm.text._added_tokens import AddedToken, AddedVocabulary
 from pylm.text._normalizers import Normalizer
 from pylm.text._templates import Template
@@ -37,6 +40,24 @@ class Model(Protocol):
 
     def encode(self, text: bytes, *, begins: bool) -> list[int]:
         """Give the ids of a stretch of text, which begins a text or stands behind an added token."""
+
+    def spans(
+        self, text: bytes, ids: NDArray[np.uint32], sizes: NDArray[np.uint32], *, begins: bool
+    ) -> NDArray[np.int64]:
+        """Say where in a stretch of text its tokens lie.
+
+        Args:
+            text: the stretch.
+            ids: uint32 (N,) as `encode` gives them.
+            sizes: uint32 (N,) bytes that each decodes to.
+            begins: as in `encode`.
+
+        Returns:
+            int64 (N, 2) first byte and past the last. A space that encoding puts before has none.
+
+        Raises:
+            InputError: a token has no place in the text as given; says why.
+        """
 
     def batch_encoder(self, added: AddedVocabulary) -> "_core.AddedEncoder":
         """Give an encoder of many texts with added tokens."""

@@ -82,15 +82,15 @@ class Tokenizer(Decoding):
         pattern: str | None = None,
         special_tokens: Mapping[str, int] | None = None,
     ) -> "Tokenizer":
-        """Read a tokenizer.json, a rank file, a SentencePiece model, or a Hugging Face model folder.
+        """Read a tokenizer.json, a rank file, a SentencePiece model, a tekken.json, or a model folder.
 
         The rank files that OpenAI and Meta publish are recognised by their bytes, whatever their name:
         r50k_base, p50k_base, cl100k_base, o200k_base, and Llama 3's tokenizer.model.
 
         Args:
-            path: the file, or a folder with a tokenizer.json or else a tokenizer.model; roles of tokens and
-                chat template are taken from the files beside it. What a tokenizer.model is, ranks (Llama 3)
-                or a model of SentencePiece (Llama 2), shows in its first bytes.
+            path: the file, or a folder with a tokenizer.json, else a tokenizer.model or tekken.json; roles of
+                tokens and chat template are taken from the files beside it. What a tokenizer.model is, ranks
+                (Llama 3) or a model of SentencePiece (Llama 2), shows in its first bytes.
             pattern: pre-tokenization of another rank file, which does not name it; see `PATTERNS`.
             special_tokens: of a rank file, which does not hold them.
 
@@ -311,11 +311,6 @@ class Tokenizer(Decoding):
         White space that a token's `lstrip` or `rstrip` takes along belongs to the token. A token that cuts a
         character touches all of it in characters, and its own bytes of it in bytes.
         """
-        model = self._model
-        if not isinstance(model, ByteModel):
-            raise InputError(
-                "offsets are known of byte-level tokenizers only, not of SentencePiece-style ones"
-            )
         content = _to_utf8(text)
         enabled, refused = self._added.masks(allowed_special, disallowed_special)
         self._added.refuse(content, refused)
@@ -326,9 +321,11 @@ class Tokenizer(Decoding):
                 ids.append(stretch.token)
                 spans.append(np.array([[stretch.begin, stretch.end]], np.int64))
                 continue
-            part = np.array(model.encode(stretch.text, begins=stretch.begin == 0), np.uint32)
+            begins = stretch.begin == 0
+            part = np.array(self._model.encode(stretch.text, begins=begins), np.uint32)
             ids += part.tolist()
-            spans.append(stretch.begin + model.spans(stretch.text, part, self._decoder.lengths(part)))
+            sizes = self._decoder.lengths(part)
+            spans.append(stretch.begin + self._model.spans(stretch.text, part, sizes, begins=begins))
         offsets = np.concatenate(spans)
         normal = self._added.normalize(content, enabled)
         return TokenOffsets(

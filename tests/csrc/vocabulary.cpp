@@ -53,8 +53,8 @@ void check_json() {
     check(bytes.tokens[4] == " ab" && bytes.tokens[3] == "ab" && bytes.tokens.size() == 5,
           "hidden tokens have no bytes, unless they are merged");
     check(model.to_vocabulary(false, {}).tokens[9] == "\xF0\x9F\x98\x80", "surrogate pairs are one character");
-    check(model.to_vocabulary(true, {}).tokens.size() == 5 && model.beyond_alphabet().size() == 1 &&
-              model.beyond_alphabet()[0].first == 9,
+    const auto beyond = model.beyond_alphabet(bytes);
+    check(model.to_vocabulary(true, {}).tokens.size() == 5 && beyond.size() == 1 && beyond[0].first == 9,
           "a token beyond the alphabet has no bytes");
     check(throws<std::invalid_argument>([] {
               constexpr std::string_view merged =
@@ -75,6 +75,54 @@ void check_json() {
     for (std::size_t size = 0; size < kDocument.size(); ++size) {
         check(throws<std::invalid_argument>([&] { (void)HfModel::read(kDocument.substr(0, size)); }),
               "a truncated document is refused");
+    }
+}
+
+// Enough entries for several threads. Each token is made of two that come before it.
+void check_large_json() {
+    std::vector<std::string> tokens;
+    std::vector<std::pair<std::size_t, std::size_t>> merges;
+    for (char c = 'a'; c <= 'z'; ++c) tokens.push_back(std::string(1, c));
+    for (std::size_t left = 0; tokens.size() < 60'000; ++left) {
+        for (std::size_t right = 0; right < 26; ++right) {
+            merges.emplace_back(left, right);
+            tokens.push_back(tokens[left] + tokens[right]);
+        }
+    }
+    const auto write = [&](std::size_t damaged) {
+        std::string text = "{\"model\": {\"vocab\": {";
+        for (std::size_t id = 0; id < tokens.size(); ++id)
+            text += (id == 0 ? "\"" : ", \"") + tokens[id] + "\": " + std::to_string(id);
+        text += "}, \"merges\": [";
+        for (std::size_t rank = 0; rank < merges.size(); ++rank) {
+            const auto [left, right] = merges[rank];
+            text += (rank == 0 ? "\"" : ", \"") + tokens[left] + (rank < damaged ? " " : " 0") + tokens[right] + "\"";
+        }
+        return text + "]}}";
+    };
+    const std::string good = write(merges.size());
+    const Vocabulary one = HfModel::read(good, 1).model.to_vocabulary(true, {}, 1);
+    const Vocabulary four = HfModel::read(good, 4).model.to_vocabulary(true, {}, 4);
+    check(one.tokens == tokens && four.tokens == tokens, "all tokens, for any number of threads");
+    const auto is_same = [&](const Vocabulary& vocabulary) {
+        if (vocabulary.merges.size() != merges.size()) return false;
+        for (std::size_t rank = 0; rank < merges.size(); ++rank) {
+            const MergeRule& rule = vocabulary.merges[rank];
+            if (rule.left != merges[rank].first || rule.right != merges[rank].second || rule.rank != rank ||
+                rule.merged != rank + 26)
+                return false;
+        }
+        return true;
+    };
+    check(is_same(one) && is_same(four), "all merges, for any number of threads");
+    for (const unsigned threads : {1U, 4U}) {
+        std::string message;
+        try {
+            (void)HfModel::read(write(20'000), threads);
+        } catch (const std::invalid_argument& error) {
+            message = error.what();
+        }
+        check(message.starts_with("merge 20000 ('"), "the first damaged merge is named");
     }
 }
 
@@ -206,6 +254,7 @@ void check_properties() {
 
 void test_vocabulary() {
     check_json();
+    check_large_json();
     check_ranks();
     check_added();
     check_decoder();

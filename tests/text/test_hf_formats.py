@@ -95,6 +95,17 @@ def _check(ours: Tokenizer, peer: tokenizers.Tokenizer, texts: list[str], folder
         assert again.decode(ids) == ours.decode(ids)
 
 
+def _check_offsets(ours: Tokenizer, peer: tokenizers.Tokenizer, texts: list[str]) -> None:
+    for text in texts:
+        found = ours.encode_with_offsets(text, allowed_special="all")
+        expected = peer.encode(text, add_special_tokens=False)
+        assert found.ids.tolist() == expected.ids
+        assert found.text == text
+        for mine, theirs in zip(found.chars.tolist(), expected.offsets, strict=True):
+            # A token that is nothing but the new space: `tokenizers` gives it the character behind.
+            assert tuple(mine) == theirs or mine[0] == mine[1] == theirs[0], text
+
+
 MISSING: dict[str, dict[str, Any]] = {
     "dropped": {},
     "unknown": {"others": ["<unk>"], "unk_token": "<unk>"},
@@ -203,13 +214,7 @@ def test_add_prefix_space(use_regex: bool, normalizer: object, tmp_path: Path) -
     texts = _texts(1)
     _check(ours, peer, texts, tmp_path)
     assert ours.encode("\u00e9") == ours.encode(" \u00e9")
-    for text in texts:
-        found = ours.encode_with_offsets(text, allowed_special="all")
-        expected = peer.encode(text).offsets
-        assert found.ids.tolist() == peer.encode(text).ids
-        for mine, theirs in zip(found.chars.tolist(), expected, strict=True):
-            # A token that is nothing but the new space: `tokenizers` gives it the character behind.
-            assert tuple(mine) == theirs or mine[0] == mine[1] == theirs[0], text
+    _check_offsets(ours, peer, texts)
 
 
 def _split(pattern: dict[str, str], behavior: str = "Isolated", *, invert: bool = False) -> dict[str, Any]:
@@ -324,7 +329,30 @@ def test_added_tokens_of_character_models(
     document = _characters(normalizer, scheme, DECODERS[decoder])
     _draw_added(draw, document)
     texts = ["".join(draw.choices(CHARACTER_PARTS, k=draw.randrange(10))) for _ in range(200)]
-    _check(*_load(document, tmp_path), texts, tmp_path)
+    ours, peer = _load(document, tmp_path)
+    _check(ours, peer, texts, tmp_path)
+    _check_offsets(ours, peer, texts)
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize(
+    ("normalizer", "scheme"), [(LLAMA, None), (MARKS, None), (None, "first"), (None, "always")]
+)
+def test_offsets_of_unknown_characters(
+    fuse: bool, normalizer: object, scheme: str | None, tmp_path: Path
+) -> None:
+    document = _characters(normalizer, scheme, DECODERS["llama"])
+    document["model"] |= {"byte_fallback": False, "fuse_unk": fuse}
+    _check_offsets(*_load(document, tmp_path), _texts(1, CHARACTER_PARTS))
+
+
+def test_offsets_of_a_model_that_changes_text_are_refused(tmp_path: Path) -> None:
+    collapse = [(r"\A +", ""), (" {2,}", " "), (r"[ ▁]+\z", "")]
+    steps = [{"type": "Replace", "pattern": {"Regex": p}, "content": c} for p, c in collapse]
+    document = _characters({"type": "Sequence", "normalizers": [*steps, MARKS]}, None, DECODERS["llama"])
+    ours, _ = _load(document, tmp_path)
+    with pytest.raises(InputError, match="offsets are not known of a SentencePiece model that changes text"):
+        ours.encode_with_offsets(" a  b")
 
 
 @pytest.mark.parametrize("content", ["▁▁", "  ", "a ", "<x>"])
