@@ -73,7 +73,7 @@ def _unsupported(what: str, value: object) -> NoReturn:
 
 
 def _read_missing(settings: Mapping[str, Any], model: _core.HfModel) -> MissingBytes | None:
-    missing = [byte for byte, char in BYTE_TO_CHAR.items() if model.find(char) is None]
+    missing = sorted(byte for byte, char in BYTE_TO_CHAR.items() if model.find(char) is None)
     if not missing:
         return None
     if settings.get("byte_fallback"):
