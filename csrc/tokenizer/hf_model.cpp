@@ -60,8 +60,17 @@ bool is_of_byte_alphabet(std::string_view text) {
     return read_byte_alphabet(text, [](char) {});
 }
 
+// Leaves `out` empty where it is not.
 bool from_byte_alphabet(std::string_view text, std::string& out) {
-    return read_byte_alphabet(text, [&](char byte) { out.push_back(byte); });
+    out.resize(text.size());
+    char* end = out.data();
+    const bool is_known = read_byte_alphabet(text, [&](char byte) { *end++ = byte; });
+    out.resize(is_known ? static_cast<std::size_t>(end - out.data()) : 0);
+    return is_known;
+}
+
+bool is_joined(std::string_view text, std::string_view left, std::string_view right) noexcept {
+    return text.size() == left.size() + right.size() && text.starts_with(left) && text.ends_with(right);
 }
 
 std::uint32_t checked_size(std::size_t size) {
@@ -120,7 +129,7 @@ HfDocument HfModel::read(std::string_view content, unsigned num_threads) {
                     index();
                 });
             } else if (key == "merges" && cursor.peek() == '[') {
-                replace(has_merges, "merges", "[]", [&] { model.read_merges(cursor); });
+                replace(has_merges, "merges", "[]", [&] { model.read_merges(cursor, content); });
             } else {
                 cursor.skip_value();
             }
@@ -132,12 +141,11 @@ HfDocument HfModel::read(std::string_view content, unsigned num_threads) {
     }
     rest.append(content, copied);
     indexed.get();
-    model.resolve_merges(num_threads);
+    model.resolve_merges(content, num_threads);
     return {std::move(model), std::move(rest)};
 }
 
 void HfModel::read_vocabulary(JsonCursor& cursor) {
-    // Entries are some 25 bytes of JSON; a guess for reserve, not a bound.
     cursor.expect('{');
     if (cursor.peek() == '}') return cursor.expect('}');
     for (;;) {
@@ -153,28 +161,32 @@ void HfModel::read_vocabulary(JsonCursor& cursor) {
     cursor.expect('}');
 }
 
-void HfModel::read_merges(JsonCursor& cursor) {
+void HfModel::read_merges(JsonCursor& cursor, std::string_view content) {
+    // A side lies in the file's text, or behind it where escapes had to be resolved.
+    const auto read_side = [&]() -> MergeSide {
+        const std::size_t begin = escaped_.size();
+        const std::string_view text = cursor.view_string(escaped_);
+        if (text.data() == nullptr) return {checked_size(content.size() + begin), checked_size(escaped_.size() - begin)};
+        return {checked_size(static_cast<std::size_t>(text.data() - content.data())), checked_size(text.size())};
+    };
     cursor.read_array([&] {
-        const std::size_t begin = merge_text_.size();
-        std::size_t middle = begin;
+        MergeSide left, right;
         if (cursor.peek() == '[') {
             std::size_t sides = 0;
-            cursor.read_array([&] {
-                cursor.read_string(merge_text_);
-                if (++sides == 1) middle = merge_text_.size();
-            });
+            cursor.read_array([&] { (++sides == 1 ? left : right) = read_side(); });
             if (sides != 2) cursor.fail("a merge of two tokens");
         } else {
-            cursor.read_string(merge_text_);
-            const std::string_view both = std::string_view(merge_text_).substr(begin);
+            left = read_side();
+            const std::string_view both = text_of(left, content);
             const std::size_t space = both.find(' ');
             if (space == std::string_view::npos || both.find(' ', space + 1) != std::string_view::npos) {
-                cursor.fail("two tokens with a space between in merge " + std::to_string(merge_sizes_.size()));
+                cursor.fail("two tokens with a space between in merge " + std::to_string(sides_.size()));
             }
-            middle = begin + space;
-            merge_text_.erase(middle, 1);
+            const auto middle = static_cast<std::uint32_t>(space);
+            right = {left.begin + middle + 1, left.size - middle - 1};
+            left.size = middle;
         }
-        merge_sizes_.emplace_back(checked_size(middle - begin), checked_size(merge_text_.size() - middle));
+        sides_.emplace_back(left, right);
     });
 }
 
@@ -218,61 +230,61 @@ TokenId HfModel::find_entry(std::uint64_t hash, std::string_view text) const noe
 
 TokenId HfModel::find_joined(std::uint64_t hash, std::string_view left,
                              std::string_view right) const noexcept {
-    return index_.find(hash, [&](TokenId place) {
-        const std::string_view text = text_of(entries_[place]);
-        return text.size() == left.size() + right.size() && text.starts_with(left) && text.ends_with(right);
-    });
+    return index_.find(hash, [&](TokenId place) { return is_joined(text_of(entries_[place]), left, right); });
 }
 
-void HfModel::resolve_merges(unsigned num_threads) {
-    const std::size_t num_merges = merge_sizes_.size();
-    std::vector<std::size_t> begins;  // of the chunks, in merge_text_
+void HfModel::resolve_merges(std::string_view content, unsigned num_threads) {
     RollingHash rolling;
-    for (std::size_t rank = 0, begin = 0; rank < num_merges; ++rank) {
-        if (rank % kChunk == 0) begins.push_back(begin);
-        begin += merge_sizes_[rank].first + merge_sizes_[rank].second;
-        (void)rolling.power(merge_sizes_[rank].second);  // from here on all of them are known
-    }
-    merges_.resize(num_merges);
-    parallel_for(begins.size(), num_threads, [&](std::size_t chunk) {
-        resolve_merges(chunk * kChunk, std::min(num_merges, (chunk + 1) * kChunk), begins[chunk], rolling);
+    for (const auto& [left, right] : sides_) (void)rolling.power(right.size);  // from here on all of them are known
+    merges_.resize(sides_.size());
+    parallel_for((sides_.size() + kChunk - 1) / kChunk, num_threads, [&](std::size_t chunk) {
+        resolve_merges(chunk * kChunk, std::min(sides_.size(), (chunk + 1) * kChunk), content, rolling);
     });
-    std::string().swap(merge_text_);
+    sides_ = {};
+    escaped_ = {};
 }
 
 // Most of the time goes into waiting for memory: it is asked for some merges ahead, the index first, then the
 // entries that it names.
-void HfModel::resolve_merges(std::size_t first, std::size_t last, std::size_t begin, RollingHash& rolling) {
+void HfModel::resolve_merges(std::size_t first, std::size_t last, std::string_view content, RollingHash& rolling) {
     struct Merge {
         std::string_view left, right;
-        std::uint64_t left_hash, right_hash, joined_hash;
+        std::uint64_t left_hash, right_hash;
     };
     std::array<Merge, 2 * kAhead> ring;
     std::size_t read = first;
     const auto read_one = [&] {
         Merge& merge = ring[read % ring.size()];
-        const auto [left_size, right_size] = merge_sizes_[read++];
-        merge.left = std::string_view(merge_text_).substr(begin, left_size);
-        merge.right = std::string_view(merge_text_).substr(begin + left_size, right_size);
-        begin += left_size + right_size;
+        const auto& [left, right] = sides_[read++];
+        merge.left = text_of(left, content);
+        merge.right = text_of(right, content);
         merge.left_hash = RollingHash::of(merge.left);
         merge.right_hash = RollingHash::of(merge.right);
-        merge.joined_hash = merge.left_hash * rolling.power(right_size) + merge.right_hash;
-        for (const std::uint64_t hash : {merge.left_hash, merge.right_hash, merge.joined_hash}) index_.prefetch(hash);
+        for (const std::uint64_t hash : {merge.left_hash, merge.right_hash}) index_.prefetch(hash);
     };
     const auto prefetch_entries = [&](const Merge& merge) {
-        for (const std::uint64_t hash : {merge.left_hash, merge.right_hash, merge.joined_hash}) {
+        for (const std::uint64_t hash : {merge.left_hash, merge.right_hash}) {
             const TokenId place = index_.peek(hash);
             if (place != TokenIndex::kNone) __builtin_prefetch(&entries_[place]);
         }
     };
+    // Merges stand as a rule in the order of what they make.
+    TokenId made = 0;
+    const auto find_made = [&](std::string_view left, std::string_view right, std::uint64_t left_hash,
+                               std::uint64_t right_hash) {
+        for (const TokenId guess : {made, made + 1}) {
+            if (guess < entries_.size() && is_joined(text_of(entries_[guess]), left, right)) return made = guess;
+        }
+        const TokenId found = find_joined(left_hash * rolling.power(right.size()) + right_hash, left, right);
+        return found == TokenIndex::kNone ? found : made = found;
+    };
     for (std::size_t rank = first; rank < last; ++rank) {
         while (read < last && read < rank + ring.size()) read_one();
         if (rank + kAhead < read) prefetch_entries(ring[(rank + kAhead) % ring.size()]);
-        const auto& [left, right, left_hash, right_hash, joined_hash] = ring[rank % ring.size()];
+        const auto& [left, right, left_hash, right_hash] = ring[rank % ring.size()];
         const TokenId a = find_entry(left_hash, left);
         const TokenId b = find_entry(right_hash, right);
-        const TokenId c = find_joined(joined_hash, left, right);
+        const TokenId c = find_made(left, right, left_hash, right_hash);
         if (a == TokenIndex::kNone || b == TokenIndex::kNone || c == TokenIndex::kNone) {
             throw std::invalid_argument("merge " + std::to_string(rank) + " (" + quoted(left) + ", " +
                                         quoted(right) + ") does not join two tokens to a third");

@@ -49,22 +49,30 @@ class HfModel {
         TokenId id;
     };
 
+    struct MergeSide {
+        std::uint32_t begin, size;  // in the file's text, or behind it in escaped_
+    };
+
     HfModel() : index_(0) {}
     std::string_view text_of(const Entry& entry) const noexcept {
         return std::string_view(text_).substr(entry.begin, entry.size);
     }
+    std::string_view text_of(const MergeSide& side, std::string_view content) const noexcept {
+        return side.begin < content.size() ? content.substr(side.begin, side.size)
+                                           : std::string_view(escaped_).substr(side.begin - content.size(), side.size);
+    }
     TokenId find_entry(std::uint64_t hash, std::string_view text) const noexcept;  // place in entries_
     TokenId find_joined(std::uint64_t hash, std::string_view left, std::string_view right) const noexcept;
     void read_vocabulary(class JsonCursor& cursor);
-    void read_merges(JsonCursor& cursor);
+    void read_merges(JsonCursor& cursor, std::string_view content);
     void index_entries();
-    void resolve_merges(unsigned num_threads);
-    void resolve_merges(std::size_t first, std::size_t last, std::size_t begin, RollingHash& rolling);
+    void resolve_merges(std::string_view content, unsigned num_threads);
+    void resolve_merges(std::size_t first, std::size_t last, std::string_view content, RollingHash& rolling);
 
     std::string text_;            // all tokens, end to end
-    std::string merge_text_;      // both sides of all merges, end to end
     std::vector<Entry> entries_;  // in the file's order
-    std::vector<std::pair<std::uint32_t, std::uint32_t>> merge_sizes_;  // bytes left, right
+    std::vector<std::pair<MergeSide, MergeSide>> sides_;  // of the merges, while the file is read
+    std::string escaped_;                                 // sides written with escapes
     std::vector<MergeRule> merges_;
     TokenIndex index_;
     std::size_t largest_id_ = 0;

@@ -43,43 +43,39 @@ void JsonCursor::fail(const std::string& expected) const {
                                 (at_ == text_.size() ? ", got the end of the file" : ""));
 }
 
-bool JsonCursor::take_if(char c) noexcept {
-    if (peek() != c || at_ == text_.size()) return false;
-    ++at_;
-    return true;
-}
-
-void JsonCursor::expect(char c) {
-    if (!take_if(c)) fail(std::string("'") + c + "'");
-}
-
-void JsonCursor::read_string(std::string& out) {
-    expect('"');
-    for (;;) {
-        const std::size_t start = at_;
-        while (at_ < text_.size()) {
-            const auto byte = static_cast<std::uint8_t>(text_[at_]);
-            if (byte == '"' || byte == '\\' || byte < 0x20) break;
-            if (byte < 0x80) {
-                ++at_;
-                continue;
-            }
-            const auto next = at_ + 1 < text_.size() ? static_cast<std::uint8_t>(text_[at_ + 1]) : 0;
-            if (byte >= 0xC2 && byte < 0xE0 && (next & 0xC0) == 0x80) {
-                at_ += 2;
-                continue;
-            }
-            const Decoded decoded = decode_utf8(text_, at_);
-            if (decoded.size == 1) fail("UTF-8");
-            at_ += decoded.size;
+// Move to the end of a string or to an escape.
+void JsonCursor::skip_characters() {
+    while (at_ < text_.size()) {
+        const auto byte = static_cast<std::uint8_t>(text_[at_]);
+        if (byte == '"' || byte == '\\') return;
+        if (byte < 0x20) fail("no control character in a string");
+        if (byte < 0x80) {
+            ++at_;
+            continue;
         }
+        const auto next = at_ + 1 < text_.size() ? static_cast<std::uint8_t>(text_[at_ + 1]) : 0;
+        if (byte >= 0xC2 && byte < 0xE0 && (next & 0xC0) == 0x80) {
+            at_ += 2;
+            continue;
+        }
+        const Decoded decoded = decode_utf8(text_, at_);
+        if (decoded.size == 1) fail("UTF-8");
+        at_ += decoded.size;
+    }
+    fail("the end of a string");
+}
+
+std::string_view JsonCursor::view_string(std::string& out) {
+    expect('"');
+    std::size_t start = at_;
+    skip_characters();
+    if (text_[at_] == '"') return text_.substr(start, at_++ - start);
+    for (;;) {
         out.append(text_, start, at_ - start);
-        if (at_ == text_.size()) fail("the end of a string");
-        const char c = text_[at_];
-        if (static_cast<std::uint8_t>(c) < 0x20) fail("no control character in a string");
-        ++at_;
-        if (c == '"') return;
+        if (text_[at_++] == '"') return {};
         read_escape(out);
+        start = at_;
+        skip_characters();
     }
 }
 

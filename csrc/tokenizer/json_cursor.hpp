@@ -21,7 +21,9 @@ class JsonCursor {
     char peek() noexcept { return skip_space(), at_ < text_.size() ? text_[at_] : '\0'; }
 
     // Move past `c`, after white space.
-    void expect(char c);
+    void expect(char c) {
+        if (!take_if(c)) fail(std::string("'") + c + "'");
+    }
 
     // Read the members of an object: `member(key)` must move past the value. Keys may repeat.
     template <typename Member>
@@ -49,7 +51,14 @@ class JsonCursor {
     }
 
     // Append a string's characters as UTF-8. Refuses invalid UTF-8, control characters, lone surrogates.
-    void read_string(std::string& out);
+    void read_string(std::string& out) {
+        const std::string_view whole = view_string(out);
+        if (whole.data() != nullptr) out.append(whole);
+    }
+
+    // The same, but a string without escapes is given as a view of the text, and nothing appended. The view of
+    // one that was appended is null.
+    std::string_view view_string(std::string& out);
 
     // Read a whole number below 2^63.
     std::uint64_t read_whole_number();
@@ -60,7 +69,12 @@ class JsonCursor {
     [[noreturn]] void fail(const std::string& expected) const;
 
   private:
-    bool take_if(char c) noexcept;
+    bool take_if(char c) noexcept {
+        if (peek() != c || at_ == text_.size()) return false;
+        ++at_;
+        return true;
+    }
+    void skip_characters();
     void skip_space() noexcept {
         while (at_ < text_.size()) {
             const char c = text_[at_];
