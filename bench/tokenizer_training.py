@@ -205,7 +205,9 @@ def _train_pylm(corpus: str, num_merges: int, num_threads: int, _: int) -> Any:
     def written(token_id: int) -> str:
         return "".join(BYTE_TO_CHAR[byte] for byte in trained.token_bytes(token_id))
 
-    return lambda: [(written(left), written(right)) for left, right, *_ in trained._vocabulary.merges().tolist()]
+    return lambda: [
+        (written(left), written(right)) for left, right, *_ in trained._vocabulary.merges().tolist()
+    ]
 
 
 def _train_gigabpe(corpus: str, num_merges: int, num_threads: int, num_bytes: int) -> Any:

@@ -222,8 +222,8 @@ void BpeEncoder::close_gaps(Worker& worker, TokenBuffer& buffer) const {
     merges_.apply(rows);
     std::size_t end = gaps.empty() ? buffer.size() : gaps.front().begin;
     const auto settle = [&](std::size_t border, std::size_t moved_by) {
-        for (; worker.num_settled < worker.text_ends.size() && worker.text_ends[worker.num_settled] <= border; ++worker.num_settled)
-            worker.text_ends[worker.num_settled] -= moved_by;
+        std::vector<std::size_t>& ends = worker.text_ends;
+        for (std::size_t& i = worker.num_settled; i < ends.size() && ends[i] <= border; ++i) ends[i] -= moved_by;
     };
     settle(end, 0);
     for (std::size_t g = 0; g < gaps.size(); ++g) {
