@@ -61,8 +61,8 @@ def _tiktoken(args: argparse.Namespace) -> dict[str, Encode]:
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$"
         r"|\s*[\r\n]|\s+(?!\S)|\s"
     )
-    if args.pattern != "cl100k" or args.vocabulary.suffix != ".tiktoken":
-        raise ImportError("tiktoken takes part with the cl100k pattern only")
+    if args.vocabulary.name != "cl100k_base.tiktoken":
+        raise ImportError("tiktoken takes part with cl100k_base only")
     lines = [line.split() for line in args.vocabulary.read_bytes().splitlines()]
     ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
     encoding = tiktoken.Encoding("bench", pat_str=expression, mergeable_ranks=ranks, special_tokens={})
@@ -135,7 +135,8 @@ def _work(args: argparse.Namespace) -> None:
 
 
 def _call(args: argparse.Namespace, library: str, container: str, threads: int, text: Path) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--vocabulary", str(args.vocabulary), "--pattern", args.pattern]
+    command = [sys.executable, __file__, "--vocabulary", str(args.vocabulary)]
+    command += ["--pattern", args.pattern] if args.pattern else []
     command += [
         "--text",
         str(text),
@@ -224,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="documents with NUL bytes between them")
     parser.add_argument("--vocabulary", type=Path, required=True, help="a .tiktoken or tokenizer.json file")
-    parser.add_argument("--pattern", default="cl100k", help="of a rank file; default: cl100k")
+    parser.add_argument("--pattern", help="of a rank file that pylm does not know; default: the file's own")
     parser.add_argument("--num-threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeat", type=int, default=3, help="rounds; the median counts")
     parser.add_argument("--json", type=Path, help="write the rows there as well")
