@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "parallel.hpp"
+
 namespace pylm {
 
 namespace {
@@ -49,29 +51,43 @@ std::uint64_t choose(bool condition, std::uint64_t yes, std::uint64_t no) noexce
     return no ^ ((yes ^ no) & (std::uint64_t{0} - std::uint64_t{condition}));
 }
 
+constexpr std::size_t kAhead = 16;  // rules whose memory is asked for before they are looked at
+
+// Throws for the first merge that names no token, or whose tokens are not the parts of its result.
+void check_rules(std::span<const std::string> tokens, std::span<const MergeRule> rules) {
+    constexpr std::size_t kShare = 1 << 14;
+    const auto is_inside = [&](const MergeRule& rule) {
+        return std::max({rule.left, rule.right, rule.merged}) < tokens.size();
+    };
+    const auto check = [&](std::size_t share) {
+        const std::size_t end = std::min(rules.size(), (share + 1) * kShare);
+        for (std::size_t i = share * kShare; i < end; ++i) {
+            if (i + kAhead < end && is_inside(rules[i + kAhead])) {
+                __builtin_prefetch(&tokens[rules[i + kAhead].left]);
+                __builtin_prefetch(&tokens[rules[i + kAhead].right]);
+            }
+            const auto name = [&] { return "merge " + std::to_string(rules[i].rank); };
+            if (!is_inside(rules[i])) {
+                throw std::invalid_argument(name() + " names an id that is not in the vocabulary");
+            }
+            const std::string& left = tokens[rules[i].left];
+            const std::string& right = tokens[rules[i].right];
+            const std::string& merged = tokens[rules[i].merged];
+            if (left.size() + right.size() != merged.size() || !merged.starts_with(left) ||
+                !merged.ends_with(right)) {
+                throw std::invalid_argument(name() + " does not concatenate to its result");
+            }
+        }
+    };
+    parallel_for((rules.size() + kShare - 1) / kShare, 0, check);
+}
+
 }  // namespace
 
 MergeTable::MergeTable(std::span<const std::string> tokens, std::span<const MergeRule> rules) {
     if (tokens.size() > kLimit) throw std::invalid_argument("a vocabulary has at most 2097151 ids");
     if (rules.size() > kLimit) throw std::invalid_argument("a vocabulary has at most 2097151 merges");
-    constexpr std::size_t kAhead = 16;  // rules whose memory is asked for before they are looked at
-    for (std::size_t i = 0; i < rules.size(); ++i) {
-        if (i + kAhead < rules.size() && std::max(rules[i + kAhead].left, rules[i + kAhead].right) < tokens.size()) {
-            __builtin_prefetch(&tokens[rules[i + kAhead].left]);
-            __builtin_prefetch(&tokens[rules[i + kAhead].right]);
-        }
-        const MergeRule& rule = rules[i];
-        const auto name = [&] { return "merge " + std::to_string(rule.rank); };
-        if (std::max({rule.left, rule.right, rule.merged}) >= tokens.size()) {
-            throw std::invalid_argument(name() + " names an id that is not in the vocabulary");
-        }
-        const std::string& left = tokens[rule.left];
-        const std::string& merged = tokens[rule.merged];
-        if (left.size() + tokens[rule.right].size() != merged.size() || !merged.starts_with(left) ||
-            !merged.ends_with(tokens[rule.right])) {
-            throw std::invalid_argument(name() + " does not concatenate to its result");
-        }
-    }
+    check_rules(tokens, rules);
     // The order of rules that share a rank makes no difference: of a token's parts only those can meet that
     // merging the token's own symbols ends with.
     std::vector<MergeRule> sorted;
