@@ -276,60 +276,60 @@ void SentencePieceEncoder::encode_first(std::string_view word, Scratch& scratch,
 }
 
 void SentencePieceEncoder::encode_cut(std::string_view text, bool prefix, Scratch& scratch, Output& out) const {
+    constexpr std::size_t kWindow = 64;
+    constexpr std::size_t kBlock = 256;  // words that are cut, then hashed, then looked up, or a window's more
     PieceCache& cache = scratch.cache;
     const char* const text_end = text.data() + text.size();
-    std::array<char, 64> padded;
-    std::array<std::string_view, 65> words;
-    std::array<PieceKey, 65> keys;
-    std::array<std::uint64_t, 65> hashes;
-    std::size_t begin = 0;  // of the word that has not ended yet
+    std::array<char, kWindow> padded;
+    std::array<std::size_t, kBlock + kWindow + 1> ends;
+    std::array<PieceKey, kBlock + kWindow + 1> keys;
+    std::array<std::uint64_t, kBlock + kWindow + 1> hashes;
+    std::size_t start = 0;  // of the words of a block
     std::uint8_t before = 0;
-    for (std::size_t base = 0; base < text.size(); base += 64) {
-        const std::size_t size = std::min<std::size_t>(64, text.size() - base);
-        const char* block = text.data() + base;
-        if (size < 64) {
-            padded.fill(0);
-            std::memcpy(padded.data(), block, size);
-            block = padded.data();
-        }
-        std::uint64_t borders = cuts_.borders(block, before, options_.simd);
-        before = static_cast<std::uint8_t>(block[63]);
-        if (size < 64) borders &= ~(~std::uint64_t{0} << size);
-        if (base == 0) borders &= ~std::uint64_t{1};
-        if (prefix && borders != 0) {  // the first word, with a space before it
-            begin = base + static_cast<std::size_t>(std::countr_zero(borders));
-            encode_first(text.substr(0, begin), scratch, out);
-            borders &= borders - 1;
-            prefix = false;
-        }
-        // All words that end in this block are hashed before the first is looked up.
+    for (std::size_t base = 0; base < text.size();) {
         std::size_t count = 0;
-        const auto add = [&](std::size_t end) {
-            const std::string_view word = text.substr(begin, end - begin);
-            begin = end;
-            words[count] = word;
-            if (word.size() <= PieceKey::kMaxBytes) {
-                keys[count] = PieceKey::of(word.data(), word.size(), text_end);
-                hashes[count] = keys[count].hash();
-                cache.prefetch(hashes[count]);
+        for (; base < text.size() && count < kBlock; base += kWindow) {
+            const std::size_t size = std::min(kWindow, text.size() - base);
+            const char* window = text.data() + base;
+            if (size < kWindow) {
+                padded.fill(0);
+                std::memcpy(padded.data(), window, size);
+                window = padded.data();
             }
-            ++count;
-        };
-        for (; borders != 0; borders &= borders - 1) add(base + static_cast<std::size_t>(std::countr_zero(borders)));
-        if (size < 64 || base + 64 == text.size()) {
-            if (!prefix) add(text.size());
+            std::uint64_t borders = cuts_.borders(window, before, options_.simd);
+            before = static_cast<std::uint8_t>(window[kWindow - 1]);
+            if (size < kWindow) borders &= ~(~std::uint64_t{0} << size);
+            if (base == 0) borders &= ~std::uint64_t{1};
+            if (prefix && borders != 0) {  // the first word, with a space before it
+                start = base + static_cast<std::size_t>(std::countr_zero(borders));
+                encode_first(text.substr(0, start), scratch, out);
+                borders &= borders - 1;
+                prefix = false;
+            }
+            for (; borders != 0; borders &= borders - 1)
+                ends[count++] = base + static_cast<std::size_t>(std::countr_zero(borders));
+        }
+        if (base >= text.size() && !prefix) ends[count++] = text.size();
+        PieceCache::Lines lines = cache.lines();
+        for (std::size_t i = 0, begin = start; i < count; begin = ends[i++]) {
+            if (ends[i] - begin > PieceKey::kMaxBytes) continue;
+            keys[i] = PieceKey::of(text.data() + begin, ends[i] - begin, text_end);
+            hashes[i] = keys[i].hash();
+            lines.prefetch(hashes[i]);
         }
         out.reserve(count * (PieceCache::kMaxInline + 1));
-        for (std::size_t i = 0; i < count; ++i) {
-            const PieceCache::Entry* entry =
-                words[i].size() <= PieceKey::kMaxBytes ? cache.find(keys[i], hashes[i]) : nullptr;
-            if (entry != nullptr && entry->num_ids() <= PieceCache::kMaxInline) [[likely]] {
-                std::memcpy(out.end(), entry->words.data(), sizeof entry->words);
-                out.advance(entry->num_ids());
-            } else {
-                encode_word(words[i], scratch, out);
-                out.reserve((count - i) * (PieceCache::kMaxInline + 1));
+        for (std::size_t i = 0; i < count; start = ends[i++]) {
+            if (ends[i] - start <= PieceKey::kMaxBytes) [[likely]] {
+                const PieceCache::Entry* const entry = lines.find(keys[i], hashes[i]);
+                if (entry != nullptr && entry->is_plain()) [[likely]] {
+                    std::memcpy(out.end(), entry->words.data(), sizeof entry->words);  // with the word behind
+                    out.advance(entry->num_ids());
+                    continue;
+                }
             }
+            encode_word(text.substr(start, ends[i] - start), scratch, out);
+            out.reserve((count - i) * (PieceCache::kMaxInline + 1));
+            lines = cache.lines();
         }
     }
     if (prefix) encode_first(text, scratch, out);
