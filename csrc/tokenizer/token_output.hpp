@@ -22,10 +22,21 @@
 
 namespace pylm {
 
-// A growing array of ids whose new places are not written to: memory that is never used costs nothing.
+// A growing array of ids whose new places are not written to: memory that is never used costs nothing. Empty
+// once it is moved from.
 class TokenBuffer {
   public:
     TokenBuffer() = default;
+    TokenBuffer(TokenBuffer&& other) noexcept
+        : data_(std::move(other.data_)),
+          size_(std::exchange(other.size_, 0)),
+          capacity_(std::exchange(other.capacity_, 0)) {}
+    TokenBuffer& operator=(TokenBuffer&& other) noexcept {
+        data_ = std::move(other.data_);
+        size_ = std::exchange(other.size_, 0);
+        capacity_ = std::exchange(other.capacity_, 0);
+        return *this;
+    }
 
     TokenId* data() noexcept { return data_.get(); }
     const TokenId* data() const noexcept { return data_.get(); }

@@ -229,9 +229,22 @@ void check_errors(const Vocabulary& vocabulary) {
     check(throws<std::runtime_error>([&] { (void)train_words(words, options); }), "training can be stopped");
 }
 
+// What is left where memory ends in the middle of handing buffers over.
+void check_buffer() {
+    TokenBuffer buffer;
+    buffer.push_back(7);
+    TokenBuffer taken = std::move(buffer);
+    check(taken.size() == 1 && taken.data()[0] == 7, "moving takes the ids");
+    check(buffer.empty() && buffer.capacity() == 0 && buffer.data() == nullptr, "and leaves none");  // NOLINT
+    buffer.push_back(8);
+    taken = std::move(buffer);
+    check(buffer.empty() && taken.ids()[0] == 8, "into a buffer that has some, too");  // NOLINT
+}
+
 }  // namespace
 
 void test_tokenizer() {
+    check_buffer();
     const std::vector<std::string> hostile = hostile_texts();
     std::vector<std::string> corpus = hostile;
     Random random(3);
