@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <cstdint>
 #include <functional>
-#include <queue>
 #include <stdexcept>
 #include <utility>
 
@@ -272,7 +272,9 @@ void MergeTable::start(RowState& state, Row& row) const noexcept {
 // Which pair is the next to be merged; false where none is left.
 [[gnu::always_inline]] inline bool MergeTable::find_best(RowState& state) const noexcept {
     state.best = smallest(state.candidates.data(), state.num_lanes);
-    __builtin_prefetch(rules_.data() + (state.best >> kPlaceBits));
+    // As a number: where no pair is left, this is no rule's address.
+    const auto rule = reinterpret_cast<std::uintptr_t>(rules_.data()) + (state.best >> kPlaceBits) * sizeof(Rule);
+    __builtin_prefetch(reinterpret_cast<const void*>(rule));
     return state.best >> kPlaceBits != kNoRank;
 }
 

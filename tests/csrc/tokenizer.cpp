@@ -229,6 +229,15 @@ void check_errors(const Vocabulary& vocabulary) {
     check(throws<std::runtime_error>([&] { (void)train_words(words, options); }), "training can be stopped");
 }
 
+// A vocabulary of bytes alone.
+void check_no_merges(const std::vector<std::string>& tokens, const std::vector<std::string>& texts) {
+    const BpeEncoder encoder(std::vector<std::string>(tokens.begin(), tokens.begin() + 256), {}, kPatterns[0], false);
+    for (const std::string& text : texts) {
+        const auto is_byte = [](TokenId id, char byte) { return id == static_cast<std::uint8_t>(byte); };
+        check(std::ranges::equal(encoder.encode(text), text, is_byte), "without merges the ids are the bytes");
+    }
+}
+
 // What is left where memory ends in the middle of handing buffers over.
 void check_buffer() {
     TokenBuffer buffer;
@@ -264,6 +273,7 @@ void test_tokenizer() {
     check_separated(encoder, hostile);
     check_merges(encoder, vocabulary.merges, hostile, byte_ids);
     check_missing_bytes(vocabulary, hostile);
+    check_no_merges(vocabulary.tokens, hostile);
     check_equal_merges(vocabulary.tokens);
     // Merges of the long pieces themselves, so that all of them take the heap many times over.
     const std::vector<std::string> huge = huge_texts(1 << 20);
