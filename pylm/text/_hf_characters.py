@@ -43,7 +43,7 @@ def read(
             if (found := model.find(f"<0x{byte:02X}>")) is not None:
                 kinds[found] = BYTE
     if (unknown := settings.get("unk_token")) is not None:
-        if (found := model.find(unknown)) is None:
+        if not isinstance(unknown, str) or (found := model.find(unknown)) is None:
             raise InputError(f"unk_token {unknown!r} is not in the vocabulary")
         kinds[found] = UNKNOWN
     words = []
@@ -98,18 +98,23 @@ def _unsupported(what: str, value: object) -> NoReturn:
     )
 
 
-def _read_normalizer(value: Mapping[str, Any] | None) -> dict[str, Any]:
-    steps = [value] if value and value.get("type") != "Sequence" else (value or {}).get("normalizers", [])
+def _read_normalizer(value: object) -> dict[str, Any]:
+    match value:
+        case {"type": "Sequence", "normalizers": list(steps)}:
+            pass
+        case _:
+            steps = [] if value is None else [value]
     prefix, marks, collapse = "never", False, []
     for step in steps:
-        pattern = step.get("pattern", {})
-        match step.get("type"):
-            case "Prepend" if step.get("prepend") == SPACE_MARK:
+        match step:
+            case {"type": "Prepend", "prepend": str(mark)} if mark == SPACE_MARK:
                 prefix = "always"
-            case "Replace" if pattern == {"String": " "} and step.get("content") == SPACE_MARK:
+            case {"type": "Replace", "pattern": {"String": " "}, "content": str(mark)} if mark == SPACE_MARK:
                 marks = True
-            case "Replace" if (pattern.get("Regex"), step.get("content")) in _COLLAPSE and prefix == "never":
-                collapse.append((pattern["Regex"], step["content"]))
+            case {"type": "Replace", "pattern": {"Regex": str(old)}, "content": str(new)} if (
+                prefix == "never" and (old, new) in _COLLAPSE
+            ):
+                collapse.append((old, new))
             case _:
                 _unsupported("normalizer", value)
     if (collapse and tuple(collapse) != _COLLAPSE) or (prefix == "always" and not marks):
@@ -122,10 +127,12 @@ def _read_normalizer(value: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _read_pre_tokenizer(value: Mapping[str, Any] | None, marks: bool) -> dict[str, Any]:
+def _read_pre_tokenizer(value: object, marks: bool) -> dict[str, Any]:
     """Give what a pre-tokenizer changes of the normalizer's options."""
     if value is None:
         return {}
+    if not isinstance(value, Mapping):
+        _unsupported("pre-tokenizer", value)
     if value.get("type") == "Split":
         # Gemma's: no space is left for it to find.
         if marks and value.get("pattern") == {"String": " "} and not value.get("invert"):

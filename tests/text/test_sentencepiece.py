@@ -435,13 +435,20 @@ def test_json_ids_equal_tokenizers(kind: str, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"normalizer": {"type": "NFKC"}}, "unsupported normalizer"),
+        *[({"normalizer": damaged}, "unsupported normalizer") for damaged in (
+            [1], "NFC", {}, {"type": "Sequence", "normalizers": [None]}, {"type": "Sequence"},
+            {"type": "Replace", "pattern": "x", "content": "y"},
+        )],
         ({"pre_tokenizer": {"type": "Whitespace"}}, "unsupported pre-tokenizer"),
+        ({"pre_tokenizer": ["▁"]}, "unsupported pre-tokenizer"),
         ({"merges": [["a", "x"]]}, r"merge 0 \('a', 'x'\)"),
         ({"unk_token": "<none>"}, "unk_token '<none>'"),
+        ({"unk_token": 5}, "unk_token 5 is not in the vocabulary"),
+        ({"unk_token": ["a"]}, "unk_token \\['a'\\] is not in the vocabulary"),
         ({"dropout": 0.5}, "unsupported model"),
         ({"type": "Unigram"}, "unsupported model"),
     ],
-)
+)  # fmt: skip
 def test_json_that_cannot_be_reproduced_is_refused(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
