@@ -36,6 +36,17 @@ class AddedToken:
     normalized: bool = False
     special: bool = True
 
+    def __post_init__(self) -> None:
+        """Look at the text.
+
+        Raises:
+            InputError: lone surrogates, which no text can hold.
+        """
+        try:
+            self.content.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"added token {self.id} ({self.content!a}) holds lone surrogates") from error
+
 
 class Masks(NamedTuple):
     """Which tokens are looked for: a byte each, for the raw and for the normalized text."""

@@ -30,6 +30,7 @@ def read(path: Path, content: bytes, pattern: str | None = None) -> Parts:
     try:
         model = _core.HfModel(content)
         document = json.loads(model.rest)
+        json.dumps(document, ensure_ascii=False).encode()  # no lone surrogates
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: not a tokenizer.json ({error}); expected a BPE model with vocab and merges"

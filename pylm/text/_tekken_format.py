@@ -21,6 +21,7 @@ _EARLY_SPECIAL_TOKENS = (
     "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]",
     "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
 )  # fmt: skip
+_MAX_SPECIAL_TOKENS = 1 << 16  # files have 1000
 _EARLY_VERSIONS = ("v1", "v2", "v3", "v7")
 _ROLES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 
@@ -54,12 +55,12 @@ def read(path: Path, content: bytes, pattern: str | None = None) -> tuple[Parts,
                 **config,
             },
             "vocab": list(entries),
-        } if 0 <= num_special <= size and size - num_special <= len(entries):
+        } if 0 <= num_special <= min(size, _MAX_SPECIAL_TOKENS) and size - num_special <= len(entries):
             pass
         case _:
             raise InputError(
                 f"{path}: not a tekken.json; expected config with pattern, default_vocab_size and "
-                "default_num_special_tokens, and a vocab of as many entries"
+                f"default_num_special_tokens (at most {_MAX_SPECIAL_TOKENS}), and a vocab of as many entries"
             )
     special = _read_special_tokens(path, document.get("special_tokens"), config.get("version"), num_special)
     ranks = b"".join(_rank_line(path, i, entry) for i, entry in enumerate(entries[: size - num_special]))

@@ -351,6 +351,11 @@ DAMAGES: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda d: d["added_tokens"].append({"content": "x", "id": -4}), "unsupported added token"),
     (lambda d: d["added_tokens"].append({"content": "x", "id": 999, "lstrip": 1}), "unsupported added token"),
     (lambda d: d["added_tokens"].append({"content": "a", "id": 999}), "'a' has the id 999, but"),
+    (
+        lambda d: d["added_tokens"].append({"content": "\ud800", "id": 999}),
+        "not a tokenizer.json .*surrogates",
+    ),
+    (lambda d: d["model"].update(unk_token="\ud800"), "not a tokenizer.json .*surrogates"),
     (lambda d: d["added_tokens"].append({"content": "zz", "id": 65}), "which is b'.' in the vocabulary"),
     (lambda d: d.update(pre_tokenizer=None), "unsupported pre-tokenizer"),
     (lambda d: d.update(post_processor={"type": "Magic"}), "unsupported post-processor"),

@@ -98,6 +98,10 @@ def test_own_special_tokens_and_folders(document: dict[str, Any], tmp_path: Path
     [
         (lambda d: d.update(config={}), "not a tekken.json; expected config"),
         (lambda d: d["config"].update(default_vocab_size=10_000), "not a tekken.json; expected config"),
+        (
+            lambda d: d["config"].update(default_vocab_size=2**40 + 256, default_num_special_tokens=2**40),
+            r"default_num_special_tokens \(at most 65536\)",
+        ),
         (lambda d: d["config"].update(version="v11"), "no special_tokens, which version 'v11' must have"),
         (lambda d: d["config"].update(pattern="("), "pattern '\\('"),
         (lambda d: d["vocab"].pop(3), "vocab entry 3 must have rank 3"),
@@ -108,6 +112,7 @@ def test_own_special_tokens_and_folders(document: dict[str, Any], tmp_path: Path
         (lambda d: d.update(special_tokens=[{"rank": 31, "token_str": "x"}]), "rank of its own, below 30"),
         (lambda d: d.update(special_tokens=[{"rank": 1, "token_str": "x"}]), "'x' has the rank of one"),
         (lambda d: d.update(special_tokens=[{"rank": 0}]), "expected token_str"),
+        (lambda d: d.update(special_tokens=[{"rank": 0, "token_str": "\ud800"}]), "0 .* lone surrogates"),
     ],
 )  # fmt: skip
 def test_damaged_entries_are_named(
