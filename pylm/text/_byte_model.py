@@ -135,7 +135,8 @@ class ByteModel:
             return at < len(text) and text[at] in missing
 
         for token_id in ids.tolist():
-            is_unknown = token_id == self.missing.unknown
+            # The token may also be one that text comes to.
+            is_unknown = token_id == self.missing.unknown and is_missing(place)
             token = b"" if is_unknown else self.vocabulary.token(token_id)
             while drops and is_missing(place) and not text.startswith(token, place):
                 place += 1

@@ -154,6 +154,17 @@ def test_offsets_where_bytes_have_no_token(kind: str, tmp_path: Path) -> None:
         assert contents == ["a", " ", "b", "é", "é"]
 
 
+@pytest.mark.parametrize("fuse", [False, True])
+def test_offsets_where_the_unknown_token_is_a_letter(fuse: bool, tmp_path: Path) -> None:
+    document = _document(
+        missing="\x04\x05", merges=[], unk_token="a", fuse_unk=fuse, pre_tokenizer=BARE_LEVEL
+    )
+    ours, peer = _load(document, tmp_path)
+    for text in [*_texts(2), "a\x04", "aa\x04\x05a", "\x04a\x04\x04b", "ba\x05"]:
+        found = ours.encode_with_offsets(text)
+        assert [tuple(pair) for pair in found.chars.tolist()] == peer.encode(text).offsets, text
+
+
 def test_tokens_merged_across_dropped_bytes_have_them_within(tmp_path: Path) -> None:
     ours, _ = _load(_document(missing="\x04", pre_tokenizer=BARE_LEVEL), tmp_path)
     found = ours.encode_with_offsets("\x04\x04a\x04bc\x04")
