@@ -13,7 +13,7 @@ from pylm.text._added_tokens import AddedToken
 from pylm.text._byte_alphabet import BYTE_TO_CHAR, CHAR_TO_BYTE
 from pylm.text._byte_model import ByteModel, MissingBytes
 from pylm.text._models import Parts
-from pylm.text._normalizers import read_normalizer
+from pylm.text._normalizers import NFC_STABLE, Normalizer, read_normalizer
 from pylm.text._templates import Template
 from pylm.text.patterns import PATTERNS, PretokenPattern, find_splits
 
@@ -188,8 +188,22 @@ def _write_pre_tokenizer(model: ByteModel) -> dict[str, object]:
     return {"type": "Sequence", "pretokenizers": [*before, level, *after]}
 
 
-def write(model: ByteModel, added: Sequence[AddedToken]) -> dict[str, object]:
-    """Give the entries of a tokenizer.json that are the model's; `added` in the order of ids."""
+def _is_always_found(token: AddedToken, normalizer: Normalizer | None) -> bool:
+    if token.single_word or not token.content.isascii():
+        return False
+    if normalizer is None:
+        return True
+    if token.normalized:
+        return normalizer(token.content) == token.content
+    return normalizer.stable == NFC_STABLE  # others may make its text of another
+
+
+def write(model: ByteModel, added: Sequence[AddedToken], normalizer: Normalizer | None) -> dict[str, object]:
+    """Give the entries of a tokenizer.json that are the model's; `added` in the order of ids.
+
+    Raises:
+        InputError: an added token whose id a tokenizer.json cannot express with the same ids; names it.
+    """
     chars = model.vocabulary.alphabet_tokens()
     vocabulary = {text: i for i, text in enumerate(chars) if text}
     vocabulary |= {text: i for i, text in model.unreachable}
@@ -201,9 +215,17 @@ def write(model: ByteModel, added: Sequence[AddedToken]) -> dict[str, object]:
             )
     missing = model.missing or MissingBytes()
     # Ids that do not count on from the vocabulary must be in it: readers do not take them from elsewhere.
-    in_order = list(range(len(vocabulary), len(vocabulary) + len(added)))
-    if [t.id for t in added] != in_order or missing.unknown in in_order:
-        vocabulary |= {token.content: token.id for token in added}
+    others = [t for t in added if t.content not in vocabulary]
+    in_order = list(range(len(vocabulary), len(vocabulary) + len(others)))
+    if [t.id for t in others] != in_order or missing.unknown in in_order:
+        for token in others if model.ignore_merges else ():
+            # As a piece it would be taken whole where it is not recognised.
+            if set(token.content) <= CHAR_TO_BYTE.keys() and not _is_always_found(token, normalizer):
+                raise InputError(
+                    f"added token {token.content!r} has the id {token.id}, which does not count on from the "
+                    "vocabulary; a tokenizer.json with ignore_merges cannot say so"
+                )
+        vocabulary |= {token.content: token.id for token in others}
     merges = model.vocabulary.merges()
     if len(merges) > 1 and (merges[1:, 3] == merges[:-1, 3]).any():  # several pairs make one token
         merges = model.vocabulary.canonical_merges()

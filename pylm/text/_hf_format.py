@@ -101,7 +101,7 @@ def write(parts: Parts) -> dict[str, object]:
     }
     match parts.model:
         case ByteModel() as bytes_:
-            return document | _hf_bytes.write(bytes_, added)
+            return document | _hf_bytes.write(bytes_, added, parts.normalizer)
         case CharacterModel() as characters:
             return document | _hf_characters.write(characters)
     raise AssertionError(f"no tokenizer.json for {type(parts.model).__name__}")

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 
+from pylm import _core
 from pylm.errors import InputError
-from pylm.text import Tokenizer
+from pylm.text import AddedToken, Tokenizer
 from pylm.text._byte_alphabet import BYTE_TO_CHAR
+from pylm.text._normalizers import read_normalizer
 from pylm.text.patterns import PATTERNS, find_splits
 
 GPT2_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
@@ -163,6 +166,54 @@ def test_offsets_where_the_unknown_token_is_a_letter(fuse: bool, tmp_path: Path)
     for text in [*_texts(2), "a\x04", "aa\x04\x05a", "\x04a\x04\x04b", "ba\x05"]:
         found = ours.encode_with_offsets(text)
         assert [tuple(pair) for pair in found.chars.tolist()] == peer.encode(text).offsets, text
+
+
+@pytest.mark.parametrize("normalizer", [None, {"type": "NFC"}, {"type": "Lowercase"}])
+def test_added_tokens_of_the_vocabulary_do_not_make_pieces_of_others(
+    normalizer: object, tmp_path: Path
+) -> None:
+    size = len(_document()["model"]["vocab"])
+    words = [_added("b", _document()["model"]["vocab"]["b"]), {**_added("xyz", size), "single_word": True}]
+    document = {**_document(added=words, ignore_merges=True), "normalizer": normalizer}
+    ours, peer = _load(document, tmp_path)
+    _check(ours, peer, ["xyz", "xyz1", "1xyz", "XYZ1", "a xyz b", "axyzb xyz"], tmp_path)
+    assert ours.encode("xyz") == [size]
+    assert size not in ours.encode("1xyz")
+
+
+@pytest.mark.parametrize(
+    ("flags", "normalizer", "is_refused"),
+    [
+        ({}, None, False),
+        ({}, {"type": "NFC"}, False),
+        ({}, {"type": "Lowercase"}, True),
+        ({"normalized": True}, {"type": "Lowercase"}, False),
+        ({"normalized": True}, {"type": "Prepend", "prepend": " "}, True),
+        ({"single_word": True}, None, True),
+        ({"content": "xyé"}, None, True),
+        ({"content": "xy日", "single_word": True}, None, False),
+    ],
+)
+def test_ids_out_of_order_are_saved_only_where_ids_stay(
+    flags: dict[str, Any], normalizer: dict[str, Any] | None, is_refused: bool, tmp_path: Path
+) -> None:
+    token = AddedToken(**{"content": "xyz", "id": 300, "special": False, **flags})
+    ours = Tokenizer(
+        _core.Vocabulary([bytes([b]) for b in range(256)], np.zeros((0, 4), np.uint32)),
+        pattern="gpt2",
+        ignore_merges=True,
+        added_tokens=[token],
+        normalizer=read_normalizer(normalizer),
+    )
+    path = tmp_path / "tokenizer.json"
+    if is_refused:
+        with pytest.raises(InputError, match="has the id 300, which does not count on"):
+            ours.save(path)
+        return
+    ours.save(path)
+    peer = tokenizers.Tokenizer.from_file(str(path))
+    for text in ("xyz", "1xyz", "xyz1", "XYZ", "xyé", "xye\u0301", "xy日", "axy日"):
+        assert peer.encode(text, add_special_tokens=False).ids == ours.encode(text), text
 
 
 def test_tokens_merged_across_dropped_bytes_have_them_within(tmp_path: Path) -> None:
