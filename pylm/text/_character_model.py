@@ -118,10 +118,18 @@ class CharacterModel:
         if self._has_prefix(chars, begins):
             chars = SPACE_MARK + chars
             starts = [0, *starts]
+        drops = UNKNOWN not in self.kinds
+
+        def is_dropped(at: int) -> bool:
+            return drops and at < len(chars) and not self._is_known(chars[at])
+
         spans = []
         place = cut = 0  # characters, and bytes of the next one
         for token_id in ids.tolist():
             kind = self.kinds[token_id]
+            piece = "" if kind in (BYTE, UNKNOWN) else self.vocabulary.token(token_id).decode()
+            while is_dropped(place) and not (piece and chars.startswith(piece, place)):
+                place += 1
             begin = end = place
             if kind == BYTE:
                 size = len(chars[place].encode())
@@ -131,19 +139,33 @@ class CharacterModel:
                 continue
             if kind == UNKNOWN:
                 end += 1
-                while self.fuse_unknown and end < len(chars) and chars[end] not in self._characters:
+                while self.fuse_unknown and end < len(chars) and not self._is_known(chars[end]):
                     end += 1
-            else:
-                end += len(self.vocabulary.token(token_id).decode())
+            elif chars.startswith(piece, place):
+                end += len(piece)
+            else:  # merged across dropped characters
+                for _ in piece:
+                    while is_dropped(end):
+                        end += 1
+                    end += 1
             spans.append((starts[begin], starts[end]))
             place = end
-        assert place == len(chars)
+        assert all(map(is_dropped, range(place, len(chars))))
         return np.array(spans, np.int64).reshape(-1, 2)
 
     def _has_prefix(self, chars: str, begins: bool) -> bool:
         if not chars or self.prefix == "never" or not (begins or self.prefix_everywhere):
             return False
         return self.prefix == "always" or not chars.startswith(SPACE_MARK)
+
+    def _is_known(self, char: str) -> bool:
+        return char in self._characters or self._bytes.issuperset(char.encode())
+
+    @cached_property
+    def _bytes(self) -> frozenset[int]:
+        """Those that stand for characters without a piece."""
+        pieces = np.flatnonzero(self.kinds == BYTE).tolist() if self.byte_fallback else ()
+        return frozenset(int(self.vocabulary.token(i)[3:5], 16) for i in pieces)
 
     @cached_property
     def _characters(self) -> frozenset[str]:

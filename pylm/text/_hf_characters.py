@@ -45,6 +45,8 @@ def read(
     if (unknown := settings.get("unk_token")) is not None:
         if not isinstance(unknown, str) or (found := model.find(unknown)) is None:
             raise InputError(f"unk_token {unknown!r} is not in the vocabulary")
+        if len(unknown) == 1 or found in vocabulary.merges()[:, :3]:
+            raise InputError(f"unsupported unk_token {unknown!r}: text comes to it")
         kinds[found] = UNKNOWN
     words = []
     for token in added:

@@ -443,6 +443,8 @@ def test_json_ids_equal_tokenizers(kind: str, tmp_path: Path) -> None:
         ({"pre_tokenizer": ["▁"]}, "unsupported pre-tokenizer"),
         ({"merges": [["a", "x"]]}, r"merge 0 \('a', 'x'\)"),
         ({"unk_token": "<none>"}, "unk_token '<none>'"),
+        ({"unk_token": "a"}, "unsupported unk_token 'a'"),
+        ({"unk_token": "ab"}, "unsupported unk_token 'ab'"),
         ({"unk_token": 5}, "unk_token 5 is not in the vocabulary"),
         ({"unk_token": ["a"]}, "unk_token \\['a'\\] is not in the vocabulary"),
         ({"dropout": 0.5}, "unsupported model"),
@@ -456,6 +458,22 @@ def test_json_that_cannot_be_reproduced_is_refused(
     path.write_text(json.dumps(_json_model(**changes)), encoding="utf-8")
     with pytest.raises(InputError, match=message):
         Tokenizer.load(path)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 255])
+def test_offsets_where_characters_are_dropped(num_bytes: int, tmp_path: Path) -> None:
+    document = _json_model(unk_token=None, normalizer=MARKS, byte_fallback=num_bytes > 0)
+    gone = {"<0xE6>"} if num_bytes else {piece for piece, _, _ in BYTES}
+    document["model"]["vocab"] = {t: i for i, t in enumerate(document["model"]["vocab"]) if t not in gone}
+    document["added_tokens"] = []
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    ours, peer = Tokenizer.load(path), tokenizers.Tokenizer.from_file(str(path))
+    for text in ("日", "日a日", "a日b", "日日ab 日a", "é日 日日"):
+        found = ours.encode_with_offsets(text)
+        assert found.ids.tolist() == peer.encode(text).ids
+        parts = [text[begin:end].replace("日", "").replace(" ", "▁") for begin, end in found.chars.tolist()]
+        assert parts == [peer.id_to_token(i) for i in found.ids.tolist()]
 
 
 SMALL: list[Piece] = [*META, ("a", -1.0, NORMAL), ("▁a", -2.0, NORMAL), ("▁", -3.0, NORMAL)]
