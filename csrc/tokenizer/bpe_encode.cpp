@@ -204,6 +204,7 @@ TokenId* BpeEncoder::write_other(Worker& worker, std::size_t i, TokenId* out, st
     }
     const std::size_t num_ids = encode_piece(piece, out);
     if (is_short) {
+        cache.make_room(1);
         cache.add(worker.keys[i], hash, {out, num_ids});
     } else {
         cache.add_long(piece, hash, {out, num_ids});
