@@ -33,7 +33,8 @@ struct PieceKey {
     std::uint64_t hash() const noexcept {
         __extension__ using Product = unsigned __int128;
         const Product product = static_cast<Product>(low ^ 0x9E3779B97F4A7C15ULL) * (high ^ 0xBF58476D1CE4E5B9ULL);
-        return static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64);
+        // `high` once more, for pieces that make the first factor 0.
+        return static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64) ^ high;
     }
 
   private:
