@@ -60,10 +60,12 @@ std::string_view SentencePieceEncoder::prepare(std::string_view text, bool with_
     if (rules_of_text_.charsmap.empty() && !options_.collapse_spaces) {
         const bool is_matched = options_.split_words || !user_defined_.empty();  // before words are encoded
         const bool marked = is_matched && options_.space_is_mark && text.find(kSpaceMark) != std::string_view::npos;
-        if (!marked && (!prefix || user_defined_.empty())) return text;
+        const bool is_cut = options_.split_words && text.starts_with(' ');  // from the space before it
+        if (!marked && !replaces_invalid_ && (!prefix || (user_defined_.empty() && !is_cut))) return text;
         buffer.assign(prefix ? 1 : 0, ' ');
         buffer += text;
         if (marked) buffer = spaces_for_marks(buffer);
+        if (replaces_invalid_) buffer = normalize(buffer, {}, {});
         prefix = false;
         return buffer;
     }
@@ -89,7 +91,7 @@ void SentencePieceEncoder::append_symbols(std::string_view text, Symbols& symbol
         char bytes[4];
         std::size_t size = 0;
         if (decoded.point == 0xFFFD) {
-            std::memcpy(bytes, "\xEF\xBF\xBD", size = 3);
+            std::memcpy(bytes, kReplacement.data(), size = kReplacement.size());
         } else if (decoded.point == ' ' && options_.space_is_mark) {
             std::memcpy(bytes, kSpaceMark.data(), size = kSpaceMark.size());
         } else {

@@ -54,7 +54,7 @@ class SentencePieceEncoder {
     // Ids are places in `pieces`, which may hold empty strings where an id is not in use; those of
     // `extra_characters` follow: symbols that merge but have no id. Rules of equal rank are applied from left
     // to right. Throws std::invalid_argument naming the entry: a damaged rule or charsmap, more than one
-    // piece of kind kUnknown.
+    // piece of kind kUnknown; and for options that contradict each other.
     SentencePieceEncoder(std::vector<std::string> pieces, std::span<const PieceKind> kinds,
                          std::span<const std::string> extra_characters, std::span<const MergeRule> merges,
                          SentencePieceOptions options);
@@ -141,7 +141,8 @@ class SentencePieceEncoder {
     TokenId unknown_ = kNone;
     std::array<TokenId, 256> byte_ids_;
     bool has_all_bytes_ = true;
-    bool is_word_whole_ = false;  // no border but that before a space counts
+    bool is_word_whole_ = false;     // no border but that before a space counts
+    bool replaces_invalid_ = false;  // U+FFFD is to be seen by what looks for pieces before characters do
     std::vector<std::string> pieces_;  // with the extra characters
     std::vector<std::uint16_t> page_of_ = std::vector<std::uint16_t>(0x1100);
     std::vector<TokenId> pages_ = std::vector<TokenId>(256, kNone);  // symbol by code point

@@ -75,10 +75,23 @@ SentencePieceEncoder::SentencePieceEncoder(std::vector<std::string> pieces, std:
       pieces_(joined(std::move(pieces), extra_characters)),
       merges_(pieces_, with_own_ranks(pieces_, merges)) {
     if (kinds.size() != num_pieces_) throw std::invalid_argument("kinds must have an entry for every piece");
+    if (options_.collapse_spaces && options_.prefix == SpacePrefix::kUnlessSpace) {
+        throw std::invalid_argument("spaces that are dropped before a text cannot keep a space from being put there");
+    }
     byte_ids_.fill(kNone);
     for (std::size_t id = 0; id < num_pieces_; ++id) {
         const std::string& text = pieces_[id];
         if (text.empty()) continue;
+        const bool is_found_whole = options_.ignore_merges && kinds[id] != PieceKind::kControl &&
+                                    kinds[id] != PieceKind::kUserDefined;
+        if (is_found_whole) {
+            whole_.emplace(text, static_cast<TokenId>(id));
+            longest_whole_ = std::max(longest_whole_, text.size());
+        }
+        // U+FFFD alone is found whole where it is found as a character.
+        if (kinds[id] == PieceKind::kUserDefined || (is_found_whole && text != kReplacement)) {
+            replaces_invalid_ = replaces_invalid_ || text.find(kReplacement) != text.npos;
+        }
         if (kinds[id] == PieceKind::kUnknown) {
             if (unknown_ != kNone) throw std::invalid_argument("a second piece of kind unknown: " + text);
             unknown_ = static_cast<TokenId>(id);
@@ -97,10 +110,6 @@ SentencePieceEncoder::SentencePieceEncoder(std::vector<std::string> pieces, std:
         } else if (kinds[id] == PieceKind::kNormal || kinds[id] == PieceKind::kUnused) {
             const Decoded first = decode_utf8(text, 0);
             if (first.size == text.size()) character(first.point) = static_cast<TokenId>(id);
-            if (options_.ignore_merges) {
-                whole_.emplace(text, static_cast<TokenId>(id));
-                longest_whole_ = std::max(longest_whole_, text.size());
-            }
         }
     }
     has_all_bytes_ = options_.byte_fallback && std::find(byte_ids_.begin(), byte_ids_.end(), kNone) == byte_ids_.end();

@@ -16,12 +16,12 @@ constexpr std::array<std::uint8_t, 256> kClasses = [] {
     std::array<std::uint8_t, 256> classes{};
     for (std::size_t byte = 0; byte < 256; ++byte) {
         const bool letter = (byte >= 'a' && byte <= 'z') || (byte >= 'A' && byte <= 'Z');
-        classes[byte] = byte >= 0x80                   ? CutTable::kHigh
-                        : byte < 0x20                  ? CutTable::kControl
-                        : byte == ' '                  ? CutTable::kSpace
-                        : letter                       ? CutTable::kLetter
-                        : byte >= '0' && byte <= '9' ? CutTable::kDigit
-                                                       : CutTable::kPunct;
+        classes[byte] = byte >= 0x80                   ? CutTable::kHighByte
+                        : byte < 0x20                  ? CutTable::kControlByte
+                        : byte == ' '                  ? CutTable::kSpaceByte
+                        : letter                       ? CutTable::kLetterByte
+                        : byte >= '0' && byte <= '9' ? CutTable::kDigitByte
+                                                       : CutTable::kPunctByte;
     }
     return classes;
 }();
@@ -43,11 +43,11 @@ __attribute__((target("avx2"))) inline __m256i keep(__m256i mask, std::uint8_t v
 __attribute__((target("avx2"))) inline __m256i classes_avx2(__m256i bytes) noexcept {
     const __m256i lower = _mm256_or_si256(bytes, _mm256_set1_epi8(0x20));
     // The masks exclude each other, so the numbers of the classes may be joined by "or".
-    __m256i classes = keep(is_between(lower, 'a', 'z'), CutTable::kLetter);
-    classes = _mm256_or_si256(classes, keep(is_between(bytes, '0', '9'), CutTable::kDigit));
-    classes = _mm256_or_si256(classes, keep(_mm256_cmpgt_epi8(_mm256_setzero_si256(), bytes), CutTable::kHigh));
-    classes = _mm256_or_si256(classes, keep(is_between(bytes, 0, 0x1F), CutTable::kControl));
-    return _mm256_or_si256(classes, keep(_mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(' ')), CutTable::kSpace));
+    __m256i classes = keep(is_between(lower, 'a', 'z'), CutTable::kLetterByte);
+    classes = _mm256_or_si256(classes, keep(is_between(bytes, '0', '9'), CutTable::kDigitByte));
+    classes = _mm256_or_si256(classes, keep(_mm256_cmpgt_epi8(_mm256_setzero_si256(), bytes), CutTable::kHighByte));
+    classes = _mm256_or_si256(classes, keep(is_between(bytes, 0, 0x1F), CutTable::kControlByte));
+    return _mm256_or_si256(classes, keep(_mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(' ')), CutTable::kSpaceByte));
 }
 
 __attribute__((target("avx2"))) std::uint64_t borders_avx2(const char* block, std::uint8_t before,
@@ -83,11 +83,11 @@ inline uint8x16_t keep(uint8x16_t mask, std::uint8_t value) noexcept { return va
 
 inline uint8x16_t classes_neon(uint8x16_t bytes) noexcept {
     const uint8x16_t lower = vorrq_u8(bytes, vdupq_n_u8(0x20));
-    uint8x16_t classes = keep(is_between(lower, 'a', 'z'), CutTable::kLetter);
-    classes = vorrq_u8(classes, keep(is_between(bytes, '0', '9'), CutTable::kDigit));
-    classes = vorrq_u8(classes, keep(vcgeq_u8(bytes, vdupq_n_u8(0x80)), CutTable::kHigh));
-    classes = vorrq_u8(classes, keep(vcltq_u8(bytes, vdupq_n_u8(0x20)), CutTable::kControl));
-    return vorrq_u8(classes, keep(vceqq_u8(bytes, vdupq_n_u8(' ')), CutTable::kSpace));
+    uint8x16_t classes = keep(is_between(lower, 'a', 'z'), CutTable::kLetterByte);
+    classes = vorrq_u8(classes, keep(is_between(bytes, '0', '9'), CutTable::kDigitByte));
+    classes = vorrq_u8(classes, keep(vcgeq_u8(bytes, vdupq_n_u8(0x80)), CutTable::kHighByte));
+    classes = vorrq_u8(classes, keep(vcltq_u8(bytes, vdupq_n_u8(0x20)), CutTable::kControlByte));
+    return vorrq_u8(classes, keep(vceqq_u8(bytes, vdupq_n_u8(' ')), CutTable::kSpaceByte));
 }
 
 std::uint64_t borders_neon(const char* block, std::uint8_t before, const std::uint8_t* cut) noexcept {
@@ -118,8 +118,8 @@ std::uint64_t borders_neon(const char* block, std::uint8_t before, const std::ui
 CutTable::CutTable(std::span<const std::string_view> results, bool split_words) : any_(true) {
     std::array<std::uint8_t, 16> joined{};
     const auto classes = [](char32_t point) -> unsigned {
-        if (point == 0x2581) return (1U << kHigh) | (1U << kSpace);
-        return 1U << (point < 0x80 ? kClasses[point] : static_cast<std::uint8_t>(kHigh));
+        if (point == 0x2581) return (1U << kHighByte) | (1U << kSpaceByte);
+        return 1U << (point < 0x80 ? kClasses[point] : static_cast<std::uint8_t>(kHighByte));
     };
     for (const std::string_view text : results) {
         unsigned before = 0;
@@ -133,10 +133,10 @@ CutTable::CutTable(std::span<const std::string_view> results, bool split_words) 
             i += decoded.size;
         }
     }
-    joined[kHigh] |= 1U << kHigh;  // the bytes of one character
+    joined[kHighByte] |= 1U << kHighByte;  // the bytes of one character
     for (std::size_t c = 0; c < kNumClasses; ++c) {
         unsigned cut = ~static_cast<unsigned>(joined[c]) & ((1U << kNumClasses) - 1);
-        if (split_words) cut |= 1U << kSpace;
+        if (split_words) cut |= 1U << kSpaceByte;
         cut_[c] = static_cast<std::uint8_t>(cut);
     }
 }

@@ -2,7 +2,7 @@
 //
 // A merge whose result holds the characters a, b side by side is the only kind that can cross a border a|b. So
 // a border between two characters that no result holds side by side is never crossed, and the text on its two
-// sides can be encoded apart. Bytes are put into eight classes, so that borders are found by vector
+// sides can be encoded apart. Bytes are put into six classes, so that borders are found by vector
 // instructions; a pair of classes is a border if no two of their characters are held side by side.
 #pragma once
 
@@ -16,7 +16,7 @@ namespace pylm {
 
 class CutTable {
   public:
-    enum Class : std::uint8_t { kPunct, kLetter, kDigit, kHigh, kControl, kSpace, kNumClasses };
+    enum Class : std::uint8_t { kPunctByte, kLetterByte, kDigitByte, kHighByte, kControlByte, kSpaceByte, kNumClasses };
 
     // No border anywhere.
     CutTable() noexcept = default;

@@ -11,7 +11,6 @@ namespace pylm {
 namespace {
 
 constexpr std::size_t kMostMatches = 32;  // SentencePiece asks the trie for this many rules at a place
-constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
 
 std::uint32_t load_u32(std::string_view bytes, std::size_t place) noexcept {
     std::uint32_t value = 0;

@@ -61,6 +61,9 @@ class Charsmap {
     std::string replacements_;  // each ends with a null byte
 };
 
+// What stands for each byte that is no UTF-8: U+FFFD.
+inline constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
+
 // `text` with a space for every "▁".
 std::string spaces_for_marks(std::string_view text);
 
