@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+import unicodedata
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tokenizers import pre_tokenizers
 
 from pylm import _core
 from pylm.errors import InputError
-from pylm.text import Tokenizer
+from pylm.text import TokenArray, Tokenizer
 from pylm.text.patterns import PATTERNS, find_pattern, find_splits, split
 
 pytestmark = pytest.mark.skipif(
@@ -253,17 +254,26 @@ def _rank_pair(path: Path, pattern: str, expression: str) -> tuple[Tokenizer, ti
     return Tokenizer.load(path, pattern=pattern), peer
 
 
+OFFICIAL = {
+    "gpt2": "openai/r50k_base.tiktoken",
+    "cl100k": "openai/cl100k_base.tiktoken",
+    "o200k": "openai/o200k_base.tiktoken",
+    "llama3": "llama3/tokenizer.model",
+}
+
+
+def _official_pair(pattern: str, shared_data: Path, folder: Path) -> tuple[Tokenizer, tiktoken.Encoding]:
+    """An official vocabulary: ours and tiktoken's."""
+    path = folder / f"{pattern}.tiktoken"
+    path.write_bytes((shared_data / "tokenizers" / OFFICIAL[pattern]).read_bytes())
+    return _rank_pair(path, pattern, EXPRESSIONS[pattern][0])
+
+
 @pytest.fixture(scope="module", params=["o200k", "llama3"])
 def ranked(
     request: pytest.FixtureRequest, shared_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Tokenizer, tiktoken.Encoding]:
-    """Official vocabularies: ours and tiktoken's."""
-    if request.param == "o200k":
-        path = shared_data / "tokenizers/openai/o200k_base.tiktoken"
-    else:
-        path = tmp_path_factory.mktemp("llama3") / "llama3.tiktoken"
-        path.write_bytes((shared_data / "tokenizers/llama3/tokenizer.model").read_bytes())
-    return _rank_pair(path, request.param, EXPRESSIONS[request.param][0])
+    return _official_pair(request.param, shared_data, tmp_path_factory.mktemp("ranked"))
 
 
 def test_ids_equal_tiktoken(ranked: tuple[Tokenizer, tiktoken.Encoding], shared_data: Path) -> None:
@@ -279,6 +289,63 @@ def test_ids_equal_tiktoken_on_hostile_text(ranked: tuple[Tokenizer, tiktoken.En
     ours, peer = ranked
     text = RECENT.sub("", text)
     assert ours.encode_ordinary(text) == peer.encode_ordinary(text)
+
+
+def _hostile_strings(seed: int, count: int) -> list[str]:
+    """Draw strings of 1 to 24 characters: of `KINDS`, or any whose class all versions of Unicode agree on."""
+    old = [c for c in map(chr, range(0x110000)) if not "\ud800" <= c <= "\udfff"]
+    is_new = regex.compile(r"\P{Cn}").match
+    old = [c for c in old if unicodedata.category(c) != "Cn" or not is_new(c)]
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 25, count)
+    kinds = np.array([ord(c) for kind in KINDS for c in kind], np.uint32)
+    points = rng.choice(np.array([ord(c) for c in old], np.uint32), sizes.sum())
+    common = rng.random(sizes.sum()) < np.repeat(rng.random(count), sizes)
+    points[common] = rng.choice(kinds, common.sum())
+    text = points.astype("<u4").tobytes().decode("utf-32-le")
+    return [text[a:b] for a, b in pairwise([0, *np.cumsum(sizes).tolist()])]
+
+
+def _check_all(seed: int, texts: list[str], ours: TokenArray, theirs: list[list[int]]) -> None:
+    wrong = [t for t, a, b in zip(texts, ours, theirs, strict=True) if a.tolist() != b]
+    assert not wrong, f"seed {seed}: {len(wrong)} strings, the shortest {min(wrong, key=len)!r}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", OFFICIAL)
+def test_ids_equal_tiktoken_on_a_million_hostile_strings(
+    pattern: str, shared_data: Path, tmp_path: Path
+) -> None:
+    ours, peer = _official_pair(pattern, shared_data, tmp_path)
+    for seed in range(10):
+        texts = _hostile_strings(seed, 100_000)
+        _check_all(seed, texts, ours.encode_batch(texts), peer.encode_ordinary_batch(texts, num_threads=2))
+
+
+@pytest.mark.slow
+def test_ids_equal_hugging_face_on_many_hostile_strings(shared_data: Path) -> None:
+    path = shared_data / "tokenizers/qwen3/tokenizer.json"
+    ours, peer = Tokenizer.load(path), tokenizers.Tokenizer.from_file(str(path))
+    # Its normalizer, of Unicode 9, does not know that these change places.
+    marks = [point for point in range(0x10000, 0x110000) if unicodedata.combining(chr(point))]
+    without_marks = dict.fromkeys(marks)
+    for seed in range(3):
+        texts = [text.translate(without_marks) for text in _hostile_strings(seed, 100_000)]
+        encoded = peer.encode_batch_fast(texts, add_special_tokens=False)
+        _check_all(seed, texts, ours.encode_batch(texts), [one.ids for one in encoded])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", sorted(EXPRESSIONS))
+def test_pieces_of_many_hostile_strings(pattern: str) -> None:
+    rng = np.random.default_rng(0)
+    for text in _hostile_strings(0, 50_000):
+        damaged = list(text)
+        damaged[rng.integers(len(text))] = chr(rng.integers(0xDC80, 0xDD00))  # a byte that is no UTF-8
+        for one in (text, "".join(damaged)):
+            content = one.encode("utf-8", "surrogateescape")
+            pieces = [p.encode("utf-8", "surrogateescape") for p in _expected(pattern, one)]
+            assert _pieces(pattern, content) == pieces, repr(one)
 
 
 def test_smollm2_ids_equal_hugging_face(shared_data: Path, tmp_path: Path) -> None:
