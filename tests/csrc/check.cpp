@@ -99,6 +99,33 @@ std::vector<std::string> huge_texts(std::size_t size) {
             repeat("\xff"), repeat("\xf0\x9f\x98\x80"), repeat("word "), bytes};
 }
 
+std::span<const std::string_view> text_parts() {
+    static constexpr std::string_view kParts[] = {
+        "a", "b", "e", "Z", "s", "S", "t", "LL", "ab", "hello", " the", "The", "don't", "I'LL", "'", "'s", "'Re",
+        "\xe2\x80\x99s", "7", "0", "123", "1234567", " ", "  ", "   ", "\n", "\r", "\r\n", "\n\n", "\t", "\v", "\f",
+        "!", "/", "(", ".", "-", "_", "<s>", "<|end|>", "\x1c", "\x7f", std::string_view("\0", 1),
+        // Letters with case, of no case, of titles; what folds to ASCII; letters of Unicode 17 and 18.
+        "\xc3\xa9", "\xc3\x89", "\xc5\xbf", "\xe2\x84\xaa", "\xc4\xb0", "\xe1\xba\x9e", "\xd0\x96", "\xd0\xb6", "\xd1\x9d",
+        "\xd1\xa0", "\xc7\x85", "\xca\xb0", "\xd7\x90", "\xe0\xb8\x81", "\xf0\x90\x90\x80", "\xf0\x90\x90\xa8",
+        "\xf0\x96\xba\xa0", "\xf0\xbd\x80\x80",
+        // Han and kana, and their neighbours in DeepSeek's ranges and in those known by their first bytes.
+        "\xe4\xb8\xad", "\xe5\xad\x97", "\xe9\xbe\xa5", "\xe9\xbe\xa6", "\xe3\x90\x80", "\xe3\x82\xa2", "\xe3\x83\xbb",
+        "\xe3\x83\xbc", "\xe3\x81\x80", "\xe3\x82\x99", "\xe3\x82\x9b", "\xeb\x82\x98", "\xef\xbf\xbd",
+        // Numbers, white space, marks, symbols, format characters, private and unassigned ones.
+        "\xd9\xa4", "\xc2\xbd", "\xe2\x85\xa7", "\xef\xbc\x95", "\xf0\x9d\x9f\x97", "\xc2\xa0", "\xc2\x85", "\xe1\x9a\x80",
+        "\xe2\x80\x83", "\xe2\x80\xa8", "\xe3\x80\x80", "\xcc\x81", "\xcd\x85", "\xe0\xb8\xb4", "\xef\xb8\x8f",
+        "\xe2\x80\x9c", "\xe2\x82\xac", "\xf0\x9f\x98\x80", "\xe2\x96\x81", "\xe2\x80\x8b", "\xe2\x80\x8d", "\xef\xbb\xbf",
+        "\xee\x80\x80", "\xcd\xb8", "\xf4\x8f\xbf\xbf",
+        // Damaged: lone, truncated, overlong, surrogates, beyond the last code point.
+        "\xff", "\x80", "\xc3", "\xe4\xb8", "\xed\xa0\x80", "\xe0\x80\x80", "\xf0\x9f", "\xf0\x9f\x98", "\xc0\x80",
+        "\xf4\x90\x80\x80",
+        // Across the windows of 64 bytes and the border of short pieces.
+        "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "                                                                    ", "........................",
+        "\xe5\xad\x97\xe5\xad\x97\xe5\xad\x97\xe5\xad\x97\xe5\xad\x97\xe5\xad\x97\xe5\xad\x97\xe5\xad\x97"};
+    return kParts;
+}
+
 std::vector<std::string_view> views_of(const std::vector<std::string>& texts) {
     return {texts.begin(), texts.end()};
 }

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -44,6 +45,9 @@ std::vector<std::string> hostile_texts();
 // One text of `size` bytes each: one letter, spaces, newlines, digits, marks, emoji, invalid bytes, random
 // bytes, one word again and again.
 std::vector<std::string> huge_texts(std::size_t size);
+
+// Characters, words, runs and damaged UTF-8 that tokenizers tell apart, to make texts of in which they meet.
+std::span<const std::string_view> text_parts();
 
 std::vector<std::string_view> views_of(const std::vector<std::string>& texts);
 

@@ -1,4 +1,4 @@
-"""Builds the C++ core with its own tests and runs them, plain and under sanitizers.
+"""Builds the C++ core with its own tests and its fuzzers and runs them, plain and under sanitizers.
 
 The sanitizer builds take about a minute each: `pytest tests/csrc -m slow`.
 """
@@ -23,6 +23,9 @@ TESTS = (
     "signals",
     "sentencepiece",
 )
+
+FUZZERS = ("fuzz_encode", "fuzz_pretokenize", "fuzz_sentencepiece", "fuzz_vocabulary")
+SEEDS = ROOT / "tests/csrc/seeds"
 
 # A report ends the process, and its exit code is no test's.
 OPTIONS = {
@@ -76,12 +79,17 @@ def test_core(sanitize: str, tmp_path: Path) -> None:
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+    assert _run(build / "pylm_core_tests") == [f"{name}: ok" for name in TESTS]
+    for fuzzer in FUZZERS:
+        seeds = SEEDS / fuzzer
+        assert _run(build / f"{fuzzer}_replay", seeds) == [f"{len(list(seeds.iterdir()))} files: ok"]
+
+
+def _run(program: Path, *arguments: Path) -> list[str]:
+    """Run to the end without a complaint. Returns the lines of the output."""
+    command = [str(program), *map(str, arguments)]
     ran = subprocess.run(
-        [str(build / "pylm_core_tests")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **OPTIONS},
+        command, capture_output=True, text=True, check=False, env={**os.environ, **OPTIONS}
     )
-    assert ran.stdout.split("\n")[:-1] == [f"{name}: ok" for name in TESTS], ran.stdout + ran.stderr
-    assert ran.returncode == 0, ran.stderr
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout.splitlines()
