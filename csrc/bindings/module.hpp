@@ -11,5 +11,6 @@ void bind_training(pybind11::module_& module);
 void bind_vocabulary(pybind11::module_& module);
 void bind_dedup(pybind11::module_& module);
 void bind_signals(pybind11::module_& module);
+void bind_shards(pybind11::module_& module);
 
 }  // namespace pylm::bindings

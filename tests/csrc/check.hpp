@@ -61,5 +61,6 @@ void test_training();
 void test_vocabulary();
 void test_dedup();
 void test_signals();
+void test_shards();
 
 }  // namespace pylm::tests
