@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from pylm.config import Config
 from pylm.data.pipeline import PrepareConfig
-from pylm.data.shards import TokenizerConfig
+from pylm.data.vocabulary import TokenizerConfig
 from pylm.errors import InputError
 from pylm.eval.evaluate import EvalConfig
 from pylm.post.dpo import DPOConfig

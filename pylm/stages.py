@@ -110,7 +110,7 @@ def _prepare(run: Run) -> Summary:
 
 
 def _tokenizer(run: Run) -> Summary:
-    from pylm.data.shards import train_tokenizer
+    from pylm.data.vocabulary import train_tokenizer
 
     with Progress(1, "tokenizer", enabled=run.world.is_main) as progress:
 
@@ -131,16 +131,32 @@ def _tokenizer(run: Run) -> Summary:
 
 
 def _tokenize(run: Run) -> Summary:
-    from pylm.data.shards import tokenize
+    from pylm.data.token_statistics import format_table
+    from pylm.data.tokenization import tokenize
     from pylm.text import Tokenizer
 
-    statistics = tokenize(
-        run.train_documents,
-        Tokenizer.load(run.tokenizer),
-        run.folder / "tokens",
-        num_threads=run.recipe.num_threads,
-    )
-    return {name: s.to_dict() for name, s in statistics.items()}
+    tokenizer = Tokenizer.load(run.tokenizer)
+    tokens = run.folder / "tokens"
+    statistics = {}
+    splits = {"train": (run.train_documents, tokens), "heldout": (run.heldout_documents, tokens / "heldout")}
+    for split, (documents, out) in splits.items():
+        with Progress(1, f"tokenize {split}", enabled=run.world.is_main) as progress:
+
+            def show(done: int, total: int, num_tokens: int, progress: Progress = progress) -> None:
+                progress.total = total
+                progress.update(done, tokens=num_tokens)
+
+            statistics[split] = tokenize(
+                documents,
+                tokenizer,
+                out,
+                num_threads=run.recipe.num_threads,
+                progress=show,
+                note=lambda line: _say(run, f"tokenize: {line}"),
+                allow_empty=split == "heldout",
+            )
+    _say(run, format_table({name: split for name, split in statistics.items() if split.total.num_docs}))
+    return {name: s.to_dict() for name, s in statistics["train"].sources.items()}
 
 
 def _synthesize(run: Run) -> Summary:

@@ -21,6 +21,7 @@ TESTS = (
     "training",
     "dedup",
     "signals",
+    "shards",
     "sentencepiece",
 )
 

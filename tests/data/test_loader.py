@@ -11,7 +11,8 @@ from pylm.data.chat import SPECIAL_TOKENS
 from pylm.data.loader import Batch, Loader
 from pylm.data.mixture import MixtureConfig, MixtureStage
 from pylm.data.pack import num_windows
-from pylm.data.shards import Shard, open_shards, write_shards
+from pylm.data.shards import Shard, open_shards
+from pylm.data.tokenization import write_shards
 from pylm.errors import InputError
 
 SEQ_LEN = 16

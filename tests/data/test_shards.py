@@ -12,16 +12,9 @@ from oracles.bytes_tokenizer import BytesTokenizer
 
 from pylm.data import vocabulary
 from pylm.data.chat import END_OF_TEXT, SPECIAL_TOKENS
-from pylm.data.shards import (
-    DocumentRef,
-    Shard,
-    TokenizerConfig,
-    open_shards,
-    tokenize,
-    train_tokenizer,
-    write_shards,
-)
-from pylm.data.vocabulary import sample_texts
+from pylm.data.shards import DocumentRef, Shard, open_shards
+from pylm.data.tokenization import tokenize, write_shards
+from pylm.data.vocabulary import TokenizerConfig, sample_texts, train_tokenizer
 from pylm.errors import InputError
 
 Document = tuple[str, str, str, str | None]
@@ -235,7 +228,7 @@ def test_open_shards(tmp_path: Path, tokenizer: BytesTokenizer) -> None:
 
 def test_tokenize_reads_parquet(tmp_path: Path, tokenizer: BytesTokenizer) -> None:
     path = write_parquet(tmp_path / "train.parquet", DOCUMENTS)
-    stats = tokenize(path, tokenizer, tmp_path / "tokens")
+    stats = tokenize(path, tokenizer, tmp_path / "tokens").sources
     assert {name: s.num_docs for name, s in stats.items()} == {"code": 2, "web": 4}
     web = Shard.open(tmp_path / "tokens", "web")
     assert web.tokens.tolist() == expected_ids(DOCUMENTS, "web", web.meta.eos_id)
@@ -298,7 +291,7 @@ def test_real_tokenizer_from_documents_to_shards_and_back(prepared: Path, tmp_pa
     tokenizer = Tokenizer.load(out)
     assert tokenizer.vocab_size == trained.vocab_size == 600
     assert list(tokenizer.special_tokens) == list(SPECIAL_TOKENS)
-    stats = tokenize(prepared, tokenizer, tmp_path / "tokens")
+    stats = tokenize(prepared, tokenizer, tmp_path / "tokens").sources
     rows = pq.read_table(prepared).to_pylist()
     for name, shard in open_shards(tmp_path / "tokens").items():
         shard.check_tokenizer(trained)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pylm.data.chat import SPECIAL_TOKENS
-from pylm.data.shards import write_shards
+from pylm.data.tokenization import write_shards
 from pylm.text import Tokenizer
 
 
