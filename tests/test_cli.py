@@ -149,6 +149,29 @@ def test_stages_out_of_order(out: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert line == "tokenizer needs the output of prepare: run `pylm prepare` on this recipe first"
 
 
+def test_tokenize_counts_and_names_what_is_wrong(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = out.parent / "rows.jsonl"
+    texts = [f"The {i}th row of text, with {i * 7} words.\n" * 3 for i in range(200)]
+    rows = [{"text": text, "language": ("en", "de")[i % 2]} for i, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [MINI, f"out={out}", source("jsonl", path), "prepare.dedup.threshold=1", "num_threads=2"]
+    for command in ("prepare", "tokenizer", "tokenize"):
+        assert run(command, *given) == 0
+    table = capsys.readouterr().err.splitlines()[-7:-1]
+    names = [line.split("  ")[0].strip() or line.split()[0] for line in table]
+    assert names == ["train", "language de", "language en", "heldout", "language de", "language en"]
+    counts = [json.loads((out / "tokens" / x / "statistics.json").read_text()) for x in ("", "heldout")]
+    assert sum(count["total"]["num_words"] for count in counts) == sum(len(text.split()) for text in texts)
+    shown = [int(table[i].split()[1].replace(",", "")) for i in (0, 3)]
+    assert shown == [count["total"]["num_docs"] for count in counts]
+    assert run("tokenize", *given) == 0
+    assert capsys.readouterr().err == "tokenize: complete (--redo runs it again)\n"
+    documents = out / "prepare" / "heldout.parquet"
+    documents.write_bytes(documents.read_bytes()[:-9])
+    line = refused(out / "..", capsys, *given[1:], "--redo", command="tokenize")
+    assert line.startswith(f"{documents}: not a readable Parquet file: ")
+
+
 def test_a_stage_that_the_recipe_lacks(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = out.parent / "short.toml"
     recipe.write_text(Path(MINI).read_text().split("[dpo]")[0])

@@ -43,10 +43,14 @@ def without_clocks(value: object) -> object:
 
 
 def results(folder: Path) -> dict[str, object]:
-    """Everything that a run leaves, bytes or values, but for times."""
+    """Everything that a run leaves, bytes or values, but for times (which hidden files hold)."""
     found: dict[str, object] = {}
-    for pattern in ("prepare/*.parquet", "prepare/*.json*", "tokenizer/*", "tokens/*", "rows/*", "*/model/*"):
-        found |= {str(x.relative_to(folder)): x.read_bytes() for x in folder.glob(pattern)}
+    for pattern in (
+        "prepare/*.parquet", "prepare/*.json*", "tokenizer/*", "tokens/*", "tokens/heldout/*", "rows/*",
+        "*/model/*",
+    ):  # fmt: skip
+        files = [x for x in folder.glob(pattern) if x.is_file() and not x.name.startswith(".")]
+        found |= {str(x.relative_to(folder)): x.read_bytes() for x in files}
     found = {name: value for name, value in found.items() if not name.endswith("stage.json")}
     for stage in TRAINED:
         found[f"{stage}/metrics"] = without_clocks(read_metrics(folder / stage / "metrics.jsonl"))

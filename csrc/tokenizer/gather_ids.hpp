@@ -6,7 +6,7 @@
 #include <span>
 #include <stdexcept>
 
-#include "tokenizer/vocabulary.hpp"
+#include "tokenizer/merges.hpp"
 
 namespace pylm {
 

@@ -5,6 +5,8 @@ While documents are tokenized, a folder has beside finished shards
     .NAME.tokens.part    ids so far           .NAME.lengths.part   int64, ids of each document so far
     .tokenize.json       what the parts are made of, the row groups they hold, their counts and hashes
 
+and, when all is published, `.finished.json`, which says what the shards are made of.
+
 The journal is replaced after each row group, and a call that was killed goes on behind it: it cuts the parts
 back to what the journal says and compares their hashes, so a journal that a failing machine left too new is
 not believed. NAME.docs.parquet does not depend on the tokenizer and is written again; it takes a hundredth of
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from pylm.text import Tokenizer
 
 _JOURNAL = ".tokenize.json"
+_FINISHED = ".finished.json"
 _SCAN_BYTES = 16 << 20
 
 
@@ -76,7 +79,7 @@ def _load_state(folder: Path, name: str, counts: TokenCounts, digest: str, token
     Raises:
         _StaleError: they are not what it says.
     """
-    damaged = _StaleError("what a killed call left is damaged")
+    damaged = _StaleError("what an earlier call left is damaged")
     state = _State(counts, np.zeros(tokenizer.vocab_size, dtype=bool), xxhash.xxh3_128())
     tokens, tokens_part = folder / f"{name}.tokens", _part(folder, name, "tokens")
     size = counts.num_tokens * id_dtype(tokenizer).itemsize
@@ -228,7 +231,8 @@ class Writers:
     def finish(self) -> list[ShardMeta]:
         """Complete the files; nothing that was there under their names counts from here on."""
         metas = [self.sources[name].finish() for name in sorted(self.sources)]
-        (self._folder / STATISTICS).unlink(missing_ok=True)
+        for name in (_FINISHED, STATISTICS):
+            (self._folder / name).unlink(missing_ok=True)
         for meta in metas:
             (self._folder / f"{meta.name}.meta.json").unlink(missing_ok=True)
             self.sources[meta.name].tokens_part.replace(self._folder / f"{meta.name}.tokens")
@@ -254,6 +258,19 @@ class Writers:
         for writer in self.sources.values():
             writer.tokens_part.unlink(missing_ok=True)
             writer.lengths_part.unlink(missing_ok=True)
+
+
+def is_finished(folder: Path, key: str) -> bool:
+    """Whether a call has published shards that are made of `key`."""
+    try:
+        return bool(read_json(folder / _FINISHED) == {"key": key})
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def save_finished(folder: Path, key: str) -> None:
+    """Say that all that is made of `key` is published."""
+    write_json(folder / _FINISHED, {"key": key})
 
 
 def save_journal(folder: Path, writers: Writers, key: str, num_groups: int) -> None:
@@ -306,7 +323,7 @@ def resume(
     except FileNotFoundError:
         pass
     except (_StaleError, ValueError, KeyError, TypeError) as error:
-        reason = str(error) if isinstance(error, _StaleError) else "what a killed call left is damaged"
+        reason = str(error) if isinstance(error, _StaleError) else "what an earlier call left is damaged"
         note(f"{folder}: {reason}; starts over")
     else:
         for name, state in states.items():

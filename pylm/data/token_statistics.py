@@ -114,11 +114,10 @@ class SplitStats:
     sources: Mapping[str, ShardStats]
     languages: Mapping[str, TokenCounts]
 
-    def save(self, path: Path, key: str) -> None:
-        """Write a statistics.json; `key` says what the counts were made of."""
+    def save(self, path: Path) -> None:
+        """Write a statistics.json."""
         value = {
             "format": FORMAT,
-            "key": key,
             "total": self.total.to_dict(),
             "sources": {name: s.to_dict() for name, s in self.sources.items()},
             "languages": {name: c.to_dict() for name, c in self.languages.items()},
@@ -126,11 +125,11 @@ class SplitStats:
         write_json(path, value)
 
     @classmethod
-    def load(cls, path: Path, key: str) -> "SplitStats | None":
-        """Read a statistics.json again; None where there is none that was made of `key`."""
+    def load(cls, path: Path) -> "SplitStats | None":
+        """Read a statistics.json again; None where there is none of this format."""
         try:
             saved = read_json(path)
-            if saved["format"] != FORMAT or saved["key"] != key:
+            if saved["format"] != FORMAT:
                 return None
             return cls(
                 _from_dict(ShardStats, saved["total"]),

@@ -25,7 +25,16 @@ from numpy.typing import NDArray
 from pylm import _core
 from pylm.data.chat import END_OF_TEXT
 from pylm.data.executors import count_cores
-from pylm.data.shard_writer import Encoded, Part, Writers, id_dtype, resume, save_journal
+from pylm.data.shard_writer import (
+    Encoded,
+    Part,
+    Writers,
+    id_dtype,
+    is_finished,
+    resume,
+    save_finished,
+    save_journal,
+)
 from pylm.data.shards import DOCUMENT_FIELDS, FORMAT, Shard
 from pylm.data.token_statistics import STATISTICS, ShardStats, SplitStats, count_groups
 from pylm.errors import InputError
@@ -58,9 +67,9 @@ def tokenize(
 ) -> SplitStats:
     """Turn a Parquet file of documents into token shards, one for each source, and `statistics.json`.
 
-    A call that was killed goes on behind the last row group that it had written. Shards that are already there
-    are left as they are if this tokenizer made them of this file, known by size and time of change; others
-    of the same names are replaced.
+    A call that was killed goes on behind the last row group that it had written. Shards that this tokenizer
+    has already made of this file, known by size and time of change, are left as they are; others of the same
+    names are replaced.
 
     Memory: some batches of 4 MiB of text a thread, or one of single documents that are larger; the compressed
     columns of one row group a reader; 8 bytes a document at the end.
@@ -117,7 +126,8 @@ def tokenize(
             raise InputError(f"{documents_parquet}: {error}") from error
         metas = writers.finish()
     statistics = writers.publish(metas)
-    statistics.save(out / STATISTICS, key)
+    statistics.save(out / STATISTICS)
+    save_finished(out, key)
     writers.discard()
     return statistics
 
@@ -170,7 +180,7 @@ def _key(documents_parquet: Path, tokenizer: "Tokenizer") -> str:
 
 
 def _load_finished(folder: Path, key: str) -> SplitStats | None:
-    statistics = SplitStats.load(folder / STATISTICS, key)
+    statistics = SplitStats.load(folder / STATISTICS) if is_finished(folder, key) else None
     if statistics is None:
         return None
     try:
@@ -329,12 +339,13 @@ def _encode(batch: pa.RecordBatch, tokenizer: "Tokenizer", num_threads: int) -> 
     texts = _plain(batch["text"])
     codes_D, sources = _codes(batch["source"])
     _check_documents(batch, texts, codes_D, sources)
+    words_D = _core.count_words(texts)  # first, as the reader has just had the text in a cache
     end_id = tokenizer.special_tokens[END_OF_TEXT]
     encoded = tokenizer.encode_batch(texts, end_id=end_id, num_threads=num_threads)
     ids, offsets = np.asarray(encoded.ids), np.asarray(encoded.offsets)
     tokens_D = np.diff(offsets)
     bytes_D = pc.binary_length(texts).to_numpy(zero_copy_only=False).astype(np.int64)
-    sizes = {"tokens_D": tokens_D, "bytes_D": bytes_D, "words_D": _core.count_words(texts)}
+    sizes = {"tokens_D": tokens_D, "bytes_D": bytes_D, "words_D": words_D}
     counts = count_groups(codes_D, sources, **sizes)
     parts = {}
     for code, source in enumerate(sources):
@@ -366,7 +377,7 @@ def _codes(column: pa.Array) -> tuple[NDArray[np.int64], list[str]]:
 def _languages(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], list[str]]:
     if "language" in batch.schema.names:
         return _codes(batch["language"])
-    if "meta" not in batch.schema.names:
+    if "meta" not in batch.schema.names or batch["meta"].null_count == len(batch):
         return np.full(len(batch), -1), []
     # Only an object that may say it is worth parsing.
     metas = _plain(batch["meta"])
