@@ -105,15 +105,15 @@ def _stage_command(name: str, summary: str) -> None:
 _STAGE_COMMANDS = {
     "prepare": "Read documents, filter, deduplicate, hold some out; count every drop.",
     "tokenizer": "Train the byte-level BPE tokenizer on the prepared documents.",
-    "tokenize": """Turn prepared documents into token shards; count tokens by source and language.
-
-    Reads prepare/ and the tokenizer of the run; writes tokens/SOURCE.tokens with offsets, documents and a
-    description, tokens/statistics.json, and the same of the held-out documents below tokens/heldout/. Shows
-    tokens a word, bytes a token and the use of the vocabulary.
-
-    A call that was killed goes on where it was; finished shards are made again only when documents or tokenizer
-    have changed, or with --redo. num_threads=N sets the threads that encode; the files do not depend on it.
-    """,
+    "tokenize": (
+        "Turn prepared documents into token shards; count by source and language.\n\n"
+        "Reads prepare/ and the run's tokenizer. Writes tokens/SOURCE.tokens with offsets, documents and a "
+        "description, tokens/statistics.json, and the same of the held-out documents below tokens/heldout/. "
+        "Shows tokens a word, bytes a token and the use of the vocabulary.\n\n"
+        "A call that was killed goes on where it was. Finished shards are made again only when documents or "
+        "tokenizer have changed, or with --redo. num_threads=N sets how many threads encode; the files do "
+        "not depend on it."
+    ),
     "synthesize": "Make instruction, preference and verifiable rows from the documents.",
     "pretrain": "Pretrain the model. Under torchrun: sharded over all ranks.",
     "sft": "Tune the pretrained model on instructions.",

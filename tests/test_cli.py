@@ -67,6 +67,13 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert "Usage:" in capsys.readouterr().out
 
 
+def test_help_of_tokenize(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("tokenize", "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for part in ("tokens/statistics.json", "tokens/heldout/", "goes on where it was", "num_threads=N"):
+        assert part in shown
+
+
 def test_every_field_of_a_recipe_is_explained() -> None:
     def models(model: type, seen: set[type]) -> Iterator[type]:
         if model in seen or not hasattr(model, "model_fields"):
@@ -158,8 +165,9 @@ def test_tokenize_counts_and_names_what_is_wrong(out: Path, capsys: pytest.Captu
     for command in ("prepare", "tokenizer", "tokenize"):
         assert run(command, *given) == 0
     table = capsys.readouterr().err.splitlines()[-7:-1]
-    names = [line.split("  ")[0].strip() or line.split()[0] for line in table]
-    assert names == ["train", "language de", "language en", "heldout", "language de", "language en"]
+    languages = [f"  language {name} " for name in ("de", "en")]
+    starts = ["train ", *languages, "heldout ", *languages]
+    assert all(line.startswith(start) for line, start in zip(table, starts, strict=True)), table
     counts = [json.loads((out / "tokens" / x / "statistics.json").read_text()) for x in ("", "heldout")]
     assert sum(count["total"]["num_words"] for count in counts) == sum(len(text.split()) for text in texts)
     shown = [int(table[i].split()[1].replace(",", "")) for i in (0, 3)]
@@ -168,8 +176,11 @@ def test_tokenize_counts_and_names_what_is_wrong(out: Path, capsys: pytest.Captu
     assert capsys.readouterr().err == "tokenize: complete (--redo runs it again)\n"
     documents = out / "prepare" / "heldout.parquet"
     documents.write_bytes(documents.read_bytes()[:-9])
-    line = refused(out / "..", capsys, *given[1:], "--redo", command="tokenize")
-    assert line.startswith(f"{documents}: not a readable Parquet file: ")
+    before = (out / "tokens" / "statistics.json").read_bytes()
+    assert run("tokenize", *given, "--redo") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"pylm: {documents}: not a readable Parquet file: ")
+    assert (out / "tokens" / "statistics.json").read_bytes() == before
 
 
 def test_a_stage_that_the_recipe_lacks(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
