@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,16 +111,19 @@ def tokenize(
                 num_documents=file.num_documents, note=say,
             )  # fmt: skip
             groups = range(num_done, file.num_groups)
-            batches = _read_ahead(file.read, groups, num_readers=(num_threads + 1) // 2)
-            for encoded in _encode_all(batches, tokenizer, num_threads):
-                if encoded is not None:
-                    writers.write(encoded)
-                    if progress is not None:
-                        progress(writers.num_docs, file.num_documents, writers.num_tokens)
-                    continue
-                num_done += 1
-                writers.end_group()
-                save_journal(out, writers, key, num_done)
+            with (
+                closing(_read_ahead(file.read, groups, num_readers=(num_threads + 1) // 2)) as batches,
+                closing(_encode_all(batches, tokenizer, num_threads)) as results,
+            ):
+                for encoded in results:
+                    if encoded is not None:
+                        writers.write(encoded)
+                        if progress is not None:
+                            progress(writers.num_docs, file.num_documents, writers.num_tokens)
+                        continue
+                    num_done += 1
+                    writers.end_group()
+                    save_journal(out, writers, key, num_done)
         except InputError as error:
             writers.discard()
             raise InputError(f"{documents_parquet}: {error}") from error
@@ -158,11 +161,12 @@ def write_shards(
         writers = Writers(folder, tokenizer, stack)
         stack.callback(writers.discard)
         batches = (item for batch in documents for item in (batch, None))
-        for encoded in _encode_all(batches, tokenizer, num_threads or count_cores()):
-            if encoded is not None:
-                writers.write(encoded)
-            else:
-                writers.end_group()
+        with closing(_encode_all(batches, tokenizer, num_threads or count_cores())) as results:
+            for encoded in results:
+                if encoded is not None:
+                    writers.write(encoded)
+                else:
+                    writers.end_group()
         metas = writers.finish()
     return dict(writers.publish(metas).sources)
 
@@ -359,7 +363,10 @@ def _encode(batch: pa.RecordBatch, tokenizer: "Tokenizer", num_threads: int) -> 
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    """Give a column of strings without a dictionary or views, which not every kernel of Arrow takes."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(pa.large_string()) if pa.types.is_string_view(column.type) else column
 
 
 def _references(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -371,7 +378,10 @@ def _codes(column: pa.Array) -> tuple[NDArray[np.int64], list[str]]:
     """Number the values in the order of their first appearance, -1 for null."""
     encoded = _plain(column).dictionary_encode()
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    return codes, encoded.dictionary.to_pylist()
+    try:
+        return codes, encoded.dictionary.to_pylist()
+    except UnicodeDecodeError as error:
+        raise InputError(f"a source or language is not UTF-8: {error.object!r}") from error
 
 
 def _languages(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], list[str]]:
@@ -384,13 +394,13 @@ def _languages(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], list[str]]:
     says_D = pc.fill_null(pc.match_substring(metas, '"language"'), False)
     found: list[str | None] = [None] * len(batch)
     for i in np.flatnonzero(says_D.to_numpy(zero_copy_only=False)):
-        found[i] = _language_of(metas[int(i)].as_py())
+        found[i] = _language_of(metas[int(i)])
     return _codes(pa.array(found, pa.string()))
 
 
-def _language_of(meta: str) -> str | None:
+def _language_of(meta: pa.Scalar) -> str | None:
     try:
-        value = json.loads(meta)
+        value = json.loads(meta.as_py())
     except ValueError:
         return None
     language = value.get("language") if isinstance(value, dict) else None

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -411,6 +412,18 @@ def test_null_urls_and_other_layouts(tmp_path: Path, tokenizer: Tokenizer) -> No
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_views_and_names_that_are_no_utf8(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    rows = make_rows(12)
+    plain = tokenize(write_documents(tmp_path / "a.parquet", rows), tokenizer, tmp_path / "a")
+    table = pa.Table.from_pylist(rows, SCHEMA)
+    pq.write_table(table.set_column(1, "text", table["text"].cast(pa.string_view())), tmp_path / "b.parquet")
+    assert tokenize(tmp_path / "b.parquet", tokenizer, tmp_path / "b") == plain
+    wrong = pa.array([b"web"] * 11 + [b"\xff"]).view(pa.string())
+    pq.write_table(table.set_column(2, "source", wrong), tmp_path / "c.parquet")
+    with pytest.raises(InputError, match=r"c\.parquet: a source or language is not UTF-8: b'\\xff'"):
+        tokenize(tmp_path / "c.parquet", tokenizer, tmp_path / "c")
+
+
 def test_a_damaged_row_group_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = write_documents(tmp_path / "d.parquet", make_rows())
     column = pq.ParquetFile(path).metadata.row_group(2).column(1)
@@ -422,6 +435,7 @@ def test_a_damaged_row_group_is_named(tmp_path: Path, tokenizer: Tokenizer) -> N
         tokenize(path, tokenizer, tmp_path / "t", num_threads=2)
     assert str(caught.value).startswith(f"{path}: row group 2 of 5: not a readable Parquet file: ")
     assert list((tmp_path / "t").iterdir()) == []
+    assert [x.name for x in threading.enumerate() if x.name.startswith(("read", "encode"))] == []
     os.truncate(path, 1000)
     with pytest.raises(InputError, match=r"d\.parquet: not a readable Parquet file"):
         tokenize(path, tokenizer, tmp_path / "t")
