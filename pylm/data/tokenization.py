@@ -321,7 +321,10 @@ def _encode_all(
             first = pending.popleft()
             yield None if first is None else first.result()
 
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="encode") as pool:
+    # Half as many more, so that counting and copying hold up no thread that may encode.
+    num_workers = num_threads + (num_threads + 1) // 2
+    encoding = threading.Semaphore(num_threads)
+    with ThreadPoolExecutor(num_workers, thread_name_prefix="encode") as pool:
         try:
             for batch in batches:
                 if batch is None:
@@ -329,8 +332,8 @@ def _encode_all(
                 else:
                     # A batch that one long document has made large occupies all threads.
                     threads = num_threads if batch.nbytes > 4 * _BATCH_BYTES else 1
-                    pending.append(pool.submit(_encode, batch, tokenizer, threads))
-                yield from ready(num_threads + 2)
+                    pending.append(pool.submit(_encode, batch, tokenizer, threads, encoding))
+                yield from ready(num_workers + 2)
             yield from ready(0)
         except BaseException:
             for future in pending:
@@ -339,13 +342,16 @@ def _encode_all(
             raise
 
 
-def _encode(batch: pa.RecordBatch, tokenizer: "Tokenizer", num_threads: int) -> Encoded:
+def _encode(
+    batch: pa.RecordBatch, tokenizer: "Tokenizer", num_threads: int, encoding: threading.Semaphore
+) -> Encoded:
     texts = _plain(batch["text"])
     codes_D, sources = _codes(batch["source"])
     _check_documents(batch, texts, codes_D, sources)
     words_D = _core.count_words(texts)  # first, as the reader has just had the text in a cache
     end_id = tokenizer.special_tokens[END_OF_TEXT]
-    encoded = tokenizer.encode_batch(texts, end_id=end_id, num_threads=num_threads)
+    with encoding:
+        encoded = tokenizer.encode_batch(texts, end_id=end_id, num_threads=num_threads)
     ids, offsets = np.asarray(encoded.ids), np.asarray(encoded.offsets)
     tokens_D = np.diff(offsets)
     bytes_D = pc.binary_length(texts).to_numpy(zero_copy_only=False).astype(np.int64)

@@ -214,7 +214,7 @@ def test_progress_and_memory_of_queues(
     tokenize(path, tokenizer, tmp_path / "t", num_threads=2, progress=show)
     assert written == 400
     # A queue of the reader and what it holds, those that wait for an encoder or the writer, the one in hand.
-    assert most <= tokenization._QUEUED_BATCHES + 1 + 2 + 2 + 2
+    assert most <= tokenization._QUEUED_BATCHES + 1 + 3 + 2 + 2
 
 
 KILLED = """
