@@ -79,8 +79,8 @@ def tokenize(
             where a column `language` or the JSON object in `meta` says them.
         tokenizer: has `<|endoftext|>`. Its special tokens' texts inside a document are ordinary text.
         out: folder of the shards.
-        num_threads: threads that encode; 0 takes all cores. Half as many read beside them. The files do not
-            depend on it.
+        num_threads: threads that encode; 0 takes all cores. As many read, count and copy beside them. The
+            files do not depend on it.
         progress: called after each batch.
         note: called with a line about what is gone on with, kept or done again.
         allow_empty: without documents, write statistics only.
