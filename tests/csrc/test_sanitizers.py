@@ -89,8 +89,6 @@ def test_core(sanitize: str, tmp_path: Path) -> None:
 def _run(program: Path, *arguments: Path) -> list[str]:
     """Run to the end without a complaint. Returns the lines of the output."""
     command = [str(program), *map(str, arguments)]
-    ran = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **OPTIONS}
-    )
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **OPTIONS})
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout.splitlines()
