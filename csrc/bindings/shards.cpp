@@ -46,12 +46,12 @@ py::tuple gather_as(const Input<TokenId>& ids, const Input<std::int64_t>& offset
     const std::span<const std::int64_t> docs_span = span_of(docs);
     py::array_t<Id> out(static_cast<py::ssize_t>(count_ids(ids_span, offsets_span, docs_span)));
     Id* data = out.mutable_data();
-    std::vector<std::uint8_t> used(vocab_size);
+    std::vector<std::int64_t> counts(vocab_size);
     {
         const py::gil_scoped_release release;
-        gather_ids(ids_span, offsets_span, docs_span, used, data);
+        gather_ids(ids_span, offsets_span, docs_span, counts, data);
     }
-    return py::make_tuple(std::move(out), to_array(std::move(used)));
+    return py::make_tuple(std::move(out), to_array(std::move(counts)));
 }
 
 py::tuple gather(const Input<TokenId>& ids, const Input<std::int64_t>& offsets, const Input<std::int64_t>& docs,

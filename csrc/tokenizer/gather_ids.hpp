@@ -27,17 +27,18 @@ inline std::size_t count_ids(std::span<const TokenId> ids, std::span<const std::
     return count;
 }
 
-// Copy the ids of the documents `docs` to `out`, which has room for `count_ids` of them, as Id: uint16 or uint32. Sets
-// used[id] to 1. Throws std::invalid_argument for an id beyond `used` (whose size must fit Id), having written some.
+// Copy the ids of the documents `docs` to `out`, which has room for `count_ids` of them, as Id: uint16 or uint32. Adds
+// one to counts[id] for each. Throws std::invalid_argument for an id beyond `counts` (whose size must fit Id), having
+// written some.
 template <typename Id>
 void gather_ids(std::span<const TokenId> ids, std::span<const std::int64_t> offsets,
-                std::span<const std::int64_t> docs, std::span<std::uint8_t> used, Id* out) {
+                std::span<const std::int64_t> docs, std::span<std::int64_t> counts, Id* out) {
     for (const std::int64_t doc : docs) {
         const auto begin = static_cast<std::size_t>(offsets[static_cast<std::size_t>(doc)]);
         const auto end = static_cast<std::size_t>(offsets[static_cast<std::size_t>(doc) + 1]);
         for (const TokenId id : ids.subspan(begin, end - begin)) {
-            if (id >= used.size()) throw std::invalid_argument("an id is beyond the vocabulary");
-            used[id] = 1;
+            if (id >= counts.size()) throw std::invalid_argument("an id is beyond the vocabulary");
+            ++counts[id];
             *out++ = static_cast<Id>(id);
         }
     }

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from pylm.data.chat import END_OF_TEXT
 from pylm.data.shards import DOCUMENT_FIELDS, FORMAT, ShardMeta
-from pylm.data.token_statistics import STATISTICS, ShardStats, SplitStats, TokenCounts
+from pylm.data.token_statistics import STATISTICS, IdUse, ShardStats, SplitStats, TokenCounts
 from pylm.files import atomic_path, read_json, write_json
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Part:
 
     ids: NDArray[np.uint16] | NDArray[np.uint32]
     lengths: NDArray[np.int64]
-    is_used_V: NDArray[np.bool_]
+    ids_V: NDArray[np.int64]
     counts: TokenCounts
 
 
@@ -69,8 +69,12 @@ class _State:
     """How far a shard has come."""
 
     counts: TokenCounts
-    is_used_V: NDArray[np.bool_]
+    ids_V: NDArray[np.int64]
     hash: xxhash.xxh3_128
+
+    @classmethod
+    def empty(cls, tokenizer: "Tokenizer", counts: TokenCounts | None = None) -> "_State":
+        return cls(counts or TokenCounts(), np.zeros(tokenizer.vocab_size, np.int64), xxhash.xxh3_128())
 
 
 def _load_state(folder: Path, name: str, counts: TokenCounts, digest: str, tokenizer: "Tokenizer") -> _State:
@@ -80,7 +84,7 @@ def _load_state(folder: Path, name: str, counts: TokenCounts, digest: str, token
         _StaleError: they are not what it says.
     """
     damaged = _StaleError("what an earlier call left is damaged")
-    state = _State(counts, np.zeros(tokenizer.vocab_size, dtype=bool), xxhash.xxh3_128())
+    state = _State.empty(tokenizer, counts)
     tokens, tokens_part = folder / f"{name}.tokens", _part(folder, name, "tokens")
     size = counts.num_tokens * id_dtype(tokenizer).itemsize
     if not tokens_part.exists() and tokens.exists() and tokens.stat().st_size == size:
@@ -95,10 +99,10 @@ def _load_state(folder: Path, name: str, counts: TokenCounts, digest: str, token
     with tokens_part.open("rb") as file:
         while block := file.read(_SCAN_BYTES):
             state.hash.update(block)
-            used = np.bincount(np.frombuffer(block, id_dtype(tokenizer)))
-            if len(used) > tokenizer.vocab_size:
+            ids = np.frombuffer(block, id_dtype(tokenizer))
+            if ids.max() >= tokenizer.vocab_size:
                 raise damaged
-            state.is_used_V[: len(used)] |= used > 0
+            state.ids_V += np.bincount(ids, minlength=tokenizer.vocab_size)
     if state.hash.hexdigest() != digest or np.fromfile(lengths_part, np.int64).sum() != counts.num_tokens:
         raise damaged
     return state
@@ -122,9 +126,7 @@ class _SourceWriter:
         self.name = name
         self.tokens_part = _part(folder, name, "tokens")
         self.lengths_part = _part(folder, name, "lengths")
-        self.state = state or _State(
-            TokenCounts(), np.zeros(tokenizer.vocab_size, dtype=bool), xxhash.xxh3_128()
-        )
+        self.state = state or _State.empty(tokenizer)
         self._folder = folder
         self._stack = stack
         self._tokenizer = tokenizer
@@ -147,7 +149,7 @@ class _SourceWriter:
         _write_all(self._tokens, part.ids)
         _write_all(self._lengths, part.lengths)
         self.state.hash.update(part.ids.data)
-        self.state.is_used_V |= part.is_used_V
+        self.state.ids_V += part.ids_V
         self.state.counts = self.counts.plus(part.counts)
 
     def write_references(self, table: pa.Table) -> None:
@@ -166,7 +168,7 @@ class _SourceWriter:
             num_docs=self.counts.num_docs,
             num_tokens=self.counts.num_tokens,
             num_bytes=self.counts.num_bytes,
-            num_used=int(self.state.is_used_V.sum()),
+            num_used=int(np.count_nonzero(self.state.ids_V)),
             vocab_size=self._tokenizer.vocab_size,
             eos_id=self._tokenizer.special_tokens[END_OF_TEXT],
             tokenizer=self._tokenizer.fingerprint,
@@ -228,6 +230,16 @@ class Writers:
             part = table.filter(pc.equal(table["source"], name)) if len(names) > 1 else table
             self.sources[name].write_references(part)
 
+    def remove_vanished(self) -> None:
+        """Remove the shards of sources that the folder's statistics name and that there are no more."""
+        before = SplitStats.load(self._folder / STATISTICS)
+        for name in sorted(set(before.sources if before else ()) - set(self.sources)):
+            if Path(name).name != name:
+                continue
+            # The description first, so that what a kill leaves does not pass for a shard.
+            for kind in ("meta.json", "tokens", "offsets.npy", "docs.parquet"):
+                (self._folder / f"{name}.{kind}").unlink(missing_ok=True)
+
     def finish(self) -> list[ShardMeta]:
         """Complete the files; nothing that was there under their names counts from here on."""
         metas = [self.sources[name].finish() for name in sorted(self.sources)]
@@ -241,16 +253,21 @@ class Writers:
     def publish(self, metas: Sequence[ShardMeta]) -> SplitStats:
         """Write the descriptions, which say that shards are whole, and add up."""
         stats = {}
-        total, is_used_V = TokenCounts(), np.zeros(self._tokenizer.vocab_size, dtype=bool)
+        whole = _State.empty(self._tokenizer)
         for meta in metas:
             write_json(self._folder / f"{meta.name}.meta.json", meta.model_dump())
             writer = self.sources[meta.name]
             stats[meta.name] = ShardStats(
                 **writer.counts.counts(), num_used=meta.num_used, vocab_size=meta.vocab_size
             )
-            total, is_used_V = total.plus(writer.counts), is_used_V | writer.state.is_used_V
-        whole = ShardStats(**total.counts(), num_used=int(is_used_V.sum()), vocab_size=len(is_used_V))
-        return SplitStats(whole, stats, dict(sorted(self.languages.items())))
+            whole.counts = whole.counts.plus(writer.counts)
+            whole.ids_V += writer.state.ids_V
+        total = ShardStats(
+            **whole.counts.counts(),
+            num_used=int(np.count_nonzero(whole.ids_V)),
+            vocab_size=len(whole.ids_V),
+        )
+        return SplitStats(total, stats, dict(sorted(self.languages.items())), IdUse.of(whole.ids_V))
 
     def discard(self) -> None:
         """Remove what only a call that goes on would need."""

@@ -68,6 +68,12 @@ class TokenCounts:
 
 Counts = TypeVar("Counts", bound=TokenCounts)
 
+IdCount = tuple[int, int]
+"""An id and how often it occurs."""
+
+_NUM_LISTED = 20
+_RARE_BELOW = 100
+
 
 @dataclass(frozen=True)
 class ShardStats(TokenCounts):
@@ -101,6 +107,49 @@ class ShardStats(TokenCounts):
 
 
 @dataclass(frozen=True)
+class IdUse:
+    """Which ids occur often, seldom and never. At most 20 are listed of each.
+
+    Attributes:
+        top: the most frequent ids and their counts, the most frequent first, equals by id.
+        rarest: the rarest of the ids that occur, the rarest first, equals by id.
+        unused: the first ids that never occur.
+        num_once: ids that occur once.
+        num_rare: ids that occur at all, but fewer than 100 times.
+    """
+
+    top: tuple[IdCount, ...] = ()
+    rarest: tuple[IdCount, ...] = ()
+    unused: tuple[int, ...] = ()
+    num_once: int = 0
+    num_rare: int = 0
+
+    @classmethod
+    def of(cls, counts_V: NDArray[np.int64]) -> "IdUse":
+        """Look at how often each id occurs."""
+        used = np.flatnonzero(counts_V)
+
+        def listed(order: NDArray[np.intp]) -> tuple[IdCount, ...]:
+            ids = used[order[:_NUM_LISTED]]
+            return tuple(zip(ids.tolist(), counts_V[ids].tolist(), strict=True))
+
+        return cls(
+            top=listed(np.argsort(-counts_V[used], kind="stable")),
+            rarest=listed(np.argsort(counts_V[used], kind="stable")),
+            unused=tuple(np.flatnonzero(counts_V == 0)[:_NUM_LISTED].tolist()),
+            num_once=int(np.count_nonzero(counts_V == 1)),
+            num_rare=int(np.count_nonzero((counts_V > 0) & (counts_V < _RARE_BELOW))),
+        )
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "IdUse":
+        """Make it from what statistics.json holds."""
+        lists = {name: tuple((int(i), int(n)) for i, n in value[name]) for name in ("top", "rarest")}
+        unused = tuple(int(i) for i in value["unused"])
+        return cls(**lists, unused=unused, num_once=int(value["num_once"]), num_rare=int(value["num_rare"]))
+
+
+@dataclass(frozen=True)
 class SplitStats:
     """What tokenizing one file of documents gave.
 
@@ -108,11 +157,13 @@ class SplitStats:
         total: of all documents.
         sources: by source, sorted by name.
         languages: by language, sorted by name, of the documents that say theirs.
+        ids: frequent, rare and unused ids of all documents.
     """
 
     total: ShardStats
     sources: Mapping[str, ShardStats]
     languages: Mapping[str, TokenCounts]
+    ids: IdUse
 
     def save(self, path: Path) -> None:
         """Write a statistics.json."""
@@ -121,6 +172,7 @@ class SplitStats:
             "total": self.total.to_dict(),
             "sources": {name: s.to_dict() for name, s in self.sources.items()},
             "languages": {name: c.to_dict() for name, c in self.languages.items()},
+            "ids": asdict(self.ids),
         }
         write_json(path, value)
 
@@ -135,6 +187,7 @@ class SplitStats:
                 _from_dict(ShardStats, saved["total"]),
                 {name: _from_dict(ShardStats, value) for name, value in saved["sources"].items()},
                 {name: _from_dict(TokenCounts, value) for name, value in saved["languages"].items()},
+                IdUse.from_dict(saved["ids"]),
             )
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None

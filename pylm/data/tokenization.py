@@ -50,6 +50,7 @@ JOURNAL_FORMAT = 1
 _BATCH_BYTES = 4 << 20  # of text
 _BATCH_ROWS = 16384
 _QUEUED_BATCHES = 4  # of each reader
+_SOURCE_BYTES = 200  # of its name, so that those of its files stay below the 255 of file systems
 
 TokenizeProgress = Callable[[int, int, int], object]
 """Called with documents done, documents in all, and ids so far."""
@@ -69,7 +70,7 @@ def tokenize(
 
     A call that was killed goes on behind the last row group that it had written. Shards that this tokenizer
     has already made of this file, known by size and time of change, are left as they are; others of the same
-    names are replaced.
+    names are replaced, and those of sources that an earlier call found and this one did not are removed.
 
     Memory: some batches of 4 MiB of text a thread, or one of single documents that are larger; the compressed
     columns of one row group a reader; 8 bytes a document at the end.
@@ -93,6 +94,7 @@ def tokenize(
             or as `write_shards`; names the file. What was there before stays, nothing else is left.
     """
     _require_end_of_text(tokenizer)
+    num_threads = _count_threads(num_threads)
     file = _DocumentFile(documents_parquet)
     if file.num_documents == 0 and not allow_empty:
         raise InputError(f"{documents_parquet}: no documents to tokenize; loosen the filters")
@@ -102,7 +104,6 @@ def tokenize(
         say(f"{out}: complete")
         return finished
     out.mkdir(parents=True, exist_ok=True)
-    num_threads = num_threads or count_cores()
     with ExitStack() as stack:
         writers = Writers(out, tokenizer, stack)
         try:
@@ -127,6 +128,7 @@ def tokenize(
         except InputError as error:
             writers.discard()
             raise InputError(f"{documents_parquet}: {error}") from error
+        writers.remove_vanished()
         metas = writers.finish()
     statistics = writers.publish(metas)
     statistics.save(out / STATISTICS)
@@ -156,12 +158,13 @@ def write_shards(
         InputError: a document without text or source, or a source that cannot be a file's name.
     """
     _require_end_of_text(tokenizer)
+    num_threads = _count_threads(num_threads)
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         writers = Writers(folder, tokenizer, stack)
         stack.callback(writers.discard)
         batches = (item for batch in documents for item in (batch, None))
-        with closing(_encode_all(batches, tokenizer, num_threads or count_cores())) as results:
+        with closing(_encode_all(batches, tokenizer, num_threads)) as results:
             for encoded in results:
                 if encoded is not None:
                     writers.write(encoded)
@@ -174,6 +177,12 @@ def write_shards(
 def _require_end_of_text(tokenizer: "Tokenizer") -> None:
     if END_OF_TEXT not in tokenizer.special_tokens:
         raise InputError(f"the tokenizer lacks {END_OF_TEXT}, which ends every document; train it with that")
+
+
+def _count_threads(num_threads: int) -> int:
+    if num_threads < 0:
+        raise InputError(f"num_threads must be at least 0, got {num_threads}; 0 takes all cores")
+    return num_threads or count_cores()
 
 
 def _key(documents_parquet: Path, tokenizer: "Tokenizer") -> str:
@@ -211,6 +220,8 @@ class _DocumentFile:
         if missing := {"text", *DOCUMENT_FIELDS} - set(schema.names):
             raise InputError(f"{path}: columns {', '.join(sorted(missing))} are missing; is it of documents?")
         for name in ("id", "text", "source", "url"):
+            if (count := schema.names.count(name)) > 1:
+                raise InputError(f"{path}: {count} columns are named {name}, expected one")
             kind = schema.field(name).type
             if not _is_string(kind) and not (name == "url" and pa.types.is_null(kind)):
                 raise InputError(f"{path}: column {name} must be of strings, got {kind}")
@@ -243,13 +254,22 @@ class _DocumentFile:
         return map(_references, self._batches(group, list(DOCUMENT_FIELDS), _BATCH_ROWS))
 
     def _batches(self, group: int, columns: list[str], num_rows: int) -> Iterator[pa.RecordBatch]:
+        place = f"row group {group} of {self.num_groups}: "
+        expected, found = self._metadata.row_group(group).num_rows, 0
         try:
             with pq.ParquetFile(self.path, metadata=self._metadata) as file:
-                yield from file.iter_batches(
+                for batch in file.iter_batches(
                     batch_size=num_rows, row_groups=[group], columns=columns, use_threads=False
-                )
+                ):
+                    found += len(batch)
+                    yield batch
         except (pa.ArrowException, OSError) as error:
-            raise _unreadable(f"row group {group} of {self.num_groups}: ", error) from error
+            raise _unreadable(place, error) from error
+        if found != expected:  # Arrow takes some damaged pages for the end of the group.
+            raise InputError(
+                f"{place}{found} documents, expected {expected}; the file is damaged: "
+                f"run the prepare stage again"
+            )
 
 
 def _unreadable(place: str, error: Exception) -> Exception:
@@ -360,10 +380,10 @@ def _encode(
     parts = {}
     for code, source in enumerate(sources):
         docs = np.flatnonzero(codes_D == code)
-        out, is_used_V = _core.gather_ids(
+        out, ids_V = _core.gather_ids(
             ids, offsets, docs, vocab_size=tokenizer.vocab_size, narrow=id_dtype(tokenizer).itemsize == 2
         )
-        parts[source] = Part(out, tokens_D[docs], is_used_V.view(bool), counts[source])
+        parts[source] = Part(out, tokens_D[docs], ids_V, counts[source])
     languages = count_groups(*_languages(batch), **sizes)
     return Encoded(parts, languages, _references(batch))
 
@@ -407,21 +427,29 @@ def _languages(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], list[str]]:
 def _language_of(meta: pa.Scalar) -> str | None:
     try:
         value = json.loads(meta.as_py())
-    except ValueError:
+        language = value.get("language") if isinstance(value, dict) else None
+        if not isinstance(language, str):
+            return None
+        language.encode()  # JSON may name lone surrogates
+    except (ValueError, RecursionError):
         return None
-    language = value.get("language") if isinstance(value, dict) else None
-    return language if isinstance(language, str) else None
+    return language
 
 
 def _check_documents(
     batch: pa.RecordBatch, texts: pa.Array, codes_D: NDArray[np.int64], sources: Sequence[str]
 ) -> None:
     if (codes_D < 0).any():
-        doc = batch["id"][int(np.argmin(codes_D))].as_py()
-        raise InputError(f"document {doc!r} has no source; every document needs one")
+        doc = _show_id(batch, int(np.argmin(codes_D)))
+        raise InputError(f"document {doc} has no source; every document needs one")
     for source in sources:
         if not source or source.startswith(".") or any(c in source for c in '/\\:*?"<>|\0'):
             raise InputError(f"source {source!r} cannot name a file; use letters, digits, '.', '_' and '-'")
+        if (num_bytes := len(source.encode())) > _SOURCE_BYTES:
+            raise InputError(
+                f"source {source[:40]!r}... has {num_bytes} bytes and cannot name a file; "
+                f"use at most {_SOURCE_BYTES}"
+            )
     if texts.null_count:
         is_null_D = texts.is_null().to_numpy(zero_copy_only=False)
         first = int(np.argmax(is_null_D))
@@ -429,5 +457,10 @@ def _check_documents(
         number = int((is_null_D & (codes_D == codes_D[first])).sum())
         raise InputError(
             f"{number} documents of source {source} have no text, the first is "
-            f"{batch['id'][first].as_py()!r}; drop them before"
+            f"{_show_id(batch, first)}; drop them before"
         )
+
+
+def _show_id(batch: pa.RecordBatch, row: int) -> str:
+    value = _plain(batch["id"])[row]
+    return repr(value.as_buffer().to_pybytes().decode(errors="backslashreplace") if value.is_valid else None)

@@ -59,22 +59,22 @@ void test_gathering() {
     for (std::size_t d = 0; d + 1 < offsets.size(); ++d)
         if (random.below(3) == 0) docs.push_back(static_cast<std::int64_t>(d));
     std::vector<TokenId> expected;
-    std::vector<std::uint8_t> expected_used(vocab_size);
+    std::vector<std::int64_t> expected_counts(vocab_size);
     for (const std::int64_t doc : docs) {
         const auto d = static_cast<std::size_t>(doc);
         for (auto i = static_cast<std::size_t>(offsets[d]); i < static_cast<std::size_t>(offsets[d + 1]); ++i) {
             expected.push_back(ids[i]);
-            expected_used[ids[i]] = 1;
+            ++expected_counts[ids[i]];
         }
     }
     check(count_ids(ids, offsets, docs) == expected.size(), "number of gathered ids");
-    std::vector<std::uint8_t> used(vocab_size);
+    std::vector<std::int64_t> counts(vocab_size);
     std::vector<std::uint16_t> narrow(expected.size());
-    gather_ids(ids, offsets, docs, used, narrow.data());
+    gather_ids(ids, offsets, docs, counts, narrow.data());
     check(std::vector<TokenId>(narrow.begin(), narrow.end()) == expected, "gathered ids as uint16");
-    check(used == expected_used, "ids that occur");
+    check(counts == expected_counts, "counts of ids");
     std::vector<std::uint32_t> wide(expected.size());
-    gather_ids(ids, offsets, docs, used, wide.data());
+    gather_ids(ids, offsets, docs, counts, wide.data());
     check(wide == expected, "gathered ids as uint32");
 }
 
@@ -86,12 +86,12 @@ void test_refusals() {
     check(refuses({}, {0}) && refuses({0}, {0}) && refuses({0, 3}, {1}) && refuses({0, 3}, {-1}),
           "documents that are not there");
     check(refuses({0, 4}, {0}) && refuses({2, 1}, {0}) && refuses({-1, 1}, {0}), "bad offsets");
-    std::vector<std::uint8_t> used(3);
+    std::vector<std::int64_t> counts(3);
     std::vector<std::uint32_t> out(3);
     check(throws<std::invalid_argument>([&] {
               const std::vector<std::int64_t> offsets = {0, 3};
               const std::vector<std::int64_t> docs = {0};
-              gather_ids(ids, offsets, docs, used, out.data());
+              gather_ids(ids, offsets, docs, counts, out.data());
           }),
           "an id beyond the vocabulary");
 }

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def brute_force(rows: list[Row], tokenizer: Tokenizer) -> dict[str, object]:
     num_bytes = sum(len((row["text"] or "").encode()) for row in rows)
     num_words = sum(len((row["text"] or "").split()) for row in rows)
     num_text_tokens = sum(map(len, ids))
-    used = {i for one in ids for i in one} | {tokenizer.special_tokens[END_OF_TEXT]}
+    used = {i for one in ids for i in one} | ({tokenizer.special_tokens[END_OF_TEXT]} if rows else set())
     return {
         "num_docs": len(rows),
         "num_tokens": num_text_tokens + len(rows),
@@ -88,6 +89,18 @@ def brute_force(rows: list[Row], tokenizer: Tokenizer) -> dict[str, object]:
     }
 
 
+def brute_force_ids(rows: list[Row], tokenizer: Tokenizer) -> dict[str, object]:
+    counts = Counter(i for row in rows for i in tokenizer.encode_ordinary(row["text"] or ""))
+    counts[tokenizer.special_tokens[END_OF_TEXT]] += len(rows)
+    return {
+        "top": [list(item) for item in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:20]],
+        "rarest": [list(item) for item in sorted(counts.items(), key=lambda item: (item[1], item[0]))[:20]],
+        "unused": [i for i in range(tokenizer.vocab_size) if i not in counts][:20],
+        "num_once": sum(count == 1 for count in counts.values()),
+        "num_rare": sum(count < 100 for count in counts.values()),
+    }
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 def test_statistics_equal_a_plain_count(tmp_path: Path, tokenizer: Tokenizer, mixed: bool) -> None:
     rows = make_rows(mixed=mixed)
@@ -97,6 +110,8 @@ def test_statistics_equal_a_plain_count(tmp_path: Path, tokenizer: Tokenizer, mi
     for source in ("code", "web"):
         expected = brute_force([row for row in rows if row["source"] == source], tokenizer)
         assert saved["sources"][source] == stats.sources[source].to_dict() == expected
+    assert saved["ids"] == brute_force_ids(rows, tokenizer)
+    assert 0 < saved["ids"]["num_once"] < saved["ids"]["num_rare"] < saved["total"]["num_used"]
     assert list(saved["languages"]) == ["en", "fr"]
     for language, counts in saved["languages"].items():
         chosen = [row for row in rows if row["meta"] == json.dumps({"language": language})]
@@ -160,11 +175,11 @@ def test_gathered_ids(vocab_size: int) -> None:
     offsets = np.sort(np.concatenate([[0, 1000], rng.integers(0, 1000, 40)]))
     docs = np.flatnonzero(rng.random(41) < 0.4)
     narrow = vocab_size <= 1 << 16
-    out, used = _core.gather_ids(ids, offsets, docs, vocab_size=vocab_size, narrow=narrow)
+    out, counts = _core.gather_ids(ids, offsets, docs, vocab_size=vocab_size, narrow=narrow)
     expected = np.concatenate([ids[offsets[d] : offsets[d + 1]] for d in docs])
     assert out.dtype == (np.uint16 if narrow else np.uint32)
     assert out.tolist() == expected.tolist()
-    assert np.flatnonzero(used).tolist() == np.unique(expected).tolist()
+    assert counts.tolist() == np.bincount(expected, minlength=vocab_size).tolist()
     for bad_docs, bad_size in (([41], vocab_size), ([-1], vocab_size), ([0], int(ids[0]))):
         with pytest.raises(ValueError, match=r"offsets|vocabulary"):
             _core.gather_ids(ids, offsets, np.array(bad_docs), vocab_size=bad_size, narrow=False)
@@ -332,6 +347,28 @@ def test_damaged_parts_are_done_again(cut: Path, tokenizer: Tokenizer, kind: str
     assert finish(cut, tokenizer) == expected
 
 
+def test_an_id_beyond_the_vocabulary_is_damage(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Counting up to it would take 32 GiB.
+    path = write_documents(tmp_path / "d.parquet", make_rows(40))
+    monkeypatch.setattr(shard_writer, "id_dtype", lambda _: np.dtype("<u4"))
+    monkeypatch.setattr(tokenization, "id_dtype", lambda _: np.dtype("<u4"))
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_writer.Writers, "finish", raise_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            tokenize(path, tokenizer, tmp_path / "t")
+    part = tmp_path / "t" / ".web.tokens.part"
+    part.write_bytes(b"\xff" * 4 + part.read_bytes()[4:])
+    notes: list[str] = []
+    assert tokenize(path, tokenizer, tmp_path / "t", note=notes.append).total.num_docs == 40
+    assert notes == [f"{tmp_path / 't'}: what an earlier call left is damaged; starts over"]
+
+
+def raise_interrupt(writers: shard_writer.Writers) -> None:
+    raise KeyboardInterrupt
+
+
 def test_what_follows_the_journal_is_cut_off(cut: Path, tokenizer: Tokenizer) -> None:
     for kind in ("tokens", "lengths"):
         with (cut / f".code.{kind}.part").open("ab") as file:
@@ -385,6 +422,17 @@ def with_column(name: str, column: pa.Array) -> pa.Table:
         ),
         (with_column("source", pa.array(["a", None, "b"])), "document 'd1' has no source"),
         (with_column("source", pa.array(["a", "b", "a/b"])), "source 'a/b' cannot name a file"),
+        (with_column("source", pa.array(["a", "b", "é" * 101])), r"source 'é{40}'\.\.\. has 202 bytes"),
+        (
+            pa.Table.from_pylist(make_rows(3), SCHEMA).append_column("text", pa.nulls(3, pa.string())),
+            "2 columns are named text, expected one",
+        ),
+        (
+            with_column("text", pa.nulls(3, pa.string())).set_column(
+                0, "id", pa.array([b"a\xff", b"b", b"c"]).view(pa.string())
+            ),
+            r"1 documents of source code have no text, the first is 'a\\\\xff'; drop them before",
+        ),
         (pa.Table.from_pylist([], SCHEMA), "no documents to tokenize; loosen the filters"),
     ],
 )
@@ -439,6 +487,53 @@ def test_a_damaged_row_group_is_named(tmp_path: Path, tokenizer: Tokenizer) -> N
     os.truncate(path, 1000)
     with pytest.raises(InputError, match=r"d\.parquet: not a readable Parquet file"):
         tokenize(path, tokenizer, tmp_path / "t")
+
+
+def test_a_page_that_arrow_skips_is_noticed(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write_documents(tmp_path / "d.parquet", make_rows())
+    changed = bytearray(path.read_bytes())
+    place = pq.ParquetFile(path).metadata.row_group(2).column(1).data_page_offset
+    assert changed[place : place + 2] == b"\x15\x00"  # type of the page: data
+    changed[place + 1] = 20  # none that there is
+    path.write_bytes(changed)
+    assert len(pq.read_table(path, columns=["text"])) == 70
+    with pytest.raises(InputError, match=r"d\.parquet: row group 2 of 5: 0 documents, expected 20"):
+        tokenize(path, tokenizer, tmp_path / "t")
+
+
+@pytest.mark.parametrize(
+    "meta", ['{"language": "\\ud800"}', '{"language": "en", "x": ' + "[" * 100_000, '{"language": "en"']
+)
+def test_metas_that_say_no_language(tmp_path: Path, tokenizer: Tokenizer, meta: str) -> None:
+    rows: list[Row] = [{**row, "meta": meta} for row in make_rows(3)]
+    stats = tokenize(write_documents(tmp_path / "d.parquet", rows), tokenizer, tmp_path / "t")
+    assert stats.languages == {}
+    assert stats.total.num_docs == 3
+
+
+def test_shards_of_vanished_sources_are_removed(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path, rows, out = tmp_path / "d.parquet", make_rows(), tmp_path / "t"
+    tokenize(write_documents(path, rows), tokenizer, out)
+    (out / "notes.tokens").write_text("somebody's")
+    web = [row for row in rows if row["source"] == "web"]
+    stats = tokenize(write_documents(path, web), tokenizer, out)
+    assert list(open_shards(out)) == list(stats.sources) == ["web"]
+    assert [p.name for p in out.glob("code.*")] == []
+    assert (out / "notes.tokens").exists()
+    statistics = json.loads((out / STATISTICS).read_text(encoding="utf-8"))
+    statistics["sources"]["../d"] = statistics["sources"]["web"]
+    (out / STATISTICS).write_text(json.dumps(statistics), encoding="utf-8")
+    (tmp_path / "d.tokens").write_text("not in the folder")
+    tokenize(write_documents(path, rows[:40]), tokenizer, out)
+    assert (tmp_path / "d.tokens").exists()
+
+
+def test_threads_cannot_be_negative(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write_documents(tmp_path / "d.parquet", make_rows(5))
+    with pytest.raises(InputError, match="num_threads must be at least 0, got -1"):
+        tokenize(path, tokenizer, tmp_path / "t", num_threads=-1)
+    with pytest.raises(InputError, match="num_threads must be at least 0, got -1"):
+        write_shards([], tokenizer, tmp_path / "t", num_threads=-1)
 
 
 def test_an_empty_file_where_it_is_allowed(tmp_path: Path, tokenizer: Tokenizer) -> None:
