@@ -21,8 +21,10 @@ from pylm.text._character_model import (
 from pylm.text._models import Parts
 from pylm.text._templates import Template
 
-# How a `save`d tokenizer.json says "drop spaces at both ends and after spaces".
-_COLLAPSE = ((r"\A +", ""), (" {2,}", " "), (rf"[ {SPACE_MARK}]+\z", ""))
+
+def _collapse(space_is_mark: bool) -> list[tuple[str, str]]:
+    """Say "drop spaces at both ends and after spaces" as a `save`d tokenizer.json does."""
+    return [(r"\A +", ""), (" {2,}", " "), (rf"[ {SPACE_MARK}]+\z" if space_is_mark else r" +\z", "")]
 
 
 def read(
@@ -34,8 +36,10 @@ def read(
     if settings.get("type", "BPE") != "BPE" or any(settings.get(key) for key in affixes):
         _unsupported("model", {k: v for k, v in settings.items() if k not in ("vocab", "merges")})
     normalizer = _read_normalizer(document.get("normalizer"))
-    metaspace = _read_pre_tokenizer(document.get("pre_tokenizer"), normalizer["space_is_mark"])
-    options = {**normalizer, **metaspace}
+    options = {**normalizer, **_read_pre_tokenizer(document.get("pre_tokenizer"), normalizer)}
+    collapse = options.pop("collapse")
+    if collapse and collapse != _collapse(options["space_is_mark"]):
+        _unsupported("normalizer", document["normalizer"])
     vocabulary = model.vocabulary(byte_level=False, hidden=[])
     kinds = np.full(len(vocabulary), NORMAL, np.uint8)
     if settings.get("byte_fallback"):
@@ -106,30 +110,33 @@ def _read_normalizer(value: object) -> dict[str, Any]:
             pass
         case _:
             steps = [] if value is None else [value]
-    prefix, marks, collapse = "never", False, []
+    before, marks, collapse = "", False, []
     for step in steps:
         match step:
-            case {"type": "Prepend", "prepend": str(mark)} if mark == SPACE_MARK:
-                prefix = "always"
+            case {"type": "Prepend", "prepend": str(mark)} if not before and (
+                mark == SPACE_MARK or (mark == " " and not marks)
+            ):
+                before = mark
             case {"type": "Replace", "pattern": {"String": " "}, "content": str(mark)} if mark == SPACE_MARK:
                 marks = True
             case {"type": "Replace", "pattern": {"Regex": str(old)}, "content": str(new)} if (
-                prefix == "never" and (old, new) in _COLLAPSE
+                not before and not marks
             ):
                 collapse.append((old, new))
             case _:
                 _unsupported("normalizer", value)
-    if (collapse and tuple(collapse) != _COLLAPSE) or (prefix == "always" and not marks):
+    if before == SPACE_MARK and not marks:
         _unsupported("normalizer", value)
     return {
-        "prefix": prefix,
+        "prefix": "always" if before else "never",
         "prefix_everywhere": True,
         "space_is_mark": marks,
         "collapse_spaces": bool(collapse),
+        "collapse": collapse,
     }
 
 
-def _read_pre_tokenizer(value: object, marks: bool) -> dict[str, Any]:
+def _read_pre_tokenizer(value: object, normalizer: Mapping[str, Any]) -> dict[str, Any]:
     """Give what a pre-tokenizer changes of the normalizer's options."""
     if value is None:
         return {}
@@ -137,19 +144,24 @@ def _read_pre_tokenizer(value: object, marks: bool) -> dict[str, Any]:
         _unsupported("pre-tokenizer", value)
     if value.get("type") == "Split":
         # Gemma's: no space is left for it to find.
-        if marks and value.get("pattern") == {"String": " "} and not value.get("invert"):
+        if (
+            normalizer["space_is_mark"]
+            and value.get("pattern") == {"String": " "}
+            and not value.get("invert")
+        ):
             return {}
         _unsupported("pre-tokenizer", value)
     scheme = _metaspace_scheme(value)
     known = value.get("type") == "Metaspace" and value.get("replacement", SPACE_MARK) == SPACE_MARK
     if not known or scheme not in ("always", "first", "never"):
         _unsupported("pre-tokenizer", value)
-    return {
-        "prefix": "never" if scheme == "never" else "unless_space",
-        "prefix_everywhere": scheme != "first",
-        "space_is_mark": True,
-        "split_words": bool(value.get("split", True)),
-    }
+    options = {"space_is_mark": True, "split_words": bool(value.get("split", True))}
+    if normalizer["prefix"] == "always":  # no text is left that would get a second one
+        return options
+    if normalizer["collapse_spaces"] and scheme != "never":
+        _unsupported("pre-tokenizer", value)
+    prefix = "never" if scheme == "never" else "unless_space"
+    return {**options, "prefix": prefix, "prefix_everywhere": scheme != "first"}
 
 
 def _read_decoder(value: Any) -> bool | None:
@@ -235,11 +247,11 @@ def _write_normalizer(model: CharacterModel) -> dict[str, object] | None:
     if model.collapse_spaces:
         steps += [
             {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
-            for pattern, content in _COLLAPSE
+            for pattern, content in _collapse(model.space_is_mark)
         ]
     if model.prefix == "always":
-        steps.append({"type": "Prepend", "prepend": SPACE_MARK})
-    if model.space_is_mark and not _uses_metaspace(model):
+        steps.append({"type": "Prepend", "prepend": SPACE_MARK if model.space_is_mark else " "})
+    if model.space_is_mark and (model.prefix == "always" or not _uses_metaspace(model)):
         steps.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK})
     return {"type": "Sequence", "normalizers": steps} if steps else None
 
@@ -251,7 +263,7 @@ def _uses_metaspace(model: CharacterModel) -> bool:
 def _write_pre_tokenizer(model: CharacterModel) -> dict[str, object] | None:
     if not _uses_metaspace(model):
         return None
-    scheme = "never" if model.prefix == "never" else "always" if model.prefix_everywhere else "first"
+    scheme = "never" if model.prefix != "unless_space" else "always" if model.prefix_everywhere else "first"
     return {
         "type": "Metaspace",
         "replacement": SPACE_MARK,

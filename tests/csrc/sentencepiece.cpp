@@ -160,6 +160,10 @@ void check_errors() {
     SentencePieceOptions options;
     options.charsmap = "abc";
     check(throws<std::invalid_argument>([&] { make_encoder(model, options); }), "a damaged charsmap is refused");
+    options = {};
+    options.collapse_spaces = true;
+    options.prefix = SpacePrefix::kUnlessSpace;
+    check(throws<std::invalid_argument>([&] { make_encoder(model, options); }), "contradicting options are refused");
 }
 
 }  // namespace

@@ -94,14 +94,14 @@ def _normalize(text: str, user_defined: Sequence[str], *, prefix: bool, collapse
 
 
 def write_model(pieces: Sequence[Piece], *, byte_fallback: bool, prefix: bool = True, collapse: bool = False,
-                model_type: int = 2, suffix: bool = False) -> bytes:  # fmt: skip
+                model_type: int = 2, suffix: bool = False, escape: bool = True) -> bytes:  # fmt: skip
     """Give the protocol buffer of a `tokenizer.model`."""
     out = b""
     for text, score, kind in pieces:
         piece = _bytes(1, text.encode()) + b"\x15" + struct.pack("<f", score) + _number(3, kind)
         out += _bytes(1, piece)
     out += _bytes(2, _number(3, model_type) + _number(24, suffix) + _number(35, byte_fallback))
-    return out + _bytes(3, _number(3, prefix) + _number(4, collapse) + _number(5, 1))
+    return out + _bytes(3, _number(3, prefix) + _number(4, collapse) + _number(5, escape))
 
 
 def _varint(value: int) -> bytes:

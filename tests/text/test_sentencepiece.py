@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import random
+import re
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -345,6 +346,28 @@ def test_ids_equal_sentencepiece_with_trained_models(name: str, folder: Path) ->
         assert batch[index].tolist() == again.encode_ordinary(text), text
 
 
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("collapse", [False, True])
+@pytest.mark.parametrize("escape", [False, True])
+def test_spaces_are_saved_as_they_are_read(prefix: bool, collapse: bool, escape: bool, folder: Path) -> None:
+    peers = pytest.importorskip("sentencepiece")
+    texts = [" ", "▁", "a", "b", "ab", " a", "▁a", " ab", "  ", "▁▁", "é"]
+    pieces = [META[0], *BYTES, *((text, -float(i), NORMAL) for i, text in enumerate(texts))]
+    content = oracle.write_model(pieces, byte_fallback=True, prefix=prefix, collapse=collapse, escape=escape)
+    tokenizer = _tokenizer(content, folder)
+    tokenizer.save(folder / "saved.json")
+    again = Tokenizer.load(folder / "saved.json")
+    peer = peers.SentencePieceProcessor(model_proto=content)
+    saved = tokenizers.Tokenizer.from_file(str(folder / "saved.json"))
+    random_ = random.Random(3)
+    for _ in range(400):
+        text = "".join(random_.choices(["a", "b", " ", "  ", "▁", "é", "ab", "x"], k=random_.randrange(7)))
+        ids = peer.encode(text)
+        assert tokenizer.encode_ordinary(text) == ids, text
+        assert again.encode_ordinary(text) == ids, text
+        assert saved.encode(text, add_special_tokens=False).ids == ids, text
+
+
 def _json_model(**changes: Any) -> dict[str, Any]:
     pieces = [
         "<unk>",
@@ -429,6 +452,107 @@ def test_json_ids_equal_tokenizers(kind: str, tmp_path: Path) -> None:
         assert ids == peer.encode(text, add_special_tokens=False).ids, text
         assert ids == saved.encode(text, add_special_tokens=False).ids, text
     assert Tokenizer.load(tmp_path / "saved.json").fingerprint == ours.fingerprint
+
+
+def _steps(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", "normalizers": list(steps)}
+
+
+def _dropped(end: str) -> list[dict[str, Any]]:
+    rules = [(r"\A +", ""), (" {2,}", " "), (end, "")]
+    return [{"type": "Replace", "pattern": {"Regex": old}, "content": new} for old, new in rules]
+
+
+SPACES = _dropped(r" +\z")
+SPACES_AND_MARKS = _dropped(r"[ ▁]+\z")
+NORMALIZERS: dict[str, dict[str, Any] | None] = {
+    "nothing": None,
+    "marks": MARKS,
+    "a mark before": LLAMA,
+    "a mark before, last": _steps(MARKS, PREPEND),
+    "a space before": {"type": "Prepend", "prepend": " "},
+    "a space before, marks": _steps({"type": "Prepend", "prepend": " "}, MARKS),
+    "spaces dropped": _steps(*SPACES),
+    "spaces dropped, a space before": _steps(*SPACES, {"type": "Prepend", "prepend": " "}),
+    "spaces dropped, marks": _steps(*SPACES_AND_MARKS, MARKS),
+    "spaces dropped, a mark before": _steps(*SPACES_AND_MARKS, PREPEND, MARKS),
+}
+WITHOUT_MARKS = [NORMALIZERS["spaces dropped"], NORMALIZERS["spaces dropped, a space before"]]
+METASPACES: dict[str, dict[str, Any] | None] = {
+    f"{scheme} {split}": {**METASPACE, "prepend_scheme": scheme, "split": split}
+    for scheme in ("always", "first", "never")
+    for split in (True, False)
+}
+
+
+def _mixed_texts(count: int) -> list[str]:
+    random_ = random.Random(2)
+    parts = ["a", "b", "ab", " ", " ", "  ", "▁", "é", "日", "\n", "<s>", "<unk>", "<0x41>", "\ufffd"]
+    texts = ["", "<unk>", "<0x41>", *parts]
+    return texts + ["".join(random_.choices(parts, k=random_.randrange(9))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("ignore_merges", [False, True])
+@pytest.mark.parametrize("pre_tokenizer", [None, *METASPACES])
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_json_ids_equal_tokenizers_with_both_kinds_of_marks(
+    normalizer: str, pre_tokenizer: str | None, ignore_merges: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    document = _json_model(
+        normalizer=NORMALIZERS[normalizer],
+        pre_tokenizer=METASPACES[pre_tokenizer] if pre_tokenizer else None,
+        ignore_merges=ignore_merges,
+    )
+    vocabulary = document["model"]["vocab"]
+    for piece in ("\ufffd", "b\ufffd", "▁\ufffd"):
+        vocabulary[piece] = len(vocabulary)
+    document["model"]["merges"].append(["b", "\ufffd"])
+    path.write_text(json.dumps(document), encoding="utf-8")
+    puts_marks = pre_tokenizer is not None and not pre_tokenizer.startswith("never")
+    if "dropped" in normalizer and "before" not in normalizer and puts_marks:
+        with pytest.raises(InputError, match="unsupported pre-tokenizer"):
+            Tokenizer.load(path)
+        return
+    if NORMALIZERS[normalizer] in WITHOUT_MARKS and pre_tokenizer is not None:  # marks at the end would stay
+        with pytest.raises(InputError, match="unsupported normalizer"):
+            Tokenizer.load(path)
+        return
+    ours, peer = Tokenizer.load(path), tokenizers.Tokenizer.from_file(str(path))
+    ours.save(tmp_path / "saved.json")
+    saved = tokenizers.Tokenizer.from_file(str(tmp_path / "saved.json"))
+    assert Tokenizer.load(tmp_path / "saved.json").fingerprint == ours.fingerprint
+    for text in _mixed_texts(150):
+        ids = peer.encode(text, add_special_tokens=False).ids
+        assert ours.encode(text, allowed_special="all") == ids, text
+        assert saved.encode(text, add_special_tokens=False).ids == ids, text
+    for content in (b"\xff", b"b\xff", b" b\xff", b"a b\xe2\x96", b"\xff\xfe ab"):
+        replaced = re.sub(rb"[\x80-\xff]", "\ufffd".encode(), content).decode()
+        ids = peer.encode(replaced, add_special_tokens=False).ids
+        assert [row.tolist() for row in ours.encode_batch([content])] == [ids], content
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        _steps(PREPEND, PREPEND, MARKS),
+        _steps(MARKS, {"type": "Prepend", "prepend": " "}),
+        {"type": "Prepend", "prepend": "x"},
+        _steps(MARKS, *SPACES_AND_MARKS),
+        _steps(*SPACES, MARKS),
+        _steps(*SPACES_AND_MARKS),
+        _steps(*SPACES_AND_MARKS[1:], MARKS),
+        _steps(PREPEND, *SPACES_AND_MARKS, MARKS),
+        PREPEND,
+    ],
+)
+def test_normalizers_whose_steps_mean_something_else_are_refused(
+    normalizer: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(_json_model(normalizer=normalizer)), encoding="utf-8")
+    with pytest.raises(InputError, match="unsupported normalizer"):
+        Tokenizer.load(path)
 
 
 @pytest.mark.parametrize(
