@@ -3,6 +3,7 @@
 #include <array>
 #include <limits>
 #include <map>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -21,7 +22,8 @@ using Texts = std::vector<std::string>;
 struct Model {
     Texts tokens;
     std::vector<MergeRule> merges;
-    std::array<TokenId, 256> bytes;
+    std::array<TokenId, 256> bytes;  // kNoToken where one has no token
+    std::optional<MissingBytes> missing;
     Pattern pattern = Pattern::kWhole;
     bool ignore_merges = false;
 };
@@ -40,7 +42,25 @@ void merge_row(std::vector<std::size_t>& row, const Pair& pair) {
     row.resize(size);
 }
 
-// Merges of neighbours in `text`, so that they are met; ranks and ids in one order or another.
+// Takes their tokens from some of the bytes that no merge is of.
+void drop_bytes(FuzzInput& input, std::span<const Pair> pairs, Model& model) {
+    if (input.below(4) != 0) return;
+    std::array<bool, 256> is_kept{};
+    is_kept['e'] = is_kept[0] = true;  // used by checks
+    for (const Pair& pair : pairs) {
+        if (pair.left < 256) is_kept[pair.left] = true;
+        if (pair.right < 256) is_kept[pair.right] = true;
+    }
+    const std::size_t step = 1 + input.below(4);
+    for (std::size_t byte = input.below(256); byte < 256; byte += step) {
+        if (is_kept[byte]) continue;
+        model.tokens[model.bytes[byte]].clear();
+        model.bytes[byte] = kNoToken;
+    }
+    model.missing = MissingBytes{input.flip() ? model.bytes['e'] : kNoToken, input.flip()};
+}
+
+// Merges of neighbours in `text`, so that they are met, some of them twice; ranks and ids in one order or another.
 Model read_model(FuzzInput& input, std::string_view text) {
     Texts symbols;
     for (std::size_t byte = 0; byte < 256; ++byte) symbols.emplace_back(1, static_cast<char>(byte));
@@ -55,6 +75,8 @@ Model read_model(FuzzInput& input, std::string_view text) {
         if (known == symbols.end()) symbols.push_back(joined);
         merge_row(row, pairs.back());
     }
+    for (std::size_t left = pairs.empty() ? 0 : input.below(4); left > 0; --left)
+        pairs.push_back(pairs[input.below(pairs.size())]);
     Model model;
     const std::size_t order = input.below(4);
     const auto id = [&](std::size_t symbol) {
@@ -66,6 +88,7 @@ Model read_model(FuzzInput& input, std::string_view text) {
     model.tokens.resize(order == 2 ? 2 * symbols.size() : symbols.size());
     for (std::size_t i = 0; i < symbols.size(); ++i) model.tokens[id(i)] = symbols[i];
     for (std::size_t byte = 0; byte < 256; ++byte) model.bytes[byte] = id(byte);
+    drop_bytes(input, pairs, model);
     const std::size_t ranks = input.below(4);
     if (ranks == 3) {
         model.merges = pairs_of(model.tokens);
@@ -114,7 +137,16 @@ private:
 
     Ids merge(std::string_view piece) const {
         Ids ids;
-        for (const char byte : piece) ids.push_back(model_.bytes[static_cast<std::uint8_t>(byte)]);
+        for (std::size_t i = 0; i < piece.size(); ++i) {
+            const TokenId id = model_.bytes[static_cast<std::uint8_t>(piece[i])];
+            if (id != kNoToken) {
+                ids.push_back(id);
+            } else if (model_.missing->unknown != kNoToken) {
+                const bool goes_on = i > 0 && model_.bytes[static_cast<std::uint8_t>(piece[i - 1])] == kNoToken;
+                if (!goes_on || !model_.missing->fuse) ids.push_back(model_.missing->unknown);
+            }
+        }
+        if (ids.empty()) return ids;
         std::vector<Rule> rules(ids.size(), kNoRule);  // of each id and the next
         const auto look_up = [&](std::size_t i) {
             const auto found = i + 1 < ids.size() ? rules_.find({ids[i], ids[i + 1]}) : rules_.end();
@@ -221,7 +253,7 @@ struct Choices {
 };
 
 void check_encoder(const Model& model, const Texts& texts, const Choices& choices) {
-    const BpeEncoder encoder(model.tokens, model.merges, model.pattern, model.ignore_merges);
+    const BpeEncoder encoder(model.tokens, model.merges, model.pattern, model.ignore_merges, model.missing);
     const Slow slow(model);
     const std::vector<TokenId> special{model.bytes['e'], model.bytes[0]};
     const TokenDecoder decoder(model.tokens, {}, special);
@@ -234,7 +266,7 @@ void check_encoder(const Model& model, const Texts& texts, const Choices& choice
         check_decoder(decoder, model, expected.back(), special);
         std::string decoded;
         decoder.decode(expected.back(), false, decoded);
-        check(decoded == text, "ids decode to the text");
+        check(model.missing || decoded == text, "ids decode to the text");
     }
     const std::string_view whole = texts[0];
     const std::size_t border = next_safe_border(model.pattern, whole, std::min(choices.border, whole.size()));

@@ -296,6 +296,20 @@ def test_the_rule_is_that_of_sentencepiece(
         assert oracle.encode(text, pieces, **options) == peer.encode(text)
 
 
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("collapse", [False, True])
+def test_pieces_of_the_user_see_replacement_characters(prefix: bool, collapse: bool, tmp_path: Path) -> None:
+    peers = pytest.importorskip("sentencepiece")
+    normal = [(piece, -float(i), NORMAL) for i, piece in enumerate(["▁a", "a", "b", "▁", "ab"])]
+    pieces = [*META, *normal, ("a\ufffd", 0.0, USER_DEFINED), ("\ufffd\ufffd", 0.0, USER_DEFINED)]
+    content = oracle.write_model(pieces, byte_fallback=False, prefix=prefix, collapse=collapse)
+    ours, peer = _tokenizer(content, tmp_path), peers.SentencePieceProcessor(model_proto=content)
+    random_ = random.Random(3)
+    for _ in range(500):
+        text = b"".join(random_.choices([b"a", b"b", b" ", b"\xff", b"\xef\xbf\xbd"], k=random_.randrange(8)))
+        assert ours.encode_ordinary(text) == peer.encode(text), text
+
+
 IDENTITY = {"normalization_rule_name": "identity"}
 BYTE_FALLBACK = {"byte_fallback": True, "vocab_size": 700}
 TRAINED: dict[str, dict[str, Any]] = {
@@ -421,6 +435,21 @@ JSON_KINDS: dict[str, dict[str, Any]] = {
         "pre_tokenizer": {**METASPACE, "prepend_scheme": "always", "split": True},
         "ignore_merges": True,
     },
+    "words without a prefix, ignore merges": {
+        "pre_tokenizer": {**METASPACE, "prepend_scheme": "never", "split": True},
+        "ignore_merges": True,
+    },
+    **{
+        f"prefix of the normalizer, metaspace {scheme}": {
+            "normalizer": LLAMA,
+            "pre_tokenizer": {**METASPACE, "prepend_scheme": scheme, "split": True},
+        }
+        for scheme in ("first", "always", "never")
+    },
+    "prefix of the normalizer, one word": {
+        "normalizer": LLAMA,
+        "pre_tokenizer": {**METASPACE, "prepend_scheme": "never", "split": False},
+    },
     "no bytes": {
         "pre_tokenizer": {**METASPACE, "prepend_scheme": "first", "split": False},
         "byte_fallback": False,
@@ -445,7 +474,24 @@ def test_json_ids_equal_tokenizers(kind: str, tmp_path: Path) -> None:
     ours.save(tmp_path / "saved.json")
     saved = tokenizers.Tokenizer.from_file(str(tmp_path / "saved.json"))
     random_ = random.Random(1)
-    parts = ["a", "b", "ab", " ", " ", "  ", "▁", "é", "日", "\n", "c", "<s>", "ba"]
+    parts = [
+        "a",
+        "b",
+        "ab",
+        " ",
+        " ",
+        "  ",
+        "▁",
+        "é",
+        "日",
+        "\n",
+        "c",
+        "<s>",
+        "ba",
+        "<unk>",
+        " <unk>",
+        "<0x61>",
+    ]
     for _ in range(800):
         text = "".join(random_.choices(parts, k=random_.randrange(12)))
         ids = ours.encode(text, allowed_special="all")
@@ -553,6 +599,27 @@ def test_normalizers_whose_steps_mean_something_else_are_refused(
     path.write_text(json.dumps(_json_model(normalizer=normalizer)), encoding="utf-8")
     with pytest.raises(InputError, match="unsupported normalizer"):
         Tokenizer.load(path)
+
+
+@pytest.mark.parametrize("scheme", ["always", "never"])
+def test_words_see_replacement_characters(scheme: str, tmp_path: Path) -> None:
+    """`tokenizers` takes text alone, so its side of bytes that are no UTF-8 is U+FFFD."""
+    document = _json_model(
+        pre_tokenizer={**METASPACE, "prepend_scheme": scheme, "split": True}, ignore_merges=True
+    )
+    vocabulary = document["model"]["vocab"]
+    for piece in ("\ufffd", "a\ufffd", "▁\ufffdb", "\ufffd\ufffd"):
+        vocabulary[piece] = len(vocabulary)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    ours, peer = Tokenizer.load(path), tokenizers.Tokenizer.from_file(str(path))
+    random_ = random.Random(2)
+    for _ in range(800):
+        content = b"".join(
+            random_.choices([b"a", b"b", b" ", b"\xff", b"\xef\xbf\xbd"], k=random_.randrange(7))
+        )
+        text = content.replace(b"\xff", b"\xef\xbf\xbd").decode()
+        assert ours.encode_ordinary(content) == peer.encode(text, add_special_tokens=False).ids, content
 
 
 @pytest.mark.parametrize(
