@@ -21,8 +21,8 @@ TESTS = (
     "training",
     "dedup",
     "signals",
-    "shards",
     "sentencepiece",
+    "shards",
 )
 
 FUZZERS = ("fuzz_encode", "fuzz_pretokenize", "fuzz_sentencepiece", "fuzz_vocabulary")
