@@ -44,7 +44,7 @@ void merge_row(std::vector<std::size_t>& row, const Pair& pair) {
 
 // Takes their tokens from some of the bytes that no merge is of.
 void drop_bytes(FuzzInput& input, std::span<const Pair> pairs, Model& model) {
-    if (input.below(4) != 0) return;
+    if (input.below(4) != 1) return;
     std::array<bool, 256> is_kept{};
     is_kept['e'] = is_kept[0] = true;  // used by checks
     for (const Pair& pair : pairs) {

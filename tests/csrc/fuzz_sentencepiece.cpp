@@ -101,7 +101,9 @@ private:
             const std::size_t place = node ^ offset ^ label.first;
             return place != 0 && (place >= taken_.size() || !taken_[place]);
         };
-        while (!std::all_of(labels.begin(), labels.end(), is_free)) ++offset;
+        // A child is known by its label alone, so no two nodes may count from one place.
+        while (bases_.contains(node ^ offset) || !std::all_of(labels.begin(), labels.end(), is_free)) ++offset;
+        bases_.insert(node ^ offset);
         check(offset < 1 << 21, "the double array of a test fits");
         units_[node] |= static_cast<std::uint32_t>(offset << 10);
         for (const auto& [label, first] : labels) {
@@ -127,6 +129,7 @@ private:
     Texts keys_;
     std::vector<std::uint32_t> values_, units_;
     std::vector<bool> taken_;
+    std::set<std::size_t> bases_;
     std::string texts_;
 };
 
