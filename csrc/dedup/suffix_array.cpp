@@ -1,0 +1,266 @@
+// SA-IS (Nong, Zhang, Chan 2009). A suffix is S-type when it is smaller than the next one, else L-type; an
+// S-type suffix behind an L-type one is LMS (leftmost S). Sorted LMS suffixes give the order of all others in
+// two scans, and are themselves sorted as a text of names of the pieces between them, a third as long.
+//
+// Three things make it fast:
+// - While the scans go, an entry's sign bit says that this scan has nothing to do with it, and what they will
+//   read is fetched ahead (as in Yuta Mori's sais and Ilya Grebnov's libsais).
+// - Pieces are short and repeat. A hash table numbers them in one pass over the text, and only the distinct ones
+//   are sorted. Where they are too many for a small table, the scans sort them, as in the paper.
+// - Large pages.
+#include "dedup/suffix_array.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dedup/piece_names.hpp"
+#include "huge_pages.hpp"
+#include "parallel.hpp"
+
+namespace pylm::dedup {
+namespace {
+
+#ifndef LIMIT
+#define LIMIT 8
+#endif
+constexpr std::size_t kBlock = 1 << 16;
+constexpr std::size_t kAhead = 32;  // entries between a prefetch and its use
+
+template <typename Symbol, typename Index>
+class Sorter {
+public:
+    // Symbols are less than `num_symbols`; `suffixes` is as long as the text.
+    Sorter(std::span<const Symbol> text, std::size_t num_symbols, std::span<Index> suffixes, unsigned num_threads)
+        : text_(text), suffixes_(suffixes), ends_(num_symbols), num_threads_(num_threads) {
+        for (const Symbol symbol : text_) ++ends_[symbol];
+        Index end = 0;
+        for (Index& count : ends_) count = end += count;
+    }
+
+    void sort() {
+        const std::size_t size = text_.size();
+        const std::size_t count = list_lms();
+        if (count > 1) {
+            const std::span<Index> names = suffixes_.last(count);
+            const std::size_t num_names = name_pieces(count);
+            const std::span<Index> order = suffixes_.first(count);
+            if (num_names == count) {
+                for (std::size_t i = 0; i < count; ++i) order[names[i]] = static_cast<Index>(i);
+            } else {
+                Sorter<Index, Index>(names, num_names, order, num_threads_).sort();
+            }
+            list_lms();
+            for (std::size_t i = 0; i < count; ++i) {
+                order[i] = names[order[i]];
+            }
+        } else if (count == 1) {
+            suffixes_[0] = suffixes_[size - 1];
+        }
+        place(count);
+        induce<false>();
+    }
+
+private:
+    static constexpr Index kFlag = std::numeric_limits<Index>::min();
+    static constexpr Index kValue = std::numeric_limits<Index>::max();
+
+    // Write the LMS positions to the end of `suffixes`, rising; return their number.
+    std::size_t list_lms() noexcept {
+        const std::size_t size = text_.size();
+        std::size_t slot = size;
+        bool next_is_s = false;  // the last suffix is larger than the empty one
+        for (std::size_t i = size - 1; i > 0; --i) {
+            // Types are as good as random, so no branches: the slot is kept only if an LMS position was written.
+            const bool is_s = text_[i - 1] < text_[i] || (text_[i - 1] == text_[i] && next_is_s);
+            suffixes_[slot - 1] = static_cast<Index>(i);
+            slot -= next_is_s && !is_s;
+            next_is_s = is_s;
+        }
+        return size - slot;
+    }
+
+    // Replace the list of LMS positions by their pieces' names, 0, 1, ... in the pieces' order; return how many.
+    std::size_t name_pieces(std::size_t count) {
+        const std::span<Index> list = suffixes_.last(count);
+        const std::size_t num_names = PieceNames<Symbol, Index>(text_, ends_.size()).name(list, count / LIMIT);
+        return num_names != 0 ? num_names : name_by_scans(count);
+    }
+
+    std::size_t name_by_scans(std::size_t count) {
+        const std::size_t size = text_.size();
+        std::fill(suffixes_.begin(), suffixes_.end(), Index{0});
+        std::vector<Index> tails = ends_;
+        for_each_lms([&](std::size_t i) { suffixes_[--tails[text_[i]]] = static_cast<Index>(i); });
+        induce<true>();
+        // Only LMS positions are left, flagged, in the order of their pieces.
+        std::size_t found = 0;
+        for (std::size_t i = 0; i < size; ++i) {
+            if (suffixes_[i] < 0) suffixes_[found++] = suffixes_[i] & kValue;
+        }
+        // LMS positions are at least two apart, so half of each is a place of its own behind the list: for the
+        // piece's length, then for its name.
+        const std::span<Index> order = suffixes_.first(count);
+        const std::span<Index> table = suffixes_.subspan(count);
+        std::fill(table.begin(), table.end(), Index{-1});
+        std::size_t next = 0;
+        for_each_lms([&](std::size_t i) {
+            table[i / 2] = next == 0 ? 0 : static_cast<Index>(next - i + 1);
+            next = i;
+        });
+        Index name = -1;
+        std::size_t previous = 0;
+        std::size_t previous_length = 0;
+        for (std::size_t i = 0; i < count; ++i) {
+            if (i + kAhead < count) {
+                __builtin_prefetch(&table[order[i + kAhead] / 2]);
+                __builtin_prefetch(&text_[order[i + kAhead]]);
+            }
+            const auto position = static_cast<std::size_t>(order[i]);
+            const auto length = static_cast<std::size_t>(table[position / 2]);
+            // The last piece, of length 0, is like no other one.
+            const bool is_equal = length != 0 && length == previous_length &&
+                                  std::equal(&text_[position], &text_[position] + length, &text_[previous]);
+            name += !is_equal;
+            table[position / 2] = name;
+            previous = position;
+            previous_length = length;
+        }
+        std::size_t slot = size;
+        for (std::size_t i = size; i-- > count;) {
+            if (suffixes_[i] >= 0) suffixes_[--slot] = suffixes_[i];
+        }
+        return static_cast<std::size_t>(name) + 1;
+    }
+
+    // Call visit for every LMS position, falling.
+    template <typename Visit>
+    void for_each_lms(Visit visit) const {
+        bool next_is_s = false;
+        for (std::size_t i = text_.size() - 1; i > 0; --i) {
+            const bool is_s = text_[i - 1] < text_[i] || (text_[i - 1] == text_[i] && next_is_s);
+            if (next_is_s && !is_s) visit(i);
+            next_is_s = is_s;
+        }
+    }
+
+    // Move the first `count` entries, in order, to the ends of the buckets of their first symbols.
+    void place(std::size_t count) {
+        std::vector<Index> tails = ends_;
+        std::fill(suffixes_.begin() + static_cast<std::ptrdiff_t>(count), suffixes_.end(), Index{0});
+        for (std::size_t i = count; i-- > 0;) {
+            if (i >= kAhead) __builtin_prefetch(&text_[suffixes_[i - kAhead]]);
+            const Index position = suffixes_[i];
+            suffixes_[i] = 0;
+            suffixes_[--tails[text_[position]]] = position;
+        }
+    }
+
+    // From LMS suffixes at the ends of their buckets and zeros elsewhere, sort all suffixes; or, with
+    // `pieces_only`, leave nothing but LMS positions, flagged, by the order of their pieces.
+    template <bool pieces_only>
+    void induce() {
+        const std::size_t size = text_.size();
+        std::vector<Index> buckets(ends_.size());
+        std::copy(ends_.begin(), ends_.end() - 1, buckets.begin() + 1);
+        const auto push_l = [&](Index position) {
+            const Symbol symbol = text_[position];
+            const bool is_last = position > 0 && text_[position - 1] < symbol;
+            suffixes_[buckets[symbol]++] = is_last ? position | kFlag : position;
+        };
+        push_l(static_cast<Index>(size - 1));
+        for (std::size_t i = 0; i < size; ++i) {
+            prefetch<1>(i, buckets);
+            const Index entry = suffixes_[i];
+            if (pieces_only) {
+                suffixes_[i] = entry < 0 ? entry & kValue : 0;
+            } else {
+                suffixes_[i] = entry ^ kFlag;
+            }
+            if (entry > 0) push_l(entry - 1);
+        }
+        buckets = ends_;
+        for (std::size_t i = size; i-- > 0;) {
+            prefetch<-1>(i, buckets);
+            const Index entry = suffixes_[i];
+            if (pieces_only) {
+                suffixes_[i] = entry < 0 ? entry : 0;
+            } else {
+                suffixes_[i] = entry & kValue;
+            }
+            if (entry > 0) {
+                const Index position = entry - 1;
+                const Symbol symbol = text_[position];
+                const bool is_last = position > 0 && text_[position - 1] > symbol;
+                suffixes_[--buckets[symbol]] = is_last ? position | kFlag : position;
+            }
+        }
+    }
+
+    // Fetch what the entries ahead of i will need. Entries still to be written are missed, which costs only time.
+    template <int step>
+    void prefetch(std::size_t i, const std::vector<Index>& buckets) const noexcept {
+        const std::size_t size = text_.size();
+        const std::size_t far = i + step * 2 * static_cast<std::ptrdiff_t>(kAhead);
+        if (far >= size) return;  // below 0 too
+        const Index entry = suffixes_[far];
+        __builtin_prefetch(entry > 0 ? &text_[entry - 1] : nullptr);
+        if constexpr (sizeof(Symbol) > 2) {
+            const Index near = suffixes_[i + step * static_cast<std::ptrdiff_t>(kAhead)];
+            if (near > 0) __builtin_prefetch(&buckets[text_[near - 1]], 1);
+        }
+    }
+
+    std::span<const Symbol> text_;
+    std::span<Index> suffixes_;
+    std::vector<Index> ends_;  // of every symbol's bucket
+    unsigned num_threads_;
+};
+
+}  // namespace
+
+template <typename Symbol, typename Index>
+void suffix_array(std::span<const Symbol> text, std::span<Index> suffixes, unsigned num_threads) {
+    if (suffixes.size() != text.size()) throw std::invalid_argument("suffixes: expected as many as symbols");
+    if (text.size() > static_cast<std::size_t>(std::numeric_limits<Index>::max()))
+        throw std::invalid_argument("text: too long for the index");
+    if (text.empty()) return;
+    if constexpr (sizeof(Symbol) <= 2) {
+        const std::size_t num_symbols = std::size_t{1} << (8 * sizeof(Symbol));
+        Sorter<Symbol, Index>(text, num_symbols, suffixes, num_threads).sort();
+    } else {
+        const std::size_t num_symbols = std::size_t{*std::max_element(text.begin(), text.end())} + 1;
+        if (num_symbols <= std::max<std::size_t>(text.size(), 1024)) {
+            Sorter<Symbol, Index>(text, num_symbols, suffixes, num_threads).sort();
+            return;
+        }
+        std::vector<Symbol> values(text.begin(), text.end());
+        std::sort(values.begin(), values.end());
+        values.erase(std::unique(values.begin(), values.end()), values.end());
+        std::vector<Symbol> ranks(text.size());
+        parallel_for((text.size() + kBlock - 1) / kBlock, num_threads, [&](std::size_t block) {
+            const std::size_t end = std::min(text.size(), (block + 1) * kBlock);
+            for (std::size_t i = block * kBlock; i < end; ++i) {
+                const auto found = std::lower_bound(values.begin(), values.end(), text[i]);
+                ranks[i] = static_cast<Symbol>(found - values.begin());
+            }
+        });
+        Sorter<Symbol, Index>(ranks, values.size(), suffixes, num_threads).sort();
+    }
+}
+
+#define PYLM_X(S, I) template void suffix_array<S, I>(std::span<const S>, std::span<I>, unsigned);
+PYLM_X(std::uint8_t, std::int32_t)
+PYLM_X(std::uint8_t, std::int64_t)
+PYLM_X(std::uint16_t, std::int32_t)
+PYLM_X(std::uint16_t, std::int64_t)
+PYLM_X(std::uint32_t, std::int32_t)
+PYLM_X(std::uint32_t, std::int64_t)
+
+}  // namespace pylm::dedup
