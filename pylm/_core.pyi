@@ -192,6 +192,13 @@ class WordCounter:
 
 def exact_duplicates(texts: Texts, num_threads: int) -> NDArray[np.int64]: ...
 
+_Symbols = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32]
+
+def suffix_array(data: _Symbols, wide: bool, num_threads: int) -> NDArray[np.int32] | NDArray[np.int64]: ...
+def lcp_array(
+    data: _Symbols, suffix_array: NDArray[np.int32] | NDArray[np.int64], num_threads: int
+) -> NDArray[np.int32] | NDArray[np.int64]: ...
+
 class MinHasher:
     def __init__(
         self,

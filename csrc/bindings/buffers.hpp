@@ -4,9 +4,13 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <cstddef>
+#include <cstdlib>
 #include <memory>
 #include <utility>
 #include <vector>
+
+#include "huge_pages.hpp"
 
 namespace pylm::bindings {
 
@@ -24,6 +28,14 @@ template <typename T>
 pybind11::array_t<T> to_array(std::vector<T>&& values) {
     const auto size = static_cast<pybind11::ssize_t>(values.size());
     return to_array(std::move(values), {size});
+}
+
+// An array of one dimension, not initialised, in large pages. As large arrays are written all over, that is worth it.
+template <typename T>
+pybind11::array_t<T> huge_array(std::size_t size) {
+    std::unique_ptr<void, decltype(&std::free)> memory(allocate_huge(size * sizeof(T)), &std::free);
+    pybind11::capsule capsule(memory.get(), [](void* p) { std::free(p); });
+    return pybind11::array_t<T>({static_cast<pybind11::ssize_t>(size)}, static_cast<T*>(memory.release()), capsule);
 }
 
 }  // namespace pylm::bindings

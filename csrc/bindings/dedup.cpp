@@ -20,6 +20,7 @@
 #include "dedup/minhash.hpp"
 #include "dedup/near.hpp"
 #include "dedup/shingle.hpp"
+#include "dedup/suffix_array.hpp"
 #include "parallel.hpp"
 
 namespace py = pybind11;
@@ -128,10 +129,58 @@ py::array exact(const py::object& object, unsigned num_threads) {
     return to_array(std::move(first));
 }
 
+// Symbols of an array of one dimension without gaps, of 1, 2 or 4 bytes.
+template <typename Call>
+py::array with_symbols(const py::array& data, Call&& call) {
+    const auto symbols = [&]<typename Symbol>(Symbol) {
+        return call(std::span(static_cast<const Symbol*>(data.data()), static_cast<std::size_t>(data.size())));
+    };
+    switch (data.itemsize()) {
+        case 1: return symbols(std::uint8_t{});
+        case 2: return symbols(std::uint16_t{});
+        case 4: return symbols(std::uint32_t{});
+        default: throw std::invalid_argument("data: symbols of 1, 2 or 4 bytes expected");
+    }
+}
+
+template <typename Index>
+py::array suffix_array(const py::array& data, unsigned num_threads) {
+    return with_symbols(data, [&](auto symbols) {
+        py::array_t<Index> suffixes = huge_array<Index>(symbols.size());
+        const std::span<Index> out(suffixes.mutable_data(), symbols.size());
+        const py::gil_scoped_release release;
+        dedup::suffix_array(symbols, out, num_threads);
+        return suffixes;
+    });
+}
+
+template <typename Index>
+py::array lcp_array(const py::array& data, const py::array& order, unsigned num_threads) {
+    return with_symbols(data, [&](auto symbols) {
+        const std::span suffixes(static_cast<const Index*>(order.data()), static_cast<std::size_t>(order.size()));
+        py::array_t<Index> lcp = huge_array<Index>(symbols.size());
+        const std::span<Index> out(lcp.mutable_data(), symbols.size());
+        const py::gil_scoped_release release;
+        dedup::lcp_array(symbols, suffixes, out, num_threads);
+        return lcp;
+    });
+}
+
+py::array suffix_array_of(const py::array& data, bool wide, unsigned num_threads) {
+    return wide ? suffix_array<std::int64_t>(data, num_threads) : suffix_array<std::int32_t>(data, num_threads);
+}
+
+py::array lcp_array_of(const py::array& data, const py::array& suffixes, unsigned num_threads) {
+    return suffixes.itemsize() == 8 ? lcp_array<std::int64_t>(data, suffixes, num_threads)
+                                    : lcp_array<std::int32_t>(data, suffixes, num_threads);
+}
+
 }  // namespace
 
 void bind_dedup(py::module_& module) {
     module.def("exact_duplicates", &exact, py::arg("texts"), py::arg("num_threads"));
+    module.def("suffix_array", &suffix_array_of, py::arg("data"), py::arg("wide"), py::arg("num_threads"));
+    module.def("lcp_array", &lcp_array_of, py::arg("data"), py::arg("suffix_array"), py::arg("num_threads"));
     py::class_<Hasher>(module, "MinHasher")
         .def(py::init(&make_hasher), py::arg("scheme"), py::arg("num_perm"), py::arg("ngram"),
              py::arg("unit"), py::arg("seed"), py::arg("multipliers"), py::arg("increments"))

@@ -8,11 +8,12 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <limits>
+#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
@@ -29,12 +30,10 @@ public:
           width_(sizeof(Symbol) == 1 ? 8 : std::max(1U, static_cast<unsigned>(std::bit_width(num_symbols - 1)))),
           step_(64 / width_) {}
 
-    // Replace the rising LMS positions by names and return the number of names; 0 where more than `limit` pieces
-    // differ: then the positions are spoilt.
-    std::size_t name(std::span<Index> list, std::size_t limit) {
-        const std::size_t count = list.size();
-        const auto last_begin = static_cast<std::size_t>(list.back());
-        if (!number(list, limit)) return 0;
+    // Write a name for each of the pieces that begin at `starts`, in rising order, and return the number of names;
+    // 0 where too many pieces differ for a table to be worth its time and memory.
+    std::size_t name(std::span<const Index> starts, std::span<Index> names) {
+        if (!number(starts, names)) return 0;
         std::vector<Item> items(pieces_.size());
         for (std::size_t id = 0; id < items.size(); ++id) {
             items[id] = {word(pieces_[id].begin, pieces_[id].length), static_cast<Index>(id)};
@@ -42,15 +41,15 @@ public:
         sort(items);
         // The last piece is followed by the end, which is smaller than all.
         const auto last = std::partition_point(items.begin(), items.end(), [&](const Item& item) {
-            return is_before_last(pieces_[item.id], last_begin);
+            return is_before_last(pieces_[item.id], starts.back());
         });
-        std::vector<Index> names(items.size());
         const auto border = last - items.begin();
+        std::vector<Index> ranks(items.size());
         for (std::ptrdiff_t i = 0; i < std::ssize(items); ++i) {
-            names[items[i].id] = static_cast<Index>(i + (i >= border));
+            ranks[items[i].id] = static_cast<Index>(i + (i >= border));
         }
-        for (std::size_t i = 0; i + 1 < count; ++i) list[i] = names[list[i]];
-        list[count - 1] = static_cast<Index>(border);
+        for (Index& name : names.first(starts.size() - 1)) name = ranks[name];
+        names.back() = static_cast<Index>(border);
         return items.size() + 1;
     }
 
@@ -107,26 +106,28 @@ private:
         return value;
     }
 
-    bool number(std::span<Index> list, std::size_t limit) {
+    // Write the ids of all pieces but the last one, by first appearance.
+    bool number(std::span<const Index> starts, std::span<Index> ids) {
         struct Next {
             std::uint64_t key;
             std::size_t slot, begin, length;
         };
         Next batch[kBatch];
-        const std::size_t count = list.size() - 1;
-        grow(std::size_t{1} << 12);
-        for (std::size_t start = 0; start < count; start += kBatch) {
-            const std::size_t size = std::min(kBatch, count - start);
+        const std::size_t count = starts.size() - 1;
+        grow(std::max<std::size_t>(64, std::bit_ceil(count / 16)));
+        for (std::size_t first = 0; first < count; first += kBatch) {
+            const std::size_t size = std::min(kBatch, count - first);
             if (2 * (pieces_.size() + size) > slots_.size()) grow(2 * slots_.size());
             for (std::size_t i = 0; i < size; ++i) {
-                const auto begin = static_cast<std::size_t>(list[start + i]);
-                const std::size_t length = static_cast<std::size_t>(list[start + i + 1]) - begin + 1;
+                const auto begin = static_cast<std::size_t>(starts[first + i]);
+                const std::size_t length = static_cast<std::size_t>(starts[first + i + 1]) - begin + 1;
                 const std::uint64_t value = key(begin, length);
                 batch[i] = {value, home(value, length), begin, length};
                 __builtin_prefetch(&slots_[batch[i].slot]);
             }
-            for (std::size_t i = 0; i < size; ++i) list[start + i] = find(batch[i]);
-            if (pieces_.size() > limit) return false;
+            for (std::size_t i = 0; i < size; ++i) ids[first + i] = find(batch[i]);
+            // Pieces repeat more the longer the text; at 1 in 8 scans are as fast.
+            if (pieces_.size() > count / 64 + (first + size) / 8) return false;
         }
         return true;
     }
@@ -164,6 +165,29 @@ private:
         }
     }
 
+    static void sort_by_key(std::span<Item> items) {
+        if (items.size() < 2048) {
+            std::sort(items.begin(), items.end(), [](const Item& a, const Item& b) { return a.key < b.key; });
+            return;
+        }
+        // Radix sort, the lowest byte first.
+        std::array<std::array<std::size_t, 256>, 8> counts{};
+        for (const Item& item : items) {
+            for (unsigned byte = 0; byte < 8; ++byte) ++counts[byte][item.key >> (8 * byte) & 255];
+        }
+        std::vector<Item> other(items.size());
+        std::span<Item> from = items;
+        std::span<Item> to = other;
+        for (unsigned byte = 0; byte < 8; ++byte) {
+            auto& places = counts[byte];
+            if (places[from[0].key >> (8 * byte) & 255] == from.size()) continue;
+            std::exclusive_scan(places.begin(), places.end(), places.begin(), std::size_t{0});
+            for (const Item& item : from) to[places[item.key >> (8 * byte) & 255]++] = item;
+            std::swap(from, to);
+        }
+        if (from.data() != items.data()) std::copy(from.begin(), from.end(), items.begin());
+    }
+
     // By all symbols, as many at a time as a key holds. Pieces may be long and alike, so no recursion.
     void sort(std::span<Item> items) {
         struct Part {
@@ -173,8 +197,7 @@ private:
         while (!parts.empty()) {
             const Part part = parts.back();
             parts.pop_back();
-            std::sort(items.begin() + part.begin, items.begin() + part.end,
-                      [](const Item& a, const Item& b) { return a.key < b.key; });
+            sort_by_key(items.subspan(part.begin, part.end - part.begin));
             for (std::size_t begin = part.begin, end; begin < part.end; begin = end) {
                 for (end = begin + 1; end < part.end && items[end].key == items[begin].key;) ++end;
                 if (end - begin == 1) continue;

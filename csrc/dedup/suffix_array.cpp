@@ -11,6 +11,7 @@
 #include "dedup/suffix_array.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstddef>
 #include <cstring>
@@ -27,9 +28,6 @@
 namespace pylm::dedup {
 namespace {
 
-#ifndef LIMIT
-#define LIMIT 8
-#endif
 constexpr std::size_t kBlock = 1 << 16;
 constexpr std::size_t kAhead = 32;  // entries between a prefetch and its use
 
@@ -45,34 +43,32 @@ public:
     }
 
     void sort() {
-        const std::size_t size = text_.size();
-        const std::size_t count = list_lms();
+        const Positions starts = list_lms();
+        const std::size_t count = starts.size();
+        const std::span<Index> order = suffixes_.first(count);
         if (count > 1) {
             const std::span<Index> names = suffixes_.last(count);
-            const std::size_t num_names = name_pieces(count);
-            const std::span<Index> order = suffixes_.first(count);
+            const std::size_t num_names = name_pieces(starts);
             if (num_names == count) {
                 for (std::size_t i = 0; i < count; ++i) order[names[i]] = static_cast<Index>(i);
             } else {
                 Sorter<Index, Index>(names, num_names, order, num_threads_).sort();
             }
-            list_lms();
-            for (std::size_t i = 0; i < count; ++i) {
-                order[i] = names[order[i]];
-            }
+            for (Index& entry : order) entry = starts[entry];
         } else if (count == 1) {
-            suffixes_[0] = suffixes_[size - 1];
+            order[0] = starts[0];
         }
         place(count);
         induce<false>();
     }
 
 private:
+    using Positions = std::vector<Index, HugePageAllocator<Index>>;
     static constexpr Index kFlag = std::numeric_limits<Index>::min();
     static constexpr Index kValue = std::numeric_limits<Index>::max();
 
-    // Write the LMS positions to the end of `suffixes`, rising; return their number.
-    std::size_t list_lms() noexcept {
+    // The LMS positions, rising. Spoils `suffixes`.
+    Positions list_lms() {
         const std::size_t size = text_.size();
         std::size_t slot = size;
         bool next_is_s = false;  // the last suffix is larger than the empty one
@@ -83,21 +79,23 @@ private:
             slot -= next_is_s && !is_s;
             next_is_s = is_s;
         }
-        return size - slot;
+        return Positions(suffixes_.begin() + static_cast<std::ptrdiff_t>(slot), suffixes_.end());
     }
 
-    // Replace the list of LMS positions by their pieces' names, 0, 1, ... in the pieces' order; return how many.
-    std::size_t name_pieces(std::size_t count) {
-        const std::span<Index> list = suffixes_.last(count);
-        const std::size_t num_names = PieceNames<Symbol, Index>(text_, ends_.size()).name(list, count / LIMIT);
-        return num_names != 0 ? num_names : name_by_scans(count);
+    // Write the names of the pieces that begin at `starts`, 0, 1, ... in their order, to the end of `suffixes`;
+    // return how many there are.
+    std::size_t name_pieces(const Positions& starts) {
+        const std::size_t num_names = PieceNames<Symbol, Index>(text_, ends_.size())
+                                          .name(starts, suffixes_.last(starts.size()));
+        return num_names != 0 ? num_names : name_by_scans(starts);
     }
 
-    std::size_t name_by_scans(std::size_t count) {
+    std::size_t name_by_scans(const Positions& starts) {
         const std::size_t size = text_.size();
+        const std::size_t count = starts.size();
         std::fill(suffixes_.begin(), suffixes_.end(), Index{0});
         std::vector<Index> tails = ends_;
-        for_each_lms([&](std::size_t i) { suffixes_[--tails[text_[i]]] = static_cast<Index>(i); });
+        for (const Index start : starts) suffixes_[--tails[text_[start]]] = start;
         induce<true>();
         // Only LMS positions are left, flagged, in the order of their pieces.
         std::size_t found = 0;
@@ -109,11 +107,8 @@ private:
         const std::span<Index> order = suffixes_.first(count);
         const std::span<Index> table = suffixes_.subspan(count);
         std::fill(table.begin(), table.end(), Index{-1});
-        std::size_t next = 0;
-        for_each_lms([&](std::size_t i) {
-            table[i / 2] = next == 0 ? 0 : static_cast<Index>(next - i + 1);
-            next = i;
-        });
+        for (std::size_t i = 0; i + 1 < count; ++i) table[starts[i] / 2] = starts[i + 1] - starts[i] + 1;
+        table[starts.back() / 2] = 0;
         Index name = -1;
         std::size_t previous = 0;
         std::size_t previous_length = 0;
@@ -139,26 +134,26 @@ private:
         return static_cast<std::size_t>(name) + 1;
     }
 
-    // Call visit for every LMS position, falling.
-    template <typename Visit>
-    void for_each_lms(Visit visit) const {
-        bool next_is_s = false;
-        for (std::size_t i = text_.size() - 1; i > 0; --i) {
-            const bool is_s = text_[i - 1] < text_[i] || (text_[i - 1] == text_[i] && next_is_s);
-            if (next_is_s && !is_s) visit(i);
-            next_is_s = is_s;
-        }
-    }
-
     // Move the first `count` entries, in order, to the ends of the buckets of their first symbols.
     void place(std::size_t count) {
-        std::vector<Index> tails = ends_;
         std::fill(suffixes_.begin() + static_cast<std::ptrdiff_t>(count), suffixes_.end(), Index{0});
-        for (std::size_t i = count; i-- > 0;) {
-            if (i >= kAhead) __builtin_prefetch(&text_[suffixes_[i - kAhead]]);
-            const Index position = suffixes_[i];
-            suffixes_[i] = 0;
-            suffixes_[--tails[text_[position]]] = position;
+        if constexpr (sizeof(Symbol) <= 2) {
+            for (std::size_t symbol = ends_.size(); symbol-- > 0 && count > 0;) {
+                const auto end = suffixes_.begin() + static_cast<std::ptrdiff_t>(count);
+                const auto begin = std::partition_point(
+                    suffixes_.begin(), end, [&](Index position) { return text_[position] < symbol; });
+                const auto to = std::move_backward(begin, end, suffixes_.begin() + ends_[symbol]);
+                std::fill(begin, std::min(end, to), Index{0});
+                count = static_cast<std::size_t>(begin - suffixes_.begin());
+            }
+        } else {
+            std::vector<Index> tails = ends_;
+            for (std::size_t i = count; i-- > 0;) {
+                if (i >= kAhead) __builtin_prefetch(&text_[suffixes_[i - kAhead]]);
+                const Index position = suffixes_[i];
+                suffixes_[i] = 0;
+                suffixes_[--tails[text_[position]]] = position;
+            }
         }
     }
 
@@ -255,7 +250,59 @@ void suffix_array(std::span<const Symbol> text, std::span<Index> suffixes, unsig
     }
 }
 
-#define PYLM_X(S, I) template void suffix_array<S, I>(std::span<const S>, std::span<I>, unsigned);
+template <typename Symbol, typename Index>
+void lcp_array(std::span<const Symbol> text, std::span<const Index> suffixes, std::span<Index> lcp,
+               unsigned num_threads) {
+    const std::size_t size = text.size();
+    if (suffixes.size() != size || lcp.size() != size)
+        throw std::invalid_argument("suffix_array: expected " + std::to_string(size) + " entries, one a symbol, got " +
+                                    std::to_string(suffixes.size()));
+    if (size == 0) return;
+    // As few blocks as there are threads: in the second step each begins with a comparison from the start, which
+    // may be as long as the text.
+    const std::size_t block_size = std::max(kBlock, size / resolve_threads(num_threads) + 1);
+    const auto for_blocks = [&](auto&& task) {
+        parallel_for((size + block_size - 1) / block_size, num_threads, [&](std::size_t block) {
+            task(block * block_size, std::min(size, (block + 1) * block_size));
+        });
+    };
+    // For every suffix the one before it in the order, then in its place their common length. From one suffix to
+    // the next of the text that falls by one at most, so one pass finds all.
+    std::vector<Index, HugePageAllocator<Index>> shared(size);
+    for_blocks([&](std::size_t begin, std::size_t end) {
+        for (std::size_t i = begin; i < end; ++i) {
+            const Index suffix = suffixes[i];
+            if (suffix < 0 || static_cast<std::size_t>(suffix) >= size)
+                throw std::invalid_argument("suffix_array: entry " + std::to_string(i) + " is " +
+                                            std::to_string(suffix) + ", expected one of 0 to " +
+                                            std::to_string(size - 1));
+            // Atomic, as entries that occur twice are not refused.
+            std::atomic_ref(shared[suffix]).store(i == 0 ? -1 : suffixes[i - 1], std::memory_order_relaxed);
+        }
+    });
+    for_blocks([&](std::size_t begin, std::size_t end) {
+        std::size_t length = 0;
+        for (std::size_t i = begin; i < end; ++i) {
+            if (i + kAhead < end && shared[i + kAhead] >= 0) __builtin_prefetch(&text[shared[i + kAhead]]);
+            if (shared[i] < 0) {
+                shared[i] = 0;
+                length = 0;
+                continue;
+            }
+            const auto previous = static_cast<std::size_t>(shared[i]);
+            length = std::min(length, size - std::max(i, previous));
+            while (std::max(i, previous) + length < size && text[i + length] == text[previous + length]) ++length;
+            shared[i] = static_cast<Index>(length);
+            length -= length > 0;
+        }
+    });
+    for_blocks([&](std::size_t begin, std::size_t end) {
+        for (std::size_t i = begin; i < end; ++i) lcp[i] = shared[suffixes[i]];
+    });
+}
+
+#define PYLM_X(S, I) template void suffix_array<S, I>(std::span<const S>, std::span<I>, unsigned); \
+  template void lcp_array<S, I>(std::span<const S>, std::span<const I>, std::span<I>, unsigned);
 PYLM_X(std::uint8_t, std::int32_t)
 PYLM_X(std::uint8_t, std::int64_t)
 PYLM_X(std::uint16_t, std::int32_t)

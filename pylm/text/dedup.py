@@ -1,4 +1,4 @@
-"""Duplicates in a collection of texts: equal ones, and near ones by MinHash.
+"""Duplicates in a collection of texts: equal ones, near ones by MinHash, repeated parts by suffix arrays.
 
 >>> from pylm import dedup
 >>> texts = ["a b c d e f g h i j", "A b c d e f g h i j!", "nothing like the others"]
@@ -20,7 +20,18 @@ from pylm import _core
 from pylm.errors import InputError
 from pylm.text.texts import Texts
 
-__all__ = ["MinHasher", "NearDuplicates", "exact", "match_probability", "near", "optimal_bands"]
+__all__ = [
+    "MinHasher",
+    "NearDuplicates",
+    "exact",
+    "lcp_array",
+    "match_probability",
+    "near",
+    "optimal_bands",
+    "suffix_array",
+]
+
+Symbols = bytes | bytearray | memoryview | NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32]
 
 Unit = Literal["word", "char"]
 Scheme = Literal["fast", "classic", "datatrove", "text-dedup"]
@@ -49,6 +60,70 @@ def exact(texts: Texts, *, num_threads: int = 0) -> NDArray[np.int64]:
         [0, 1, 0]
     """
     return _core.exact_duplicates(texts, num_threads=_check_threads(num_threads))
+
+
+def suffix_array(data: Symbols, *, num_threads: int = 0) -> NDArray[np.int32] | NDArray[np.int64]:
+    """Sort all suffixes of a text or of a sequence of token ids.
+
+    Induced sorting (SA-IS: Nong, Zhang, Chan, DCC 2009), in linear time. Beside data and result it takes at most
+    as much memory again as the result, for real text half of that; ids beyond `size` are copied too.
+
+    Args:
+        data: size symbols: bytes, or a contiguous array (size,) of uint8, uint16 or uint32, read in place; it
+            must not change during the call.
+        num_threads: 0 uses all cores; the result does not depend on it.
+
+    Returns:
+        (size,): the starts of the suffixes in their order, the end of `data` before every symbol; int32 for
+        fewer than 2^31 symbols, else int64.
+
+    Raises:
+        TypeError: `data` is neither bytes nor an array; a str has to be encoded first.
+        InputError: the array has another dtype, more than one dimension or gaps.
+
+    Example:
+        >>> suffix_array(b"banana").tolist()
+        [5, 3, 1, 0, 4, 2]
+    """
+    symbols = _to_symbols(data)
+    return _core.suffix_array(symbols, wide=symbols.size >= 1 << 31, num_threads=_check_threads(num_threads))
+
+
+def lcp_array(
+    data: Symbols, suffix_array: NDArray[np.int32] | NDArray[np.int64], *, num_threads: int = 0
+) -> NDArray[np.int32] | NDArray[np.int64]:
+    """Tell how much neighbours of a suffix array have in common at their beginnings.
+
+    Permuted LCP (Kärkkäinen, Manzini, Puglisi, CPM 2009), in linear time. Beside data and result it takes as much
+    memory again as the result.
+
+    Args:
+        data: size symbols, as for `suffix_array`.
+        suffix_array: int32 or int64 (size,), contiguous: what `suffix_array(data)` returned. That the entries
+            lie in the text is checked, that they are its suffixes in order is not.
+        num_threads: 0 uses all cores; the result does not depend on it.
+
+    Returns:
+        (size,), of the dtype of `suffix_array`: at i the number of symbols that the suffixes at i - 1 and i
+        share, 0 at 0.
+
+    Raises:
+        TypeError: `data` or `suffix_array` has another type.
+        InputError: an array has another dtype or shape or gaps.
+        ValueError: an entry lies outside of the text; names it.
+
+    Example:
+        >>> lcp_array(b"banana", suffix_array(b"banana")).tolist()
+        [0, 1, 3, 0, 0, 2]
+    """
+    symbols = _to_symbols(data)
+    _check_array("suffix_array", suffix_array, (np.int32, np.int64))
+    if suffix_array.size != symbols.size:
+        raise InputError(
+            f"suffix_array must have one entry a symbol, {symbols.size}, got {suffix_array.size}; "
+            "pass what suffix_array(data) returned"
+        )
+    return _core.lcp_array(symbols, suffix_array, num_threads=_check_threads(num_threads))
 
 
 class MinHasher:
@@ -358,6 +433,26 @@ def _to_list(texts: Texts) -> list[str | None]:
         return list(column.cast(pa.large_string()).to_pylist())
     except pa.ArrowInvalid as error:
         raise InputError(f"texts: the binary column holds bytes that are no UTF-8 ({error})") from error
+
+
+def _to_symbols(data: Symbols) -> NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32]:
+    if isinstance(data, bytes | bytearray | memoryview):
+        data = np.asarray(memoryview(data))
+    _check_array("data", data, (np.uint8, np.uint16, np.uint32))
+    return data
+
+
+def _check_array(name: str, array: object, dtypes: tuple[type[np.generic], ...]) -> None:
+    if not isinstance(array, np.ndarray):
+        hint = "; encode it first" if isinstance(array, str) else ""
+        raise TypeError(f"{name} must be a NumPy array, got {type(array).__name__}{hint}")
+    if array.dtype not in dtypes:
+        raise InputError(f"{name} must have dtype {', '.join(t.__name__ for t in dtypes)}, got {array.dtype}")
+    if array.ndim != 1 or not array.flags.c_contiguous or not array.flags.aligned:
+        raise InputError(
+            f"{name} must be a contiguous array of one dimension, got shape {array.shape} with strides "
+            f"{array.strides}; pass numpy.ascontiguousarray({name}).ravel()"
+        )
 
 
 def _check_int(name: str, value: object, least: int, most: int) -> None:

@@ -62,5 +62,6 @@ void test_vocabulary();
 void test_dedup();
 void test_signals();
 void test_shards();
+void test_suffix_array();
 
 }  // namespace pylm::tests

@@ -14,7 +14,7 @@ int main(int argc, char** argv) {
         {"parallel", test_parallel},     {"arrow", test_arrow},           {"pretokenize", test_pretokenize},
         {"merges", test_merges},         {"tokenizer", test_tokenizer},   {"vocabulary", test_vocabulary},
         {"training", test_training},     {"dedup", test_dedup},           {"signals", test_signals},
-        {"sentencepiece", test_sentencepiece}, {"shards", test_shards},
+        {"sentencepiece", test_sentencepiece}, {"shards", test_shards}, {"suffix_array", test_suffix_array},
     };
     const std::vector<std::string_view> wanted(argv + 1, argv + argc);
     int failed = 0;

@@ -23,6 +23,7 @@ TESTS = (
     "signals",
     "sentencepiece",
     "shards",
+    "suffix_array",
 )
 
 FUZZERS = ("fuzz_encode", "fuzz_pretokenize", "fuzz_sentencepiece", "fuzz_vocabulary")
