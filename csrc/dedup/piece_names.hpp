@@ -19,37 +19,71 @@
 #include <vector>
 
 #include "huge_pages.hpp"
+#include "parallel.hpp"
 
 namespace pylm::dedup {
+
+inline constexpr std::size_t kBlock = 1 << 16;
+
+// Call task(begin, end) for every block of [0, size).
+template <typename Task>
+void parallel_blocks(std::size_t size, unsigned num_threads, Task&& task) {
+    parallel_for((size + kBlock - 1) / kBlock, num_threads, [&](std::size_t block) {
+        task(block * kBlock, std::min(size, (block + 1) * kBlock));
+    });
+}
 
 template <typename Symbol, typename Index>
 class PieceNames {
 public:
-    PieceNames(std::span<const Symbol> text, std::size_t num_symbols)
+    PieceNames(std::span<const Symbol> text, std::size_t num_symbols, unsigned num_threads)
         : text_(text),
           width_(sizeof(Symbol) == 1 ? 8 : std::max(1U, static_cast<unsigned>(std::bit_width(num_symbols - 1)))),
-          step_(64 / width_) {}
+          step_(64 / width_),
+          num_threads_(num_threads) {}
 
     // Write a name for each of the pieces that begin at `starts`, in rising order, and return the number of names;
     // 0 where too many pieces differ for a table to be worth its time and memory.
     std::size_t name(std::span<const Index> starts, std::span<Index> names) {
-        if (!number(starts, names)) return 0;
-        std::vector<Item> items(pieces_.size());
-        for (std::size_t id = 0; id < items.size(); ++id) {
-            items[id] = {word(pieces_[id].begin, pieces_[id].length), static_cast<Index>(id)};
+        // A table for each part of the text, of which the first one then learns what only others hold.
+        const std::size_t count = starts.size() - 1;
+        const std::size_t num_parts = count < 2 * kBlock ? 1 : resolve_threads(num_threads_);
+        const auto border = [&](std::size_t part) { return part * count / num_parts; };
+        std::vector<Table> tables(num_parts);
+        std::vector<char> is_small(num_parts);
+        parallel_for(num_parts, num_threads_, [&](std::size_t part) {
+            is_small[part] = number(starts, names, border(part), border(part + 1), tables[part]);
+        });
+        if (std::find(is_small.begin(), is_small.end(), 0) != is_small.end()) return 0;
+        std::vector<std::vector<Index>> ids(num_parts);
+        for (std::size_t part = 1; part < num_parts; ++part) {
+            for (const Piece& piece : tables[part].pieces) {
+                if (tables[0].is_full(1)) grow(tables[0]);
+                ids[part].push_back(find(look(piece.begin, piece.length, tables[0]), tables[0]));
+            }
         }
-        sort(items);
+        const Pieces pieces = std::move(tables[0].pieces);
+        tables.clear();
+        Items items(pieces.size());
+        for (std::size_t id = 0; id < items.size(); ++id) {
+            items[id] = {word(pieces[id].begin, pieces[id].length), static_cast<Index>(id)};
+        }
+        sort(items, pieces);
         // The last piece is followed by the end, which is smaller than all.
         const auto last = std::partition_point(items.begin(), items.end(), [&](const Item& item) {
-            return is_before_last(pieces_[item.id], starts.back());
+            return is_before_last(pieces[item.id], starts.back());
         });
-        const auto border = last - items.begin();
+        const auto num_before = last - items.begin();
         std::vector<Index> ranks(items.size());
         for (std::ptrdiff_t i = 0; i < std::ssize(items); ++i) {
-            ranks[items[i].id] = static_cast<Index>(i + (i >= border));
+            ranks[items[i].id] = static_cast<Index>(i + (i >= num_before));
         }
-        for (Index& name : names.first(starts.size() - 1)) name = ranks[name];
-        names.back() = static_cast<Index>(border);
+        parallel_for(num_parts, num_threads_, [&](std::size_t part) {
+            for (Index& id : ids[part]) id = ranks[id];
+            const std::vector<Index>& of_part = part == 0 ? ranks : ids[part];
+            for (std::size_t i = border(part); i < border(part + 1); ++i) names[i] = of_part[names[i]];
+        });
+        names.back() = static_cast<Index>(num_before);
         return items.size() + 1;
     }
 
@@ -58,15 +92,32 @@ private:
         Index begin;
         Index length;
     };
+    using Pieces = std::vector<Piece>;
     struct Slot {
         std::uint64_t key = 0;
         Index length = 0;  // 0: free
         Index id = 0;
     };
+    // Distinct pieces by first appearance, and their ids.
+    struct Table {
+        Pieces pieces;
+        std::vector<Slot, HugePageAllocator<Slot>> slots = std::vector<Slot, HugePageAllocator<Slot>>(1 << 10);
+
+        bool is_full(std::size_t more) const noexcept { return 2 * (pieces.size() + more) > slots.size(); }
+        std::size_t home(std::uint64_t key, std::size_t length) const noexcept {
+            return static_cast<std::size_t>(mix(key + length) >> (65 - std::bit_width(slots.size())));
+        }
+    };
+    // A piece to be looked for.
+    struct Look {
+        std::uint64_t key;
+        std::size_t slot, begin, length;
+    };
     struct Item {
         std::uint64_t key;
         Index id;
     };
+    using Items = std::vector<Item>;
     static constexpr std::size_t kBatch = 32;
 
     // The first symbols of what is left of a piece, as many as fit, the first on top.
@@ -106,62 +157,54 @@ private:
         return value;
     }
 
-    // Write the ids of all pieces but the last one, by first appearance.
-    bool number(std::span<const Index> starts, std::span<Index> ids) {
-        struct Next {
-            std::uint64_t key;
-            std::size_t slot, begin, length;
-        };
-        Next batch[kBatch];
-        const std::size_t count = starts.size() - 1;
-        grow(std::max<std::size_t>(64, std::bit_ceil(count / 16)));
-        for (std::size_t first = 0; first < count; first += kBatch) {
-            const std::size_t size = std::min(kBatch, count - first);
-            if (2 * (pieces_.size() + size) > slots_.size()) grow(2 * slots_.size());
+    // Write the ids of the pieces in [first, last), counted from 0 by first appearance; false if they are too many.
+    bool number(std::span<const Index> starts, std::span<Index> ids, std::size_t first, std::size_t last,
+                Table& table) const {
+        Look batch[kBatch];
+        for (std::size_t begin = first; begin < last; begin += kBatch) {
+            const std::size_t size = std::min(kBatch, last - begin);
+            while (table.is_full(size)) grow(table);
             for (std::size_t i = 0; i < size; ++i) {
-                const auto begin = static_cast<std::size_t>(starts[first + i]);
-                const std::size_t length = static_cast<std::size_t>(starts[first + i + 1]) - begin + 1;
-                const std::uint64_t value = key(begin, length);
-                batch[i] = {value, home(value, length), begin, length};
-                __builtin_prefetch(&slots_[batch[i].slot]);
+                const auto start = static_cast<std::size_t>(starts[begin + i]);
+                batch[i] = look(start, static_cast<std::size_t>(starts[begin + i + 1]) - start + 1, table);
+                __builtin_prefetch(&table.slots[batch[i].slot]);
             }
-            for (std::size_t i = 0; i < size; ++i) ids[first + i] = find(batch[i]);
+            for (std::size_t i = 0; i < size; ++i) ids[begin + i] = find(batch[i], table);
             // Pieces repeat more the longer the text; at 1 in 8 scans are as fast.
-            if (pieces_.size() > count / 64 + (first + size) / 8) return false;
+            if (table.pieces.size() > starts.size() / 64 + (begin + size - first) / 8) return false;
         }
         return true;
     }
 
-    template <typename Next>
-    Index find(const Next& next) {
-        const auto length = static_cast<Index>(next.length);
-        for (std::size_t at = next.slot;; at = (at + 1) & (slots_.size() - 1)) {
-            Slot& slot = slots_[at];
+    Look look(std::size_t begin, std::size_t length, const Table& table) const noexcept {
+        const std::uint64_t value = key(begin, length);
+        return {value, table.home(value, length), begin, length};
+    }
+
+    Index find(const Look& wanted, Table& table) const {
+        const auto length = static_cast<Index>(wanted.length);
+        for (std::size_t at = wanted.slot;; at = (at + 1) & (table.slots.size() - 1)) {
+            Slot& slot = table.slots[at];
             if (slot.length == 0) {
-                slot = {next.key, length, static_cast<Index>(pieces_.size())};
-                pieces_.push_back({static_cast<Index>(next.begin), length});
+                slot = {wanted.key, length, static_cast<Index>(table.pieces.size())};
+                table.pieces.push_back({static_cast<Index>(wanted.begin), length});
                 return slot.id;
             }
-            if (slot.key == next.key && slot.length == length &&
-                (next.length <= step_ || std::equal(&text_[next.begin], &text_[next.begin] + next.length,
-                                                    &text_[pieces_[slot.id].begin])))
+            if (slot.key == wanted.key && slot.length == length &&
+                (wanted.length <= step_ || std::equal(&text_[wanted.begin], &text_[wanted.begin] + wanted.length,
+                                                      &text_[table.pieces[slot.id].begin])))
                 return slot.id;
         }
     }
 
-    std::size_t home(std::uint64_t value, std::size_t length) const noexcept {
-        return static_cast<std::size_t>(mix(value + length) >> shift_);
-    }
-
-    void grow(std::size_t size) {
-        Slots old(size);
-        old.swap(slots_);
-        shift_ = 64 - static_cast<unsigned>(std::countr_zero(size));
+    static void grow(Table& table) {
+        auto old = std::move(table.slots);
+        table.slots.assign(2 * old.size(), Slot{});
         for (const Slot& slot : old) {
             if (slot.length == 0) continue;
-            std::size_t at = home(slot.key, static_cast<std::size_t>(slot.length));
-            while (slots_[at].length != 0) at = (at + 1) & (size - 1);
-            slots_[at] = slot;
+            std::size_t at = table.home(slot.key, static_cast<std::size_t>(slot.length));
+            while (table.slots[at].length != 0) at = (at + 1) & (table.slots.size() - 1);
+            table.slots[at] = slot;
         }
     }
 
@@ -189,7 +232,7 @@ private:
     }
 
     // By all symbols, as many at a time as a key holds. Pieces may be long and alike, so no recursion.
-    void sort(std::span<Item> items) {
+    void sort(std::span<Item> items, const Pieces& pieces) const {
         struct Part {
             std::size_t begin, end, offset;
         };
@@ -203,7 +246,7 @@ private:
                 if (end - begin == 1) continue;
                 parts.push_back({begin, end, part.offset + step_});
                 for (Item& item : items.subspan(begin, end - begin)) {
-                    const Piece& piece = pieces_[item.id];
+                    const Piece& piece = pieces[item.id];
                     const auto done = std::min(part.offset, static_cast<std::size_t>(piece.length));
                     item.key = word(piece.begin + done, piece.length - done);
                 }
@@ -221,10 +264,7 @@ private:
     std::span<const Symbol> text_;
     unsigned width_;    // bits a symbol in a word
     std::size_t step_;  // symbols a word
-    std::vector<Piece> pieces_;
-    using Slots = std::vector<Slot, HugePageAllocator<Slot>>;
-    Slots slots_;
-    unsigned shift_ = 0;
+    unsigned num_threads_;
 };
 
 }  // namespace pylm::dedup

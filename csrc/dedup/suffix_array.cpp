@@ -28,7 +28,6 @@
 namespace pylm::dedup {
 namespace {
 
-constexpr std::size_t kBlock = 1 << 16;
 constexpr std::size_t kAhead = 32;  // entries between a prefetch and its use
 
 template <typename Symbol, typename Index>
@@ -54,7 +53,9 @@ public:
             } else {
                 Sorter<Index, Index>(names, num_names, order, num_threads_).sort();
             }
-            for (Index& entry : order) entry = starts[entry];
+            parallel_blocks(count, num_threads_, [&](std::size_t begin, std::size_t end) {
+                for (std::size_t i = begin; i < end; ++i) order[i] = starts[order[i]];
+            });
         } else if (count == 1) {
             order[0] = starts[0];
         }
@@ -69,23 +70,43 @@ private:
 
     // The LMS positions, rising. Spoils `suffixes`.
     Positions list_lms() {
+        // As few blocks as there are threads: each looks ahead for its last suffix's type, maybe to the text's end.
         const std::size_t size = text_.size();
-        std::size_t slot = size;
-        bool next_is_s = false;  // the last suffix is larger than the empty one
-        for (std::size_t i = size - 1; i > 0; --i) {
-            // Types are as good as random, so no branches: the slot is kept only if an LMS position was written.
-            const bool is_s = text_[i - 1] < text_[i] || (text_[i - 1] == text_[i] && next_is_s);
-            suffixes_[slot - 1] = static_cast<Index>(i);
-            slot -= next_is_s && !is_s;
-            next_is_s = is_s;
-        }
-        return Positions(suffixes_.begin() + static_cast<std::ptrdiff_t>(slot), suffixes_.end());
+        const std::size_t num_blocks = size < 2 * kBlock ? 1 : resolve_threads(num_threads_);
+        const auto border = [&](std::size_t block) { return block * (size - 1) / num_blocks; };
+        std::vector<std::size_t> slots(num_blocks);
+        parallel_for(num_blocks, num_threads_, [&](std::size_t block) {
+            const std::size_t end = border(block + 1);
+            std::size_t slot = end + 1;
+            bool next_is_s = is_s_type(end);
+            for (std::size_t i = end; i > border(block); --i) {
+                // Types are as good as random, so no branches: slots are kept only if they hold an LMS position.
+                const bool is_s = text_[i - 1] < text_[i] || (text_[i - 1] == text_[i] && next_is_s);
+                suffixes_[slot - 1] = static_cast<Index>(i);
+                slot -= next_is_s && !is_s;
+                next_is_s = is_s;
+            }
+            slots[block] = slot;
+        });
+        std::vector<std::size_t> offsets(num_blocks + 1);
+        for (std::size_t block = 0; block < num_blocks; ++block)
+            offsets[block + 1] = offsets[block] + border(block + 1) + 1 - slots[block];
+        Positions starts(offsets.back());
+        parallel_for(num_blocks, num_threads_, [&](std::size_t block) {
+            std::copy_n(&suffixes_[slots[block]], offsets[block + 1] - offsets[block], &starts[offsets[block]]);
+        });
+        return starts;
+    }
+
+    bool is_s_type(std::size_t i) const noexcept {
+        while (i + 1 < text_.size() && text_[i] == text_[i + 1]) ++i;
+        return i + 1 < text_.size() && text_[i] < text_[i + 1];
     }
 
     // Write the names of the pieces that begin at `starts`, 0, 1, ... in their order, to the end of `suffixes`;
     // return how many there are.
     std::size_t name_pieces(const Positions& starts) {
-        const std::size_t num_names = PieceNames<Symbol, Index>(text_, ends_.size())
+        const std::size_t num_names = PieceNames<Symbol, Index>(text_, ends_.size(), num_threads_)
                                           .name(starts, suffixes_.last(starts.size()));
         return num_names != 0 ? num_names : name_by_scans(starts);
     }
@@ -239,9 +260,8 @@ void suffix_array(std::span<const Symbol> text, std::span<Index> suffixes, unsig
         std::sort(values.begin(), values.end());
         values.erase(std::unique(values.begin(), values.end()), values.end());
         std::vector<Symbol> ranks(text.size());
-        parallel_for((text.size() + kBlock - 1) / kBlock, num_threads, [&](std::size_t block) {
-            const std::size_t end = std::min(text.size(), (block + 1) * kBlock);
-            for (std::size_t i = block * kBlock; i < end; ++i) {
+        parallel_blocks(text.size(), num_threads, [&](std::size_t begin, std::size_t end) {
+            for (std::size_t i = begin; i < end; ++i) {
                 const auto found = std::lower_bound(values.begin(), values.end(), text[i]);
                 ranks[i] = static_cast<Symbol>(found - values.begin());
             }

@@ -65,8 +65,8 @@ def exact(texts: Texts, *, num_threads: int = 0) -> NDArray[np.int64]:
 def suffix_array(data: Symbols, *, num_threads: int = 0) -> NDArray[np.int32] | NDArray[np.int64]:
     """Sort all suffixes of a text or of a sequence of token ids.
 
-    Induced sorting (SA-IS: Nong, Zhang, Chan, DCC 2009), in linear time. Beside data and result it takes at most
-    as much memory again as the result, for real text half of that; ids beyond `size` are copied too.
+    Induced sorting (SA-IS: Nong, Zhang, Chan, DCC 2009), in linear time. Beside data and result it takes less
+    than half as much memory as the result for real text, at most twice as much; ids beyond `size` are copied.
 
     Args:
         data: size symbols: bytes, or a contiguous array (size,) of uint8, uint16 or uint32, read in place; it
@@ -94,8 +94,8 @@ def lcp_array(
 ) -> NDArray[np.int32] | NDArray[np.int64]:
     """Tell how much neighbours of a suffix array have in common at their beginnings.
 
-    Permuted LCP (Kärkkäinen, Manzini, Puglisi, CPM 2009), in linear time. Beside data and result it takes as much
-    memory again as the result.
+    Permuted LCP (Kärkkäinen, Manzini, Puglisi, CPM 2009), in linear time. Beside data and result it takes as
+    much memory again as the result.
 
     Args:
         data: size symbols, as for `suffix_array`.
