@@ -30,12 +30,14 @@ pybind11::array_t<T> to_array(std::vector<T>&& values) {
     return to_array(std::move(values), {size});
 }
 
-// An array of one dimension, not initialised, in large pages. As large arrays are written all over, that is worth it.
+// An array of one dimension, not initialised, in large pages: for results that are written all over.
 template <typename T>
 pybind11::array_t<T> huge_array(std::size_t size) {
     std::unique_ptr<void, decltype(&std::free)> memory(allocate_huge(size * sizeof(T)), &std::free);
-    pybind11::capsule capsule(memory.get(), [](void* p) { std::free(p); });
-    return pybind11::array_t<T>({static_cast<pybind11::ssize_t>(size)}, static_cast<T*>(memory.release()), capsule);
+    T* data = static_cast<T*>(memory.get());
+    pybind11::capsule owner(data, [](void* p) { std::free(p); });
+    memory.release();
+    return pybind11::array_t<T>({static_cast<pybind11::ssize_t>(size)}, data, owner);
 }
 
 }  // namespace pylm::bindings

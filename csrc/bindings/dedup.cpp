@@ -157,7 +157,8 @@ py::array suffix_array(const py::array& data, unsigned num_threads) {
 template <typename Index>
 py::array lcp_array(const py::array& data, const py::array& order, unsigned num_threads) {
     return with_symbols(data, [&](auto symbols) {
-        const std::span suffixes(static_cast<const Index*>(order.data()), static_cast<std::size_t>(order.size()));
+        const std::span suffixes(static_cast<const Index*>(order.data()),
+                                 static_cast<std::size_t>(order.size()));
         py::array_t<Index> lcp = huge_array<Index>(symbols.size());
         const std::span<Index> out(lcp.mutable_data(), symbols.size());
         const py::gil_scoped_release release;

@@ -1,8 +1,8 @@
 // Names for the pieces between LMS positions of a text (suffix_array.cpp), by a table of the distinct ones.
 //
-// A piece goes from one LMS position to the next one, both included; the last one to the end of the text. Of two
-// different pieces one may begin with the other one: then the longer one is the smaller, as the last symbol of
-// the shorter is followed by larger symbols and the same symbol in the longer one by smaller ones or equal ones.
+// A piece goes from one LMS position to the next one, both included; the last one to the end of the text. Of
+// two different pieces one may begin with the other one: then the longer one is the smaller, as the last symbol of
+// the shorter is followed by larger symbols, the same symbol in the longer one by smaller or equal ones.
 // So a piece compares as if the largest symbol followed without end. And as the longer one's next symbol is not
 // the largest, what is so filled up still tells pieces apart.
 #pragma once
@@ -38,12 +38,12 @@ class PieceNames {
 public:
     PieceNames(std::span<const Symbol> text, std::size_t num_symbols, unsigned num_threads)
         : text_(text),
-          width_(sizeof(Symbol) == 1 ? 8 : std::max(1U, static_cast<unsigned>(std::bit_width(num_symbols - 1)))),
+          width_(std::max(sizeof(Symbol) == 1 ? 8U : 1U, static_cast<unsigned>(std::bit_width(num_symbols - 1)))),
           step_(64 / width_),
           num_threads_(num_threads) {}
 
-    // Write a name for each of the pieces that begin at `starts`, in rising order, and return the number of names;
-    // 0 where too many pieces differ for a table to be worth its time and memory.
+    // Write a name for each of the pieces that begin at `starts`, in rising order, and return the number of
+    // names; 0 where too many pieces differ for a table to be worth its time and memory.
     std::size_t name(std::span<const Index> starts, std::span<Index> names) {
         // A table for each part of the text, of which the first one then learns what only others hold.
         const std::size_t count = starts.size() - 1;
@@ -137,7 +137,8 @@ private:
             const std::uint64_t filler = (std::uint64_t{1} << width_) - 1;
             std::uint64_t symbols = 0;
             for (std::size_t i = 0; i < step_; ++i) {
-                symbols = symbols << width_ | (i < length ? static_cast<std::uint64_t>(text_[begin + i]) : filler);
+                const std::uint64_t symbol = i < length ? static_cast<std::uint64_t>(text_[begin + i]) : filler;
+                symbols = symbols << width_ | symbol;
             }
             return symbols;
         }
@@ -157,7 +158,7 @@ private:
         return value;
     }
 
-    // Write the ids of the pieces in [first, last), counted from 0 by first appearance; false if they are too many.
+    // Write the ids of the pieces in [first, last), counted from 0 by first appearance; false if too many.
     bool number(std::span<const Index> starts, std::span<Index> ids, std::size_t first, std::size_t last,
                 Table& table) const {
         Look batch[kBatch];
@@ -191,8 +192,9 @@ private:
                 return slot.id;
             }
             if (slot.key == wanted.key && slot.length == length &&
-                (wanted.length <= step_ || std::equal(&text_[wanted.begin], &text_[wanted.begin] + wanted.length,
-                                                      &text_[table.pieces[slot.id].begin])))
+                (wanted.length <= step_ ||
+                 std::equal(&text_[wanted.begin], &text_[wanted.begin] + wanted.length,
+                            &text_[table.pieces[slot.id].begin])))
                 return slot.id;
         }
     }

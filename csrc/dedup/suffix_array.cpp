@@ -3,22 +3,22 @@
 // two scans, and are themselves sorted as a text of names of the pieces between them, a third as long.
 //
 // Three things make it fast:
-// - While the scans go, an entry's sign bit says that this scan has nothing to do with it, and what they will
-//   read is fetched ahead (as in Yuta Mori's sais and Ilya Grebnov's libsais).
-// - Pieces are short and repeat. A hash table numbers them in one pass over the text, and only the distinct ones
-//   are sorted. Where they are too many for a small table, the scans sort them, as in the paper.
+// - An entry's sign bit says that the scan at work has nothing to do with it, and what the scan will read is
+//   fetched ahead (as in Yuta Mori's sais and Ilya Grebnov's libsais).
+// - Pieces are short and repeat. A hash table numbers them in one pass over the text, and only the distinct
+//   ones are sorted. Where they are too many for a small table, the scans sort them, as in the paper.
 // - Large pages.
 #include "dedup/suffix_array.hpp"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
-#include <bit>
 #include <cstddef>
-#include <cstring>
+#include <cstdint>
+#include <functional>
 #include <limits>
 #include <stdexcept>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "dedup/piece_names.hpp"
@@ -34,9 +34,19 @@ template <typename Symbol, typename Index>
 class Sorter {
 public:
     // Symbols are less than `num_symbols`; `suffixes` is as long as the text.
-    Sorter(std::span<const Symbol> text, std::size_t num_symbols, std::span<Index> suffixes, unsigned num_threads)
+    Sorter(std::span<const Symbol> text, std::size_t num_symbols, std::span<Index> suffixes,
+           unsigned num_threads)
         : text_(text), suffixes_(suffixes), ends_(num_symbols), num_threads_(num_threads) {
-        for (const Symbol symbol : text_) ++ends_[symbol];
+        if constexpr (sizeof(Symbol) == 1) {
+            // Four tables: a symbol that follows itself need not wait for its own count.
+            std::array<std::array<Index, 256>, 4> counts{};
+            for (std::size_t i = 0; i < text_.size(); ++i) ++counts[i % 4][text_[i]];
+            for (const auto& table : counts) {
+                std::transform(table.begin(), table.end(), ends_.begin(), ends_.begin(), std::plus());
+            }
+        } else {
+            for (const Symbol symbol : text_) ++ends_[symbol];
+        }
         Index end = 0;
         for (Index& count : ends_) count = end += count;
     }
@@ -70,7 +80,7 @@ private:
 
     // The LMS positions, rising. Spoils `suffixes`.
     Positions list_lms() {
-        // As few blocks as there are threads: each looks ahead for its last suffix's type, maybe to the text's end.
+        // As few blocks as there are threads: each looks ahead for its last suffix's type, maybe to the end.
         const std::size_t size = text_.size();
         const std::size_t num_blocks = size < 2 * kBlock ? 1 : resolve_threads(num_threads_);
         const auto border = [&](std::size_t block) { return block * (size - 1) / num_blocks; };
@@ -80,7 +90,7 @@ private:
             std::size_t slot = end + 1;
             bool next_is_s = is_s_type(end);
             for (std::size_t i = end; i > border(block); --i) {
-                // Types are as good as random, so no branches: slots are kept only if they hold an LMS position.
+                // Types are as good as random, so no branches: slots are kept if they hold an LMS position.
                 const bool is_s = text_[i - 1] < text_[i] || (text_[i - 1] == text_[i] && next_is_s);
                 suffixes_[slot - 1] = static_cast<Index>(i);
                 slot -= next_is_s && !is_s;
@@ -219,7 +229,7 @@ private:
         }
     }
 
-    // Fetch what the entries ahead of i will need. Entries still to be written are missed, which costs only time.
+    // Fetch what the entries ahead of i will need. Entries still to be written are missed: that costs only time.
     template <int step>
     void prefetch(std::size_t i, const std::vector<Index>& buckets) const noexcept {
         const std::size_t size = text_.size();
@@ -275,19 +285,19 @@ void lcp_array(std::span<const Symbol> text, std::span<const Index> suffixes, st
                unsigned num_threads) {
     const std::size_t size = text.size();
     if (suffixes.size() != size || lcp.size() != size)
-        throw std::invalid_argument("suffix_array: expected " + std::to_string(size) + " entries, one a symbol, got " +
-                                    std::to_string(suffixes.size()));
+        throw std::invalid_argument("suffix_array: expected " + std::to_string(size) +
+                                    " entries, one a symbol, got " + std::to_string(suffixes.size()));
     if (size == 0) return;
-    // As few blocks as there are threads: in the second step each begins with a comparison from the start, which
-    // may be as long as the text.
+    // As few blocks as there are threads: in the second step each begins with a comparison from the start,
+    // which may be as long as the text.
     const std::size_t block_size = std::max(kBlock, size / resolve_threads(num_threads) + 1);
     const auto for_blocks = [&](auto&& task) {
         parallel_for((size + block_size - 1) / block_size, num_threads, [&](std::size_t block) {
             task(block * block_size, std::min(size, (block + 1) * block_size));
         });
     };
-    // For every suffix the one before it in the order, then in its place their common length. From one suffix to
-    // the next of the text that falls by one at most, so one pass finds all.
+    // For every suffix the one before it in the order, then in its place their common length. From one suffix
+    // to the next of the text that falls by one at most, so one pass finds all.
     std::vector<Index, HugePageAllocator<Index>> shared(size);
     for_blocks([&](std::size_t begin, std::size_t end) {
         for (std::size_t i = begin; i < end; ++i) {
@@ -310,8 +320,9 @@ void lcp_array(std::span<const Symbol> text, std::span<const Index> suffixes, st
                 continue;
             }
             const auto previous = static_cast<std::size_t>(shared[i]);
-            length = std::min(length, size - std::max(i, previous));
-            while (std::max(i, previous) + length < size && text[i + length] == text[previous + length]) ++length;
+            const std::size_t most = size - std::max(i, previous);
+            length = std::min(length, most);
+            while (length < most && text[i + length] == text[previous + length]) ++length;
             shared[i] = static_cast<Index>(length);
             length -= length > 0;
         }
@@ -321,13 +332,23 @@ void lcp_array(std::span<const Symbol> text, std::span<const Index> suffixes, st
     });
 }
 
-#define PYLM_X(S, I) template void suffix_array<S, I>(std::span<const S>, std::span<I>, unsigned); \
-  template void lcp_array<S, I>(std::span<const S>, std::span<const I>, std::span<I>, unsigned);
-PYLM_X(std::uint8_t, std::int32_t)
-PYLM_X(std::uint8_t, std::int64_t)
-PYLM_X(std::uint16_t, std::int32_t)
-PYLM_X(std::uint16_t, std::int64_t)
-PYLM_X(std::uint32_t, std::int32_t)
-PYLM_X(std::uint32_t, std::int64_t)
+template void suffix_array(std::span<const std::uint8_t>, std::span<std::int32_t>, unsigned);
+template void suffix_array(std::span<const std::uint8_t>, std::span<std::int64_t>, unsigned);
+template void suffix_array(std::span<const std::uint16_t>, std::span<std::int32_t>, unsigned);
+template void suffix_array(std::span<const std::uint16_t>, std::span<std::int64_t>, unsigned);
+template void suffix_array(std::span<const std::uint32_t>, std::span<std::int32_t>, unsigned);
+template void suffix_array(std::span<const std::uint32_t>, std::span<std::int64_t>, unsigned);
+template void lcp_array(std::span<const std::uint8_t>, std::span<const std::int32_t>, std::span<std::int32_t>,
+                        unsigned);
+template void lcp_array(std::span<const std::uint8_t>, std::span<const std::int64_t>, std::span<std::int64_t>,
+                        unsigned);
+template void lcp_array(std::span<const std::uint16_t>, std::span<const std::int32_t>, std::span<std::int32_t>,
+                        unsigned);
+template void lcp_array(std::span<const std::uint16_t>, std::span<const std::int64_t>, std::span<std::int64_t>,
+                        unsigned);
+template void lcp_array(std::span<const std::uint32_t>, std::span<const std::int32_t>, std::span<std::int32_t>,
+                        unsigned);
+template void lcp_array(std::span<const std::uint32_t>, std::span<const std::int64_t>, std::span<std::int64_t>,
+                        unsigned);
 
 }  // namespace pylm::dedup

@@ -14,8 +14,9 @@ namespace pylm::dedup {
 // Write the starts of all suffixes of `text` in their order; the end of the text comes before every symbol.
 // `suffixes` has the size of the text, which must be one that Index can hold; both checked.
 //
-// Induced sorting (Nong, Zhang, Chan 2009). Beside text and result it takes a table of the text's distinct
-// pieces, at most one index and a half a symbol, and for symbols of 32 bits a copy of the text if they are large.
+// Induced sorting (Nong, Zhang, Chan 2009). Beside text and result it takes less than half of the
+// result's memory for real text and at most about twice as much. Texts with 32-bit symbols larger than the text
+// is long are copied, twice for a while.
 template <typename Symbol, typename Index>
 void suffix_array(std::span<const Symbol> text, std::span<Index> suffixes, unsigned num_threads);
 
