@@ -103,7 +103,8 @@ private:
             offsets[block + 1] = offsets[block] + border(block + 1) + 1 - slots[block];
         Positions starts(offsets.back());
         parallel_for(num_blocks, num_threads_, [&](std::size_t block) {
-            std::copy_n(&suffixes_[slots[block]], offsets[block + 1] - offsets[block], &starts[offsets[block]]);
+            std::copy_n(suffixes_.data() + slots[block], offsets[block + 1] - offsets[block],
+                        starts.data() + offsets[block]);
         });
         return starts;
     }
