@@ -84,7 +84,8 @@ public:
             for (int i = 0; i < 4; ++i) out += static_cast<char>(word >> (8 * i));
         };
         put(static_cast<std::uint32_t>(4 * units_.size()));
-        for (const std::uint32_t unit : units_) put(unit);
+        // What is free looks like a leaf, which no byte leads to: its label must not pass for a null byte.
+        for (std::size_t i = 0; i < units_.size(); ++i) put(taken_[i] ? units_[i] : 1U << 31);
         return out + texts_;
     }
 
@@ -129,7 +130,7 @@ private:
     Texts keys_;
     std::vector<std::uint32_t> values_, units_;
     std::vector<bool> taken_;
-    std::set<std::size_t> bases_;
+    std::set<std::size_t> bases_{0};  // from which a null byte would lead to the root
     std::string texts_;
 };
 
