@@ -129,8 +129,8 @@ std::size_t BpeEncoder::encode_piece(std::string_view piece, TokenId* out) const
 }
 
 // What a thread encodes with: the pieces it knows, and the block of pieces that it cuts and looks up together.
-// Merging waits for memory most of the time, unless many pieces are merged at once: those that nobody knows yet
-// leave gaps in the output until there are enough of them.
+// Rows are merged faster the more there are at once, so pieces that nobody knows yet leave gaps in the output until
+// there are enough of them.
 struct BpeEncoder::Worker {
     struct Unknown {
         std::string_view piece;

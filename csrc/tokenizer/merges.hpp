@@ -60,7 +60,7 @@ class MergeTable {
         TokenId* ids;       // room for `size`
     };
 
-    // The same for many rows, their lookups overlapped: most of the time goes into waiting for memory.
+    // The same for many rows, their lookups overlapped.
     void apply(std::span<Row> rows) const noexcept;
 
     // Say what the symbols of bytes are, kNoToken where one has none: once, before `apply_bytes` and before
