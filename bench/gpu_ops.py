@@ -3,17 +3,21 @@
     python bench/gpu_ops.py --out FOLDER [--dry-run]
 
 Outputs and gradients of every competitor must agree before it is timed. `forward` runs without gradients,
-`both` is forward and backward together. Bytes are those that must be read and written at least; FLOPs of
-the output layer are those of its three products, without what is computed twice.
+`backward` alone on a graph that is kept, `both` is one after the other. The ceiling is a copy that moves as
+many bytes as must be read and written at least, or the bare matrix products, timed in the same run. Host time
+is what one call takes the CPU where the tensors are small.
 """
 
 import argparse
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from gpu_common import describe, find_device, measure_ceilings, median_ms, write_results
 from torch import Tensor
@@ -23,6 +27,10 @@ from pylm import ops
 # Relative error of a whole tensor in the 2-norm. One rounding to bfloat16 is off by 0.2 % so; torch's own
 # sequences of rounded operations by up to 1 %.
 TOLERANCE = 0.02
+PARTS = ("forward", "backward", "both")
+HOST_CALLS = 200
+
+Call = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -33,25 +41,28 @@ class Case:
         name: op and size, as the table has it.
         calls: implementation by name; "torch" is there, and gives what is right.
         inputs: those with gradients.
-        forward_cost: bytes moved, or FLOPs where `by_flops`.
-        both_cost: the same of forward and backward.
-        by_flops: compare with the matmul ceiling.
+        bytes_moved: in the forward and in the backward pass, at least; None where products are the ceiling.
+        products: the matrix products of the forward and of the backward pass alone.
+        separate: that a backward pass on its own can be timed; not where the forward pass makes gradients.
+        host: that the time of the host is measured.
     """
 
     name: str
-    calls: dict[str, Callable[..., Any]]
+    calls: dict[str, Call]
     inputs: list[Tensor]
-    forward_cost: float
-    both_cost: float
-    by_flops: bool = False
+    bytes_moved: tuple[int, int] | None = None
+    products: tuple[Call, Call] | None = None
+    separate: bool = True
+    host: bool = False
 
 
-def _liger() -> dict[str, Callable[..., Any]]:
+def _liger() -> dict[str, Call]:
     """Return the functions of Liger-Kernel by our names; empty where it is not installed."""
     try:
         from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
         from liger_kernel.ops.geglu import LigerGELUMulFunction
         from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+        from liger_kernel.ops.rope import LigerRopeFunction
         from liger_kernel.ops.swiglu import LigerSiLUMulFunction
     except ImportError:
         return {}
@@ -59,8 +70,21 @@ def _liger() -> dict[str, Callable[..., Any]]:
         "rms_norm": lambda x, w: LigerRMSNormFunction.apply(x, w, 1e-6, 0.0, "llama", False),
         "swiglu": LigerSiLUMulFunction.apply,
         "geglu": LigerGELUMulFunction.apply,
+        "rope": LigerRopeFunction.apply,
         "linear_cross_entropy": lambda h, w, t: LigerFusedLinearCrossEntropyFunction.apply(h, w, t)[0],
     }
+
+
+def _others() -> dict[str, Call]:
+    """Return other implementations of `linear_cross_entropy` by their names, those that are installed."""
+    found: dict[str, Call] = {}
+    if hasattr(F, "linear_cross_entropy"):
+        found["torch linear_cross_entropy"] = lambda h, w, t: F.linear_cross_entropy(h, w, t)
+    try:
+        from cut_cross_entropy import linear_cross_entropy
+    except ImportError:
+        return found
+    return found | {"cut-cross-entropy": linear_cross_entropy}
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -69,80 +93,176 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
 
 
-def build_cases(device: torch.device, *, dry_run: bool) -> list[Case]:
-    """Return the ops at the sizes of a Llama-3 8B layer with 8192 tokens, tiny for a dry run."""
-    rows, dim, hidden, vocab = (24, 64, 96, 160) if dry_run else (8192, 4096, 14336, 128256)
-    heads, key_heads, features = (4, 2, 16) if dry_run else (32, 8, 128)
-    generator = torch.Generator(device).manual_seed(0)
-    liger = _liger()
+def _rotate_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * torch.complex(cos, sin)[:, None]).flatten(-2).to(x.dtype)
 
-    def leaf(*shape: int, scale: float = 1.0) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device).mul_(scale).bfloat16().requires_grad_()
 
-    def case(
-        name: str, op: Any, torch_op: Any, inputs: list[Tensor], passes: tuple[int, int], elements: int
-    ) -> Case:
+class Cases:
+    """Builds the cases on a device; tiny ones for a dry run."""
+
+    def __init__(self, device: torch.device, *, dry_run: bool) -> None:
+        self._device, self._dry_run = device, dry_run
+        self._generator = torch.Generator(device).manual_seed(0)
+        self._liger, self._others = _liger(), _others()
+
+    def leaf(self, *shape: int, scale: float = 1.0) -> Tensor:
+        x = torch.randn(shape, generator=self._generator, device=self._device)
+        return x.mul_(scale).bfloat16().requires_grad_()
+
+    def _calls(self, name: str, op: Call, torch_op: Call) -> dict[str, Call]:
         calls = {"torch": torch_op, "pylm": op}
-        if not dry_run:
+        if not self._dry_run:
             calls["torch.compile"] = torch.compile(torch_op, dynamic=False)
-        if name in liger:
-            calls["liger"] = liger[name]
-        forward, backward = (2.0 * elements * count for count in passes)
-        shape = " x ".join(str(n) for n in inputs[0].shape)
-        return Case(f"{name} {shape}", calls, inputs, forward, forward + backward)
+        if name in self._liger:
+            calls["liger"] = self._liger[name]
+        return calls
 
-    cos, sin = ops.rope_cache(rows, features, device=device)
-    targets = torch.randint(0, vocab, (rows,), generator=generator, device=device)
-    norm = leaf(dim)
-    cases = [
-        case(
-            "rms_norm", ops.rms_norm, lambda x, w: F.rms_norm(x, (dim,), w, 1e-6),
-            [leaf(rows, dim), norm], (2, 3), rows * dim,
-        ),
-        case(
-            "add_rms_norm", lambda x, r, w: ops.rms_norm(x, w, residual=r),
+    def norm(self, rows: int, dim: int, *, host: bool = False) -> Case:
+        calls = self._calls("rms_norm", ops.rms_norm, lambda x, w: F.rms_norm(x, (dim,), w, 1e-6))
+        size = 2 * rows * dim
+        inputs = [self.leaf(rows, dim), self.leaf(dim)]
+        return Case(f"rms_norm {rows} x {dim}", calls, inputs, (2 * size, 3 * size), host=host)
+
+    def head_norm(self, rows: int, heads: int, features: int) -> Case:
+        """Queries where they are, within fused queries, keys and values."""
+        base = self.leaf(rows, 2 * heads, features).detach()
+        x = base[:, :heads].requires_grad_()
+        calls = self._calls("", ops.rms_norm, lambda x, w: F.rms_norm(x, (features,), w, 1e-6))
+        size = 2 * rows * heads * features
+        name = f"rms_norm of heads {rows} x {heads} x {features}"
+        return Case(name, calls, [x, self.leaf(features)], (2 * size, 3 * size))
+
+    def add_norm(self, rows: int, dim: int) -> Case:
+        calls = self._calls(
+            "",
+            lambda x, r, w: ops.rms_norm(x, w, residual=r),
             lambda x, r, w: (F.rms_norm(x + r, (dim,), w, 1e-6), x + r),
-            [leaf(rows, dim), leaf(rows, dim), norm], (4, 4), rows * dim,
-        ),
-        case(
-            "swiglu", ops.swiglu, lambda g, u: F.silu(g) * u,
-            [leaf(rows, hidden), leaf(rows, hidden)], (3, 5), rows * hidden,
-        ),
-        case(
-            "swiglu_packed", ops.swiglu_packed, lambda x: F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1],
-            [leaf(rows, 2 * hidden)], (3, 5), rows * hidden,
-        ),
-        case(
-            "geglu", ops.geglu, lambda g, u: F.gelu(g, approximate="tanh") * u,
-            [leaf(rows, hidden), leaf(rows, hidden)], (3, 5), rows * hidden,
-        ),
-        case(
-            "rope", lambda q, k: ops.rope(q, k, cos, sin),
-            lambda q, k: (_rotate(q, cos, sin), _rotate(k, cos, sin)),
-            [leaf(1, rows, heads, features), leaf(1, rows, key_heads, features)],
-            (2, 2), rows * (heads + key_heads) * features,
-        ),
-    ]  # fmt: skip
-    calls = {
-        "torch": lambda h, w: F.cross_entropy((h @ w.T).float(), targets),
-        "pylm": lambda h, w: ops.linear_cross_entropy(h, w, targets),
-    }
-    if not dry_run:
-        calls["torch.compile"] = torch.compile(calls["torch"], dynamic=False)
-    if "linear_cross_entropy" in liger:
-        calls["liger"] = lambda h, w: liger["linear_cross_entropy"](h, w, targets)
-    product = 2.0 * rows * dim * vocab
-    inputs = [leaf(rows, dim), leaf(vocab, dim, scale=dim**-0.5)]
-    name = f"linear_cross_entropy {rows} x {dim} x {vocab}"
-    return [*cases, Case(name, calls, inputs, product, 3 * product, by_flops=True)]
+        )
+        inputs = [self.leaf(rows, dim), self.leaf(rows, dim), self.leaf(dim)]
+        size = 2 * rows * dim
+        return Case(f"add_rms_norm {rows} x {dim}", calls, inputs, (4 * size, 4 * size))
+
+    def gated(self, name: str, rows: int, dim: int, *, host: bool = False) -> Case:
+        size, packed = 2 * rows * dim, name == "swiglu_packed"
+        op, torch_op = {
+            "swiglu": (ops.swiglu, lambda g, u: F.silu(g) * u),
+            "geglu": (ops.geglu, lambda g, u: F.gelu(g, approximate="tanh") * u),
+            "swiglu_packed": (ops.swiglu_packed, lambda x: F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1]),
+        }[name]
+        inputs = [self.leaf(rows, 2 * dim)] if packed else [self.leaf(rows, dim), self.leaf(rows, dim)]
+        shape = f"{name} {rows} x {2 * dim if packed else dim}"
+        return Case(shape, self._calls(name, op, torch_op), inputs, (3 * size, 5 * size), host=host)
+
+    def rope(self, time: int, heads: int, key_heads: int, features: int, *, interleaved: bool) -> Case:
+        cos, sin = ops.rope_cache(time, features, device=self._device)
+        turn = _rotate_interleaved if interleaved else _rotate
+        calls = self._calls(
+            "",
+            lambda q, k: ops.rope(q, k, cos, sin, interleaved=interleaved),
+            lambda q, k: (turn(q, cos, sin), turn(k, cos, sin)),
+        )
+        if "rope" in self._liger and not interleaved:
+            # Liger takes (B, H, T, C), tables of whole features, and writes into what it is given.
+            wide = [torch.cat((t, t), -1)[None].to(torch.bfloat16) for t in (cos, sin)]
+            calls["liger"] = lambda q, k: tuple(
+                y.transpose(1, 2)
+                for y in self._liger["rope"](
+                    q.clone().transpose(1, 2), k.clone().transpose(1, 2), *wide
+                )
+            )  # fmt: skip
+        size = 2 * time * (heads + key_heads) * features
+        name = f"rope {'interleaved ' if interleaved else ''}{time} x {heads} + {key_heads} x {features}"
+        inputs = [self.leaf(1, time, heads, features), self.leaf(1, time, key_heads, features)]
+        return Case(name, calls, inputs, (2 * size, 2 * size))
+
+    def _output_layer(
+        self, rows: int, dim: int, vocab: int
+    ) -> tuple[list[Tensor], Tensor, tuple[Call, Call]]:
+        hidden, weight = self.leaf(rows, dim), self.leaf(vocab, dim, scale=dim**-0.5)
+        targets = torch.randint(0, vocab, (rows,), generator=self._generator, device=self._device)
+
+        def forward() -> object:
+            return hidden.detach() @ weight.detach().T
+
+        def backward() -> object:
+            grad = hidden.new_empty(rows, vocab).normal_(std=1e-3) if not made else made[0]
+            made[:] = [grad]
+            return grad @ weight.detach(), grad.T @ hidden.detach()
+
+        made: list[Tensor] = []
+        return [hidden, weight], targets, (forward, backward)
+
+    def cross_entropy(self, rows: int, dim: int, vocab: int) -> Case:
+        inputs, targets, products = self._output_layer(rows, dim, vocab)
+        calls = self._calls(
+            "",
+            lambda h, w: ops.linear_cross_entropy(h, w, targets),
+            lambda h, w: F.cross_entropy((h @ w.T).float(), targets),
+        )
+        for name, call in self._others.items():
+            calls[name] = lambda h, w, call=call: call(h, w, targets)
+        if "linear_cross_entropy" in self._liger:
+            calls["liger"] = lambda h, w: self._liger["linear_cross_entropy"](h, w, targets)
+        name = f"linear_cross_entropy {rows} x {dim} x {vocab}"
+        return Case(name, calls, inputs, products=products, separate=False)
+
+    def logprob(self, rows: int, dim: int, vocab: int) -> Case:
+        inputs, targets, products = self._output_layer(rows, dim, vocab)
+
+        def torch_logprob(h: Tensor, w: Tensor) -> Tensor:
+            return F.log_softmax((h @ w.T).float(), -1).gather(1, targets[:, None]).squeeze(1)
+
+        calls = self._calls("", lambda h, w: ops.linear_logprob(h, w, targets).logprob, torch_logprob)
+        return Case(f"linear_logprob {rows} x {dim} x {vocab}", calls, inputs, products=products)
+
+    def all(self) -> list[Callable[[], Case]]:
+        """Return what builds each case, so that only one is in memory."""
+        if self._dry_run:
+            return [
+                lambda: self.norm(24, 64, host=True),
+                lambda: self.head_norm(24, 4, 16),
+                lambda: self.add_norm(24, 64),
+                lambda: self.gated("swiglu", 24, 96),
+                lambda: self.gated("swiglu_packed", 24, 96),
+                lambda: self.gated("geglu", 24, 96),
+                lambda: self.rope(24, 4, 2, 16, interleaved=False),
+                lambda: self.rope(24, 4, 2, 16, interleaved=True),
+                lambda: self.cross_entropy(24, 64, 160),
+                lambda: self.logprob(24, 64, 160),
+            ]
+        # The layers of Llama 3 8B and Qwen 3 with 8,192 tokens, few rows, and sizes that nothing divides.
+        return [
+            lambda: self.norm(16, 4096, host=True),
+            lambda: self.norm(8192, 4096),
+            lambda: self.norm(32768, 2048),
+            lambda: self.norm(1000, 4097),
+            lambda: self.head_norm(8192, 32, 128),
+            lambda: self.add_norm(8192, 4096),
+            lambda: self.gated("swiglu", 16, 14336, host=True),
+            lambda: self.gated("swiglu", 8192, 14336),
+            lambda: self.gated("swiglu", 1000, 4097),
+            lambda: self.gated("swiglu_packed", 8192, 14336),
+            lambda: self.gated("geglu", 8192, 14336),
+            lambda: self.rope(8192, 32, 8, 128, interleaved=False),
+            lambda: self.rope(8192, 32, 8, 128, interleaved=True),
+            lambda: self.cross_entropy(256, 2048, 32000),
+            lambda: self.cross_entropy(4096, 768, 50257),
+            lambda: self.cross_entropy(8192, 4096, 128256),
+            lambda: self.cross_entropy(8192, 4096, 151936),
+            lambda: self.cross_entropy(16384, 4096, 128256),
+            lambda: self.logprob(8192, 4096, 151936),
+        ]
 
 
-def run_both(call: Callable[..., Any], inputs: list[Tensor]) -> list[Tensor]:
-    """Return outputs and gradients, for upstream gradients of one."""
-    outputs = call(*inputs)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    grads = torch.autograd.grad(outputs, inputs, [torch.ones_like(y) for y in outputs])
-    return [*(y.detach() for y in outputs), *grads]
+def _as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def run_both(call: Call, inputs: list[Tensor], upstream: list[Tensor]) -> list[Tensor]:
+    """Return outputs and gradients."""
+    outputs = _as_tuple(call(*inputs))
+    return [*(y.detach() for y in outputs), *torch.autograd.grad(outputs, inputs, upstream)]
 
 
 def largest_error(actual: list[Tensor], expected: list[Tensor]) -> float:
@@ -154,66 +274,121 @@ def largest_error(actual: list[Tensor], expected: list[Tensor]) -> float:
     )
 
 
-def measure(
-    case: Case, device: torch.device, ceilings: dict[str, float], rounds: int
-) -> list[dict[str, Any]]:
+class Ceilings:
+    """Times of copies of a number of bytes and of bare products, each measured once."""
+
+    def __init__(self, device: torch.device, rounds: int) -> None:
+        self._device, self._rounds = device, rounds
+        self._copies: dict[int, float] = {}
+
+    def copy_ms(self, bytes_moved: int) -> float:
+        """Return the time of a copy that reads and writes so many bytes together."""
+        if bytes_moved not in self._copies:
+            source = torch.zeros(bytes_moved // 2, dtype=torch.int8, device=self._device)
+            target = torch.empty_like(source)
+            ms, _ = median_ms(lambda: target.copy_(source), self._device, rounds=self._rounds)
+            self._copies[bytes_moved] = ms
+        return self._copies[bytes_moved]
+
+    def of(self, case: Case) -> dict[str, float]:
+        """Return the ceiling of each part in milliseconds."""
+        if case.products is not None:
+            forward, backward = (median_ms(p, self._device, rounds=self._rounds)[0] for p in case.products)
+        else:
+            assert case.bytes_moved is not None
+            forward, backward = (self.copy_ms(n) for n in case.bytes_moved)
+        return {"forward": forward, "backward": backward, "both": forward + backward}
+
+
+def host_us(call: Call, inputs: list[Tensor], device: torch.device) -> float:
+    """Return what a call takes the host, the graph for the backward pass included."""
+    best = math.inf
+    for _ in range(3):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        for _ in range(HOST_CALLS):
+            call(*inputs)
+        best = min(best, (time.perf_counter() - start) / HOST_CALLS)
+    return 1e6 * best
+
+
+def measure(case: Case, device: torch.device, ceilings: Ceilings, rounds: int) -> list[dict[str, Any]]:
     """Compare and time all implementations of a case."""
-    expected, rows = run_both(case.calls["torch"], case.inputs), []
-    ceiling = ceilings["matmul_flops_per_s" if case.by_flops else "copy_bytes_per_s"]
+    rows: list[dict[str, Any]] = []
+    generator = torch.Generator(device).manual_seed(1)
+    with torch.no_grad():
+        outputs = _as_tuple(case.calls["torch"](*case.inputs))
+    upstream = [torch.randn(y.shape, generator=generator, device=device).to(y.dtype) for y in outputs]
+    del outputs
+    expected = run_both(case.calls["torch"], case.inputs, upstream)
+    limits = ceilings.of(case)
     for name, call in case.calls.items():
-        row: dict[str, Any] = {"case": case.name, "implementation": name}
+        row: dict[str, Any] = {"case": case.name, "implementation": name, "ceiling_ms": limits}
         rows.append(row)
         try:
-            actual = run_both(call, case.inputs)
+            actual = run_both(call, case.inputs, upstream)
         except Exception as error:
             if name == "pylm":
                 raise
-            row["note"] = f"fails: {type(error).__name__}: {str(error).splitlines()[0]}"
+            row["note"] = f"fails: {type(error).__name__}: {str(error).splitlines()[0][:100]}"
             continue
         row["error"] = largest_error(actual, expected)
+        del actual
         if not row["error"] <= TOLERANCE:
-            row["note"] = "differs from torch: not timed"
+            row["note"] = f"differs from torch by {row['error']:.3f}: not timed"
             continue
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
-            run_both(call, case.inputs)
+            run_both(call, case.inputs, upstream)
             row["peak_extra_bytes"] = torch.cuda.max_memory_allocated(device) - before
 
-        def forward(call: Callable[..., Any] = call) -> None:
+        def forward(call: Call = call) -> None:
             with torch.no_grad():
                 call(*case.inputs)
 
-        for part, cost, timed in (
-            ("forward", case.forward_cost, forward),
-            ("both", case.both_cost, lambda call=call: run_both(call, case.inputs)),
-        ):
-            row[f"{part}_ms"], row[f"{part}_iqr_ms"] = median_ms(timed, device, rounds=rounds)
-            row[f"{part}_per_s"] = 1e3 * cost / row[f"{part}_ms"]
-            row[f"{part}_share"] = row[f"{part}_per_s"] / ceiling
+        timed: dict[str, Call] = {
+            "forward": forward,
+            "both": lambda call=call: run_both(call, case.inputs, upstream),
+        }
+        if case.separate:
+            kept = _as_tuple(call(*case.inputs))
+            timed["backward"] = lambda kept=kept: torch.autograd.grad(
+                kept, case.inputs, upstream, retain_graph=True
+            )
+        for part, function in timed.items():
+            row[f"{part}_ms"], row[f"{part}_iqr_ms"] = median_ms(function, device, rounds=rounds)
+            row[f"{part}_share"] = limits[part] / row[f"{part}_ms"]
+        if case.host:
+            row["host_us"] = host_us(call, case.inputs, device)
     return rows
 
 
 def tabulate(rows: list[dict[str, Any]]) -> list[list[str]]:
     """Format the rows for the Markdown table; ratios are times relative to pylm's in the same run."""
-    table = [
-        ["op", "by", "forward ms", "of ceiling", "both ms", "of ceiling", "both / pylm", "peak extra MiB"]
-    ]
+    table = [["op", "by"]]
+    for part in PARTS:
+        table[0] += [f"{part} ms", "of ceiling"]
+    table[0] += ["both / pylm", "peak extra MiB", "host us"]
     ours = {row["case"]: row for row in rows if row["implementation"] == "pylm"}
     for row in rows:
         line = [row["case"], row["implementation"]]
+        table.append(line)
         if "note" in row:
-            table.append([*line, row["note"], "", "", "", "", ""])
+            line += [row["note"], *[""] * (len(table[0]) - 3)]
             continue
-        base = ours[row["case"]].get("both_ms")
-        peak = row.get("peak_extra_bytes")
-        for part in ("forward", "both"):
-            line.append(f"{row[f'{part}_ms']:.3f} ± {row[f'{part}_iqr_ms'] / 2:.3f}")
-            line.append(f"{100 * row[f'{part}_share']:.0f} %")
+        for part in PARTS:
+            if f"{part}_ms" in row:
+                line += [f"{row[f'{part}_ms']:.3f} ± {row[f'{part}_iqr_ms'] / 2:.3f}"]
+                line += [f"{100 * row[f'{part}_share']:.0f} %"]
+            else:
+                line += ["", ""]
+        base, peak = ours[row["case"]].get("both_ms"), row.get("peak_extra_bytes")
         line.append("" if base is None else f"{row['both_ms'] / base:.2f}")
         line.append("" if peak is None else f"{peak / 2**20:.0f}")
-        table.append(line)
+        line.append(f"{row['host_us']:.0f}" if "host_us" in row else "")
     return table
 
 
@@ -223,11 +398,18 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU; figures mean nothing")
     options = parser.parse_args()
     device = find_device(options.dry_run)
-    ceilings = measure_ceilings(device, dry_run=options.dry_run)
+    # A graph that is kept may not give its buffers away.
+    torch._functorch.config.donated_buffer = False
+    rounds = 3 if options.dry_run else 20
+    overall = measure_ceilings(device, dry_run=options.dry_run)
+    ceilings = Ceilings(device, rounds)
     rows: list[dict[str, Any]] = []
-    for case in build_cases(device, dry_run=options.dry_run):
-        rows += measure(case, device, ceilings, rounds=3 if options.dry_run else 30)
-    result = {"about": describe(device), "ceilings": ceilings, "rows": rows}
+    for build in Cases(device, dry_run=options.dry_run).all():
+        torch.compiler.reset()
+        rows += measure(build(), device, ceilings, rounds)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    result = {"about": describe(device), "ceilings": overall, "rows": rows}
     write_results(options.out, "ops", result, tabulate(rows))
     wrong = [row["case"] for row in rows if row["implementation"] == "pylm" and "note" in row]
     if wrong:

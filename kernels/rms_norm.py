@@ -11,15 +11,28 @@ the weight gradient in float32, and the parts are added in a fixed order: no ato
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 # (the parameters of a kernel have Triton's types, which mypy does not know)
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pylm.kernels._launch import FUSED_MULTIPLY_ADD, current_device, num_programs, rows_of, wide_dtype
+from pylm.kernels._launch import (
+    FUSED_MULTIPLY_ADD,
+    cdiv,
+    current_device,
+    next_power_of_2,
+    num_programs,
+    strided_rows,
+    wide_dtype,
+)
 
-_TILE_ELEMENTS = 4096
 _MAX_DIM = 65536
+# Rows of the backward kernel that are on their way while one is worked on, and what they may take of a
+# multiprocessor's shared memory; with less of it nothing is loaded ahead.
+_STAGES = 3
+_STAGED_BYTES = 108 << 10
 
 
 @triton.jit
@@ -30,8 +43,11 @@ def _forward_kernel(
     y_ptr,
     added_ptr,
     rstd_ptr,
-    stride_xn,
-    stride_rn,
+    stride_xo,
+    stride_xi,
+    stride_ro,
+    stride_ri,
+    inner,
     num_rows,
     dim,
     eps: tl.float64,
@@ -47,9 +63,11 @@ def _forward_kernel(
     row_mask = rows < num_rows
     mask = row_mask[:, None] & (columns < dim)[None, :]
     out_offsets = rows[:, None] * dim + columns[None, :]
-    x = tl.load(x_ptr + rows[:, None] * stride_xn + columns[None, :], mask=mask, other=0.0).to(wide)
+    x_rows = (rows // inner) * stride_xo + (rows % inner) * stride_xi
+    x = tl.load(x_ptr + x_rows[:, None] + columns[None, :], mask=mask, other=0.0).to(wide)
     if HAS_RESIDUAL:
-        residual_offsets = rows[:, None] * stride_rn + columns[None, :]
+        residual_rows = (rows // inner) * stride_ro + (rows % inner) * stride_ri
+        residual_offsets = residual_rows[:, None] + columns[None, :]
         x += tl.load(residual_ptr + residual_offsets, mask=mask, other=0.0).to(wide)
         # What is normalised is the sum as it is handed on, rounded.
         added = x.to(added_ptr.dtype.element_ty)
@@ -73,9 +91,13 @@ def _backward_kernel(
     rstd_ptr,
     grad_x_ptr,
     grad_weight_ptr,
-    stride_gn,
-    stride_an,
-    stride_xn,
+    stride_go,
+    stride_gi,
+    stride_ao,
+    stride_ai,
+    stride_xo,
+    stride_xi,
+    inner,
     num_rows,
     dim,
     rows_per_program,
@@ -85,6 +107,7 @@ def _backward_kernel(
     NEEDS_WEIGHT_GRAD: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     wide = rstd_ptr.dtype.element_ty
     program = tl.program_id(0).to(tl.int64)
@@ -95,20 +118,23 @@ def _backward_kernel(
         weight = tl.load(weight_ptr + columns, mask=column_mask, other=0.0).to(wide)
         scale = weight + tl.full((1,), weight_offset, wide)
     grad_weight = tl.zeros((BLOCK_N, BLOCK_D), wide)
-    for start in range(0, rows_per_program, BLOCK_N):
+    for start in tl.range(0, rows_per_program, BLOCK_N, num_stages=STAGES):
         rows = program * rows_per_program + start + tl.arange(0, BLOCK_N)
         row_mask = (rows < num_rows) & (start + tl.arange(0, BLOCK_N) < rows_per_program)
         mask = row_mask[:, None] & column_mask[None, :]
-        x = tl.load(x_ptr + rows[:, None] * stride_xn + columns[None, :], mask=mask, other=0.0).to(wide)
-        grad_y_offsets = rows[:, None] * stride_gn + columns[None, :]
-        grad_y = tl.load(grad_y_ptr + grad_y_offsets, mask=mask, other=0.0).to(wide)
+        outer_rows, inner_rows = rows // inner, rows % inner
+        x_rows = outer_rows * stride_xo + inner_rows * stride_xi
+        x = tl.load(x_ptr + x_rows[:, None] + columns[None, :], mask=mask, other=0.0).to(wide)
+        grad_y_rows = outer_rows * stride_go + inner_rows * stride_gi
+        grad_y = tl.load(grad_y_ptr + grad_y_rows[:, None] + columns[None, :], mask=mask, other=0.0).to(wide)
         rstd = tl.load(rstd_ptr + rows, mask=row_mask, other=0.0)[:, None]
         normed = x * rstd
         scaled = grad_y * scale[None, :]
         mean = tl.sum(scaled * normed, axis=1)[:, None] / dim
         grad_x = (scaled - normed * mean) * rstd
         if HAS_GRAD_ADDED:
-            added_offsets = rows[:, None] * stride_an + columns[None, :]
+            added_rows = outer_rows * stride_ao + inner_rows * stride_ai
+            added_offsets = added_rows[:, None] + columns[None, :]
             grad_x += tl.load(grad_added_ptr + added_offsets, mask=mask, other=0.0).to(wide)
         out_offsets = rows[:, None] * dim + columns[None, :]
         tl.store(grad_x_ptr + out_offsets, grad_x.to(grad_x_ptr.dtype.element_ty), mask=mask)
@@ -118,36 +144,59 @@ def _backward_kernel(
         tl.store(grad_weight_ptr + program * dim + columns, tl.sum(grad_weight, axis=0), mask=column_mask)
 
 
-def _blocks(dim: int) -> tuple[int, int, int]:
-    """Return BLOCK_N, BLOCK_D and the number of warps."""
+@triton.jit
+def _sum_kernel(partial_ptr, sum_ptr, num_rows, dim, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    columns = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    column_mask = columns < dim
+    total = tl.zeros((BLOCK_N, BLOCK_D), partial_ptr.dtype.element_ty)
+    for start in range(0, num_rows, BLOCK_N):
+        rows = start + tl.arange(0, BLOCK_N)
+        mask = (rows < num_rows)[:, None] & column_mask[None, :]
+        total += tl.load(partial_ptr + rows[:, None] * dim + columns[None, :], mask=mask, other=0.0)
+    total_D = tl.sum(total, axis=0)
+    tl.store(sum_ptr + columns, total_D.to(sum_ptr.dtype.element_ty), mask=column_mask)
+
+
+def _sum_rows(partial: Tensor, dtype: torch.dtype) -> Tensor:
+    """Add up (N, D) in a fixed order and round once."""
+    num_rows, dim = partial.shape
+    total = torch.empty(dim, dtype=dtype, device=partial.device)
+    block_n = min(512, next_power_of_2(num_rows))
+    with current_device(partial):
+        _sum_kernel[(cdiv(dim, 32),)](partial, total, num_rows, dim, BLOCK_N=block_n, BLOCK_D=32, num_warps=8)
+    return total
+
+
+def _blocks(dim: int, tile: int, elements_a_warp: int) -> tuple[int, int, int]:
+    """Return BLOCK_N, BLOCK_D and the number of warps for tiles of `tile` elements or one row."""
     if dim > _MAX_DIM:
         raise ValueError(f"rms_norm: the kernel takes up to {_MAX_DIM} features in a row, got {dim}")
-    block_d = triton.next_power_of_2(max(1, dim))
-    block_n = max(1, min(64, _TILE_ELEMENTS // block_d))
-    return block_n, block_d, min(16, max(4, block_n * block_d // 1024))
+    block_d = next_power_of_2(max(1, dim))
+    block_n = max(1, min(64, tile // block_d))
+    return block_n, block_d, min(16, max(4, block_n * block_d // elements_a_warp))
 
 
 def _launch_forward(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float, weight_offset: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = rows_of(x)
-    num_rows, dim = rows.shape
+    num_rows, dim = math.prod(x.shape[:-1]), x.shape[-1]
+    inner, (x_rows, residual_rows) = strided_rows(x, x if residual is None else residual)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rstd = torch.empty(x.shape[:-1], dtype=wide_dtype(x), device=x.device)
     added = y if residual is None else torch.empty_like(y)
-    residual_rows = rows if residual is None else rows_of(residual)
-    block_n, block_d, num_warps = _blocks(dim)
+    block_n, block_d, num_warps = _blocks(dim, 8192, 512)
     if x.numel():
         with current_device(x):
-            _forward_kernel[(triton.cdiv(num_rows, block_n),)](
-                rows,
-                residual_rows,
-                rows if weight is None else weight.contiguous(),
+            _forward_kernel[(cdiv(num_rows, block_n),)](
+                x_rows.data,
+                residual_rows.data,
+                x if weight is None else weight.contiguous(),
                 y,
                 added,
                 rstd,
-                rows.stride(0),
-                residual_rows.stride(0),
+                *x_rows[1:],
+                *residual_rows[1:],
+                inner,
                 num_rows,
                 dim,
                 eps,
@@ -185,28 +234,31 @@ def backward(
     needs_weight_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return grad_x like x (..., D) and grad_weight (D,), empty where it is not needed."""
-    rows, grad_rows = rows_of(x), rows_of(grad_y)
-    added_rows = grad_rows if grad_added is None else rows_of(grad_added)
-    num_rows, dim = rows.shape
+    num_rows, dim = math.prod(x.shape[:-1]), x.shape[-1]
+    inner, (x_rows, grad_rows, added_rows) = strided_rows(
+        x, grad_y, grad_y if grad_added is None else grad_added
+    )
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     needs_weight_grad = needs_weight_grad and weight is not None
-    block_n, block_d, num_warps = _blocks(dim)
-    rows_per_program = triton.cdiv(triton.cdiv(num_rows, num_programs(x)), block_n) * block_n
-    programs = triton.cdiv(num_rows, max(1, rows_per_program))
+    block_n, block_d, num_warps = _blocks(dim, 4096, 1024)
+    staged = _STAGES * (2 + (grad_added is not None)) * block_n * block_d * x.element_size()
+    rows_per_program = cdiv(cdiv(num_rows, num_programs(x)), block_n) * block_n
+    programs = cdiv(num_rows, max(1, rows_per_program))
     partial = torch.empty((programs, dim) if needs_weight_grad else (0,), dtype=rstd.dtype, device=x.device)
     if x.numel():
         with current_device(x):
             _backward_kernel[(programs,)](
-                grad_rows,
-                added_rows,
-                rows,
-                rows if weight is None else weight.contiguous(),
+                grad_rows.data,
+                added_rows.data,
+                x_rows.data,
+                x if weight is None else weight.contiguous(),
                 rstd.contiguous(),
                 grad_x,
                 partial,
-                grad_rows.stride(0),
-                added_rows.stride(0),
-                rows.stride(0),
+                *grad_rows[1:],
+                *added_rows[1:],
+                *x_rows[1:],
+                inner,
                 num_rows,
                 dim,
                 rows_per_program,
@@ -216,9 +268,12 @@ def backward(
                 NEEDS_WEIGHT_GRAD=needs_weight_grad,
                 BLOCK_N=block_n,
                 BLOCK_D=block_d,
+                STAGES=_STAGES if staged <= _STAGED_BYTES else 1,
                 num_warps=num_warps,
                 **FUSED_MULTIPLY_ADD,
             )
     if weight is None or not needs_weight_grad:
         return grad_x, torch.empty(0, dtype=x.dtype, device=x.device)
-    return grad_x, partial.sum(0).to(weight.dtype)
+    if not x.numel():
+        return grad_x, torch.zeros_like(weight)
+    return grad_x, _sum_rows(partial, weight.dtype)

@@ -3,7 +3,7 @@
 import importlib
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,9 +30,12 @@ def define_op(schema: str, *, cpu: Implementation, kernel: str, fake: Implementa
     name = schema.partition("(")[0]
     module, launcher = kernel.split(".")
 
+    found: list[Implementation] = []
+
     def cuda(*args: object) -> Tensor | tuple[Tensor, ...]:
-        function: Implementation = getattr(importlib.import_module(f"pylm.kernels.{module}"), launcher)
-        return function(*args)
+        if not found:
+            found.append(getattr(importlib.import_module(f"pylm.kernels.{module}"), launcher))
+        return found[0](*args)
 
     LIBRARY.define(schema)  # type: ignore[no-untyped-call]
     LIBRARY.impl(name, cpu, "CPU")  # type: ignore[no-untyped-call]
@@ -42,16 +45,54 @@ def define_op(schema: str, *, cpu: Implementation, kernel: str, fake: Implementa
     return overload
 
 
+def register_autograd(
+    name: str, backward: Callable[..., Any], *, setup_context: Callable[..., None] | None = None
+) -> None:
+    """Make the op `pylm::NAME` differentiable, as `torch.library.register_autograd` does.
+
+    Torch's own goes through more Python at each call: 24 against 13 microseconds on top of the op's, measured
+    on a CPU.
+
+    Args:
+        name: what was given to `define_op`.
+        backward: `(ctx, *grad_outputs)`, a gradient or None for each argument.
+        setup_context: `(ctx, inputs, output)` saves what `backward` needs; None saves nothing.
+    """
+
+    op: OpOverload = getattr(torch.ops.pylm, name).default
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Tensor | tuple[Tensor, ...]:
+            with torch._C._AutoDispatchBelowAutograd():
+                output: Tensor | tuple[Tensor, ...] = op(*args)
+            if setup_context is not None:
+                setup_context(ctx, args, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return backward(ctx, *grads)
+
+    def autograd(*args: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            return Function.apply(*args)  # type: ignore[no-untyped-call]
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    LIBRARY.impl(name, autograd, "Autograd")  # type: ignore[no-untyped-call]
+
+
 def refuse_second_derivative(name: str) -> None:
     """Make the op `pylm::NAME`, itself a gradient, raise where a gradient of it is asked for.
 
     Without this torch goes through the reference's own operations and may give a wrong answer.
     """
 
-    def backward(ctx: object, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: object, *grads: Tensor | None) -> tuple[Tensor, ...]:
         raise NotImplementedError(f"pylm::{name} has no derivative: pylm's ops are differentiable once")
 
-    torch.library.register_autograd(f"pylm::{name}", backward, lib=LIBRARY)
+    register_autograd(name, backward)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -10,9 +10,10 @@ and for upstream gradients g of the three, with o the one-hot target,
 
 Shapes: N rows (all leading dimensions), D model dimension, V vocabulary.
 
-On the CPU rows are taken in chunks whose logits stay near the cache. The exponentials of the logits are
-kept for the backward pass while they fit into `_KEEP_BYTES`, which saves one of four matrix products
-and one of two exponentials; past it they are computed again.
+On the CPU rows are taken in chunks whose logits stay near the cache. The exponentials of the logits (on a
+GPU the probabilities) are kept for the backward pass while they fit into `_KEEP_BYTES`, which saves one of
+four matrix products and one of two exponentials; past it they are computed again. A summed cross entropy
+knows its gradient, up to a factor, while the logits are there, and keeps nothing.
 """
 
 from collections.abc import Iterator
@@ -23,18 +24,18 @@ from torch import Tensor
 
 from pylm.errors import InputError
 from pylm.ops._library import (
-    LIBRARY,
     as_rows,
     check_device,
     check_float,
     compute_dtype,
     define_op,
     refuse_second_derivative,
+    register_autograd,
 )
 
 _CHUNK_BYTES = 8 << 20
 _MIN_CHUNK_ROWS = 256  # fewer make the matrix products slower
-_KEEP_BYTES = 512 << 20
+_KEEP_BYTES = {"cpu": 512 << 20, "cuda": 3 << 30}
 # Logits further below the largest count as this far. e^-60 is lost in a sum of at least 1 even in float64,
 # while a subnormal result makes exp 20 times slower (MKL on AVX2), and the -inf of a masked class would
 # give 0 * inf in the entropy.
@@ -168,7 +169,11 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     wide = compute_dtype(hidden)
     logprob, lse, entropy, mean, total = (hidden.new_empty(hidden.shape[0], dtype=wide) for _ in range(5))
-    kept = hidden.new_empty((hidden.shape[0], weight.shape[0]) if keep else (0, 0), dtype=wide)
+    kept_dtype, num_columns = wide, weight.shape[0]
+    if hidden.device.type == "cuda":
+        kept_dtype = torch.bfloat16 if hidden.dtype == torch.float16 else hidden.dtype
+        num_columns = (num_columns + 7) // 8 * 8
+    kept = hidden.new_empty((hidden.shape[0], num_columns) if keep else (0, 0), dtype=kept_dtype)
     return logprob, lse, entropy, mean, total, kept
 
 
@@ -323,8 +328,136 @@ def _backward(
     return grad_hidden, grad_weight, None, grad_bias, *[None] * 6
 
 
-torch.library.register_autograd("pylm::linear_logprob", _backward, setup_context=_save, lib=LIBRARY)
+register_autograd("linear_logprob", _backward, setup_context=_save)
 refuse_second_derivative("linear_logprob_backward")
+
+
+def _cross_entropy_cpu(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide, (num_rows, num_classes) = compute_dtype(hidden), (hidden.shape[0], weight.shape[0])
+    needs_hidden, needs_weight = needs
+    wide_weight = weight.to(wide)
+    loss = torch.zeros((), dtype=wide)
+    grad_hidden = torch.zeros(hidden.shape if needs_hidden else (0, 0), dtype=hidden.dtype)
+    grad_weight = torch.zeros(weight.shape if needs_weight else (0,), dtype=wide)
+    options = 1.0, softcap, ignore_index
+    for chunk in _chunks(num_rows, 4 * _chunk_rows(num_classes, wide.itemsize)):
+        rows = hidden[chunk], wide_weight, targets[chunk], None
+        logprob, lse, entropy, mean, total, kept = _forward_cpu(
+            *rows, *options, False, label_smoothing > 0.0, softcap is None
+        )
+        loss += (label_smoothing * (lse - mean) - (1.0 - label_smoothing) * logprob).sum()
+        loss += z_loss * lse.square().sum()
+        upstream = (
+            torch.full_like(lse, label_smoothing - 1.0),
+            label_smoothing + 2.0 * z_loss * lse,
+            None,
+            torch.full_like(lse, -label_smoothing) if label_smoothing > 0.0 else None,
+        )
+        sums = lse, entropy, total, kept
+        grads = _backward_cpu(*upstream, *rows, *sums, *options, [needs_hidden, needs_weight, False])
+        if needs_hidden:
+            grad_hidden[chunk] = grads[0]
+        if needs_weight:
+            grad_weight += grads[1]
+    return loss, grad_hidden, grad_weight
+
+
+def _cross_entropy_fake(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = compute_dtype(hidden)
+    return (
+        hidden.new_empty((), dtype=wide),
+        hidden.new_empty(hidden.shape if needs[0] else (0, 0)),
+        weight.new_empty(weight.shape if needs[1] else (0,), dtype=wide),
+    )
+
+
+def _scale(
+    grad_loss: Tensor, grad_hidden: Tensor, grad_weight: Tensor, hidden: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    return grad_hidden * grad_loss, torch.mul(grad_weight, grad_loss, out=weight.new_empty(grad_weight.shape))
+
+
+def _scale_fake(
+    grad_loss: Tensor, grad_hidden: Tensor, grad_weight: Tensor, hidden: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    return hidden.new_empty(grad_hidden.shape), weight.new_empty(grad_weight.shape)
+
+
+_CROSS_ENTROPY = define_op(
+    "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor targets, float? softcap, int ignore_index,"
+    " float label_smoothing, float z_loss, bool[2] needs)"
+    " -> (Tensor loss, Tensor grad_hidden, Tensor grad_weight)",
+    cpu=_cross_entropy_cpu,
+    kernel="linear_logprob.cross_entropy",
+    fake=_cross_entropy_fake,
+)
+_SCALE = define_op(
+    "linear_cross_entropy_backward(Tensor grad_loss, Tensor grad_hidden, Tensor grad_weight, Tensor hidden,"
+    " Tensor weight) -> (Tensor scaled_hidden, Tensor scaled_weight)",
+    cpu=_scale,
+    kernel="linear_logprob.scale",
+    fake=_scale_fake,
+)
+
+
+def _cross_entropy_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, *_ = inputs
+    _, grad_hidden, grad_weight = output
+    # The inputs are saved for their dtypes, and so that a second derivative comes to an op that refuses it.
+    ctx.save_for_backward(grad_hidden, grad_weight, hidden, weight)
+    ctx.mark_non_differentiable(grad_hidden, grad_weight)
+    ctx.set_materialize_grads(False)
+
+
+def _cross_entropy_backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 8
+    scaled = _SCALE(grad_loss, *ctx.saved_tensors)
+    return *(g if need else None for g, need in zip(scaled, ctx.needs_input_grad, strict=False)), *[None] * 6
+
+
+register_autograd("linear_cross_entropy", _cross_entropy_backward, setup_context=_cross_entropy_save)
+refuse_second_derivative("linear_cross_entropy_backward")
+
+
+def summed_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    softcap: float | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+) -> Tensor:
+    """Call the op that makes the gradients along with the loss, on checked arguments; return the sum.
+
+    The op takes a weight of another dtype than the hidden states', since its gradient is there in float32.
+    """
+    rows = as_rows(_autocast(hidden))
+    needs = [rows.requires_grad, weight.requires_grad]
+    loss: Tensor = _CROSS_ENTROPY(
+        rows, weight, targets.reshape(-1), softcap, ignore_index, label_smoothing, z_loss, needs
+    )[0]
+    return loss
 
 
 def check_linear(op: str, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:
@@ -377,8 +510,10 @@ def target_logprob(
     needs_grad = torch.is_grad_enabled() and (
         hidden.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
-    size_bytes = rows.shape[0] * weight.shape[0] * compute_dtype(rows).itemsize
-    keep = needs_grad and hidden.device.type == "cpu" and softcap is None and size_bytes <= _KEEP_BYTES
+    device = hidden.device.type
+    itemsize = compute_dtype(rows).itemsize if device == "cpu" else rows.element_size()
+    size_bytes = rows.shape[0] * weight.shape[0] * itemsize
+    keep = needs_grad and softcap is None and size_bytes <= _KEEP_BYTES.get(device, 0)
     outputs = _FORWARD(
         rows,
         weight,
@@ -419,7 +554,8 @@ def linear_logprob(
         bias: (V,) or None.
         temperature: divides the logits, after the soft cap; > 0.
         softcap: c of c tanh(logit / c), or None.
-        ignore_index: rows with this target give 0 in all three results, no gradient, and cost nothing.
+        ignore_index: rows with this target give 0 in all three results and no gradient. They cost nothing on
+            the CPU; on a GPU the products are made for them as well, since it is not asked which they are.
 
     Returns:
         LogProb(logprob, lse, entropy), each float32 (...).

@@ -5,12 +5,13 @@ Shapes: N rows (all leading dimensions), D model dimension, V vocabulary, P pref
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pylm.errors import InputError
 from pylm.ops._library import check_float, compute_dtype
-from pylm.ops.logprob import check_linear, target_logprob
+from pylm.ops.logprob import check_linear, summed_cross_entropy, target_logprob
 
 
 def linear_cross_entropy(
@@ -58,6 +59,17 @@ def linear_cross_entropy(
         raise InputError(
             f'linear_cross_entropy: reduction must be "mean", "sum" or "none", got {reduction!r}'
         )
+    if reduction != "none" and torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        total = summed_cross_entropy(
+            hidden,
+            weight,
+            targets,
+            softcap=softcap,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+        )
+        return total if reduction == "sum" else _mean(total, targets, ignore_index)
     logprob, lse, _, mean_logit = target_logprob(
         hidden,
         weight,
@@ -77,8 +89,10 @@ def linear_cross_entropy(
     if reduction == "none":
         return loss
     total = loss.sum()
-    if reduction == "sum":
-        return total
+    return total if reduction == "sum" else _mean(total, targets, ignore_index)
+
+
+def _mean(total: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
     return total / (targets != ignore_index).sum().clamp(min=1)
 
 

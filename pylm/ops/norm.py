@@ -12,13 +12,13 @@ from torch import Tensor
 
 from pylm.errors import InputError
 from pylm.ops._library import (
-    LIBRARY,
     as_rows,
     check_device,
     check_float,
     compute_dtype,
     define_op,
     refuse_second_derivative,
+    register_autograd,
     unit_rows,
 )
 
@@ -163,8 +163,8 @@ def _add_backward(
     return grad_x, grad_x, grad_weight if needs_weight_grad else None, None, None
 
 
-torch.library.register_autograd("pylm::rms_norm", _backward, setup_context=_save, lib=LIBRARY)
-torch.library.register_autograd("pylm::add_rms_norm", _add_backward, setup_context=_add_save, lib=LIBRARY)
+register_autograd("rms_norm", _backward, setup_context=_save)
+register_autograd("add_rms_norm", _add_backward, setup_context=_add_save)
 refuse_second_derivative("rms_norm_backward")
 
 

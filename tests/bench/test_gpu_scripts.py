@@ -27,20 +27,18 @@ def test_dry_run_of_the_ops(tmp_path: Path) -> None:
     cases = {row["case"].split()[0] for row in result["rows"]}
     assert cases == {
         "rms_norm", "add_rms_norm", "swiglu", "swiglu_packed", "geglu", "rope", "linear_cross_entropy",
+        "linear_logprob",
     }  # fmt: skip
     for row in result["rows"]:
         assert "note" not in row
         assert row["both_ms"] > 0
-        # The share of the ceiling that was measured in the same run, from the bytes or FLOPs of the case.
-        by_flops = row["case"].startswith("linear")
-        ceiling = result["ceilings"]["matmul_flops_per_s" if by_flops else "copy_bytes_per_s"]
-        rows, columns = (int(n) for n in (row["case"].split(" ")[1], row["case"].split(" ")[3]))
-        if row["case"].startswith("rms_norm"):
-            moved = (2 + 3) * rows * columns * 2  # x and y; gradient, x and its gradient; bfloat16
-            assert row["both_share"] == pytest.approx(1e3 * moved / row["both_ms"] / ceiling)
-        if by_flops:
-            product = 2 * rows * columns * int(row["case"].split(" ")[5])
-            assert row["both_share"] == pytest.approx(1e3 * 3 * product / row["both_ms"] / ceiling)
+        # The share of the ceiling that was measured in the same run.
+        ceiling = row["ceiling_ms"]
+        assert ceiling["both"] == pytest.approx(ceiling["forward"] + ceiling["backward"])
+        for part in ("forward", "both"):
+            assert row[f"{part}_share"] == pytest.approx(ceiling[part] / row[f"{part}_ms"])
+        assert ("backward_ms" in row) == (not row["case"].startswith("linear_cross_entropy"))
+        assert ("host_us" in row) == (row["case"] == "rms_norm 24 x 64")
     assert "| rms_norm 24 x 64 | pylm |" in (tmp_path / "ops.md").read_text()
 
 

@@ -63,17 +63,23 @@ def launch_all(dtype: torch.dtype) -> None:
         q, k = empty(batch, time, heads, features), empty(batch, heads, time, features).transpose(1, 2)
         rope.rotate(q, k, cos, cos, None, False, False)
         rope.rotate(q, k, cos, cos, positions, True, True)
-    linear_logprob._add_product = lambda total, a, b: None  # the CPU has no product with float32 results
     for num_rows, dim, num_classes in ((256, 512, 4096), (1, 1, 1), (127, 33, 257)):
         hidden, weight, bias = empty(num_rows, dim), empty(num_classes, dim), empty(num_classes)
         targets = torch.zeros(num_rows, dtype=torch.int64)
-        row, kept = empty(num_rows, dtype=torch.float32), torch.empty(0, 0)
+        row = empty(num_rows, dtype=torch.float32)
         for b, softcap in ((None, None), (bias, 30.0)):
-            linear_logprob.forward(hidden, weight, targets, b, 1.0, softcap, -100, True, True, False)
+            keep = softcap is None
+            *_, kept = linear_logprob.forward(
+                hidden, weight, targets, b, 1.0, softcap, -100, True, True, keep
+            )
             linear_logprob.backward(
-                row, None, row, None, hidden, weight, targets, b, row, row, row, kept, 0.5, softcap, -100,
+                row, None, row, row, hidden, weight, targets, b, row, row, row, kept, 0.5, softcap, -100,
                 [True, True, b is not None],
             )  # fmt: skip
+            grads = linear_logprob.cross_entropy(
+                hidden, weight, targets, softcap, -100, 0.1, 1e-4, [True, True]
+            )
+            linear_logprob.scale(*grads, hidden, weight)
 
 
 def main() -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pylm import ops
 from pylm.kernels import linear_logprob, rms_norm, swiglu
+from pylm.kernels._launch import strided_rows
+from pylm.ops import logprob
 
 # In units of float32 eps times the largest value: sums of up to 300 products, exponentials and quotients.
 ULPS = 128
@@ -20,6 +22,8 @@ EPS = torch.finfo(torch.float32).eps
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:
     assert actual.shape == expected.shape
+    if not actual.numel():
+        return
     error = float((actual.double() - expected).detach().abs().max())
     assert error <= ULPS * EPS * max(1.0, float(expected.detach().abs().max()))
 
@@ -43,15 +47,22 @@ def _torch_logprob(
 
 
 @pytest.mark.parametrize(("num_rows", "num_classes"), [(1, 1000), (130, 193)])
-@pytest.mark.parametrize(("temperature", "softcap"), [(0.7, None), (1.3, 3.0)])
-def test_logprob_of_many_tiles(
+@pytest.mark.parametrize(
+    ("temperature", "softcap", "keeps"), [(0.7, None, False), (1.3, 3.0, False), (0.7, None, True)]
+)
+def test_logprob_of_many_blocks(
     num_rows: int,
     num_classes: int,
     temperature: float,
     softcap: float | None,
+    keeps: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(linear_logprob, "_GRAD_BYTES", 1)  # one tile of rows a chunk of the backward pass
+    # Two chunks of rows, five blocks of classes.
+    monkeypatch.setattr(linear_logprob, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(linear_logprob, "_MIN_CHUNK_ROWS", 1)
+    monkeypatch.setattr(linear_logprob, "_BLOCK_V", 256)
+    monkeypatch.setattr(logprob, "_KEEP_BYTES", {"cpu": 1 << 30 if keeps else 0})
     hidden, weight, bias, targets = _rows(num_rows, 37, num_classes)
     targets[1::3] = -100
     wide = [t.double().requires_grad_() for t in (hidden, weight, bias)]
@@ -68,11 +79,37 @@ def test_logprob_of_many_tiles(
         assert_close(a, b)
 
 
-def test_logprob_of_tiles_that_are_masked_or_ignored() -> None:
+@pytest.mark.parametrize(("softcap", "smoothing"), [(None, 0.1), (3.0, 0.0)])
+def test_cross_entropy_of_many_blocks(
+    softcap: float | None, smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two chunks of rows, four blocks of classes, the last of which the padding fills.
+    monkeypatch.setattr(linear_logprob, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(linear_logprob, "_MIN_CHUNK_ROWS", 1)
+    monkeypatch.setattr(linear_logprob, "_BLOCK_V", 64)
+    hidden, weight, _, targets = _rows(130, 37, 193)
+    targets[::3] = -100
+    wide = [t.double().requires_grad_() for t in (hidden, weight)]
+    narrow = [t.clone().requires_grad_() for t in (hidden, weight)]
+    logits = wide[0] @ wide[1].T
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    expected = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+    expected = expected + 0.01 * torch.logsumexp(logits, -1)[targets != -100].square().mean()
+    actual = ops.linear_cross_entropy(
+        *narrow, targets, softcap=softcap, label_smoothing=smoothing, z_loss=0.01
+    )
+    assert_close(actual, expected)
+    grads = torch.autograd.grad(2.0 * actual, narrow)
+    for a, b in zip(grads, torch.autograd.grad(2.0 * expected, wide), strict=True):
+        assert_close(a, b)
+
+
+def test_logprob_of_blocks_that_are_masked_or_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_logprob, "_BLOCK_V", 64)
     hidden, weight, bias, targets = _rows(70, 5, 200)
-    bias[:130] = -math.inf  # two whole tiles of classes
+    bias[:130] = -math.inf  # two whole blocks of classes
     targets.clamp_(min=130)
-    targets[:64] = -100  # one whole tile of rows
+    targets[:64] = -100
     for a, b in zip(
         ops.linear_logprob(hidden, weight, targets, bias=bias),
         _torch_logprob(hidden.double(), weight.double(), bias.double(), targets, 1.0, None),
@@ -128,13 +165,51 @@ def test_norm_of_more_rows_than_programs_hold() -> None:
     assert_close(grad, (upstream.double() * F.rms_norm(x.double(), (33,), None, 1e-6)).sum(0))
 
 
+def test_rows_are_read_where_they_are() -> None:
+    fused = torch.randn(2, 5, 7, 4)  # queries, keys and values of each position
+    q = fused[:, :, :3]
+    inner, (rows, other) = strided_rows(q, torch.empty(2, 5, 3, 4))
+    assert (inner, rows.data.data_ptr(), rows.outer_stride, rows.inner_stride) == (3, q.data_ptr(), 28, 4)
+    assert (other.outer_stride, other.inner_stride) == (12, 4)
+    inner, (rows,) = strided_rows(fused[0, :, 1])  # one head
+    assert (inner, rows.data.data_ptr(), rows.outer_stride) == (1, fused[0, :, 1].data_ptr(), 28)
+    # Three strides, another number of heads, or no unit stride: copied.
+    for x in (fused[:, :3, :2], fused.transpose(-1, -2)):
+        assert strided_rows(x)[1][0].data.data_ptr() != x.data_ptr()
+    inner, (rows, other) = strided_rows(q, q.transpose(0, 1).contiguous().transpose(0, 1))
+    assert rows.data.data_ptr() == q.data_ptr()
+
+
+VIEWS = {
+    "queries": lambda fused: fused[:, :, :3],
+    "keys": lambda fused: fused[:, :, 3:5],
+    "copied": lambda fused: fused[:, :3, :2],
+    "one head": lambda fused: fused[0, :, 1],
+    "expanded": lambda fused: fused[:1].expand(2, -1, -1, -1),
+    "empty": lambda fused: fused[:0],
+}
+
+
+@pytest.mark.parametrize("name", list(VIEWS))
+def test_norm_of_strided_rows(name: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    fused, weight = torch.randn(2, 5, 7, 4, generator=generator), torch.randn(4, generator=generator)
+    narrow = [t.clone().requires_grad_() for t in (fused, weight)]
+    wide = [t.double().requires_grad_() for t in (fused, weight)]
+    x, wide_x = VIEWS[name](narrow[0]), VIEWS[name](wide[0])
+    upstream = torch.randn(x.shape, generator=generator).transpose(0, 1).contiguous().transpose(0, 1)
+    y, added = ops.rms_norm(x, narrow[1], residual=x)
+    expected = F.rms_norm(2.0 * wide_x, (4,), wide[1], 1e-6)
+    assert_close(y, expected)
+    grads = torch.autograd.grad((y, added), narrow, (upstream, upstream))
+    exact = torch.autograd.grad((expected, 2.0 * wide_x), wide, (upstream.double(), upstream.double()))
+    for a, b in zip(grads, exact, strict=True):
+        assert_close(a, b)
+
+
 def test_launchers_refuse_what_they_cannot_do() -> None:
     x = torch.ones(2, 4)
     with pytest.raises(ValueError, match="keeps nothing for the backward pass"):
         swiglu.forward(x, x, "silu", True)
-    with pytest.raises(ValueError, match="keeps no logits"):
-        linear_logprob.forward(
-            x, x, torch.zeros(2, dtype=torch.int64), None, 1.0, None, -100, True, True, True
-        )
     with pytest.raises(ValueError, match="takes up to 65536 features in a row, got 65537"):
         rms_norm.forward(torch.ones(1, 65537), None, 1e-6, 0.0)

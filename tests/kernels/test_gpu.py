@@ -35,6 +35,12 @@ def _logprob(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, .
     return picked * kept, torch.logsumexp(hidden @ weight.T, -1) * kept, entropy * kept
 
 
+def _loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    logits = hidden @ weight.T
+    squares = torch.logsumexp(logits, -1)[targets != -100].square().mean()
+    return (F.cross_entropy(logits, targets, label_smoothing=0.1) + 1e-3 * squares,)
+
+
 def _cases(name: str, odd: bool, dtype: torch.dtype) -> tuple[Call, Call, list[Tensor], list[Tensor]]:
     """Return the op, the same by torch, the inputs with gradients, and those without."""
     generator = torch.Generator().manual_seed(0)
@@ -90,10 +96,16 @@ def _cases(name: str, odd: bool, dtype: torch.dtype) -> tuple[Call, Call, list[T
     targets = torch.randint(0, v, (n,), generator=generator).to(DEVICE)
     targets[::5] = -100
     inputs = [leaf(n, d), leaf(v, d, scale=2.0 / d**0.5)]
+    if name == "linear_cross_entropy":
+        options = {"label_smoothing": 0.1, "z_loss": 1e-3}
+        return lambda h, w, t: (ops.linear_cross_entropy(h, w, t, **options),), _loss, inputs, [targets]
     return lambda h, w, t: tuple(ops.linear_logprob(h, w, t)), _logprob, inputs, [targets]
 
 
-NAMES = ["rms_norm", "add_rms_norm", "swiglu", "geglu", "swiglu_packed", "rope", "linear_logprob"]
+NAMES = [
+    *("rms_norm", "add_rms_norm", "swiglu", "geglu", "swiglu_packed", "rope"),
+    *("linear_cross_entropy", "linear_logprob"),
+]
 
 
 def _run(call: Call, inputs: list[Tensor], rest: list[Tensor]) -> list[Tensor]:
@@ -142,7 +154,7 @@ def test_gradcheck_in_float64(name: str) -> None:
     few = [t.detach()[:3].clone().requires_grad_() for t in inputs]
     if name == "rope":
         few = [t.detach()[:, :3].clone().requires_grad_() for t in inputs]
-    elif name == "linear_logprob":
+    elif name.startswith("linear"):
         few = [inputs[0].detach()[:3, :4].clone(), inputs[1].detach()[:70, :4].clone()]
         few, rest = [t.requires_grad_() for t in few], [torch.tensor([69, -100, 0], device=DEVICE)]
     elif "norm" in name:

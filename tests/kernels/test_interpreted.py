@@ -18,7 +18,10 @@ RUNS = {
     "rows": (ROWS, ["ops/test_norm.py", "ops/test_gated.py", "ops/test_logprob.py", "ops/test_losses.py"]),
     "rest": (REST, ["kernels/interpreted_edges.py", "ops/test_rotary.py", "ops/test_registration.py"]),
 }
-GRADIENTS = ["rms_norm_backward", "gated_backward", "gated_packed_backward", "linear_logprob_backward"]
+GRADIENTS = [
+    *("rms_norm_backward", "gated_backward", "gated_packed_backward", "linear_logprob_backward"),
+    "linear_cross_entropy_backward",
+]
 LAUNCHERS = {"rows": {"add_rms_norm", *GRADIENTS}, "rest": {"add_rms_norm", "rope", *GRADIENTS}}
 
 

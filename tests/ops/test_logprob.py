@@ -113,7 +113,7 @@ def _reference(h: Tensor, w: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, T
 def test_chunks_and_budget(
     keep_bytes: int, with_entropy_gradient: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_KEEP_BYTES", keep_bytes)
+    monkeypatch.setattr(module, "_KEEP_BYTES", {"cpu": keep_bytes})
     monkeypatch.setattr(module, "_CHUNK_BYTES", 1)
     monkeypatch.setattr(module, "_MIN_CHUNK_ROWS", 16)
     hidden, weight, _, targets = _inputs(77, 31, 257)

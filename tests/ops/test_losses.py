@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pylm import ops
 from pylm.errors import InputError
+from pylm.ops import logprob
 
 # Relative to the largest value, in float64: both sides are sums of fewer than 300 terms.
 TOLERANCE = 1e-12
@@ -64,6 +65,39 @@ def test_cross_entropy_does_not_depend_on_the_split_into_batches() -> None:
         for h, t in zip(hidden.split(4), targets.split(4), strict=True)
     )
     torch.testing.assert_close(whole, halves, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_cross_entropy_in_many_chunks(softcap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, targets = _inputs(77)
+    options = {"softcap": softcap, "label_smoothing": 0.1, "z_loss": 0.01, "reduction": "sum"}
+    whole = ops.linear_cross_entropy(hidden, weight, targets, **options)
+    expected = torch.autograd.grad(whole, (hidden, weight))
+    monkeypatch.setattr(logprob, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(logprob, "_MIN_CHUNK_ROWS", 3)
+    parts = ops.linear_cross_entropy(hidden, weight, targets, **options)
+    torch.testing.assert_close(parts, whole, rtol=TOLERANCE, atol=TOLERANCE)
+    grads = torch.autograd.grad(parts, (hidden, weight))
+    torch.testing.assert_close(grads, expected, rtol=1e-10, atol=TOLERANCE)
+    # Without gradients, or with those of single rows, the other op gives the same.
+    with torch.no_grad():
+        torch.testing.assert_close(ops.linear_cross_entropy(hidden, weight, targets, **options), whole)
+    rows = ops.linear_cross_entropy(hidden, weight, targets, **{**options, "reduction": "none"})
+    grads = torch.autograd.grad(rows.sum(), (hidden, weight))
+    torch.testing.assert_close(grads, expected, rtol=1e-10, atol=TOLERANCE)
+
+
+def test_cross_entropy_keeps_the_gradient_of_a_wider_weight() -> None:
+    hidden, weight, targets = _inputs()
+    low = hidden.detach().bfloat16().requires_grad_()
+    single = weight.detach().float().requires_grad_()
+    loss = ops.linear_cross_entropy(low, single, targets)
+    grads = torch.autograd.grad(loss, (low, single))
+    assert [g.dtype for g in grads] == [torch.bfloat16, torch.float32]
+    exact = F.cross_entropy(low.double() @ weight.T, targets)
+    (expected,) = torch.autograd.grad(exact, weight)
+    # On the CPU everything is in float32; nothing is rounded to bfloat16 on the weight's side.
+    torch.testing.assert_close(grads[1].double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_cross_entropy_of_nothing_is_zero() -> None:

@@ -35,6 +35,7 @@ def _cases(device: str) -> dict[str, tuple[object, ...]]:
         "rope": (q, k, cos, sin, None, False, False),
         "rope with positions": (q.transpose(0, 1), k.transpose(0, 1), cos, sin, positions.t(), True, True),
         "linear_logprob": (leaf(4, 8), leaf(11, 8), targets, leaf(11), 0.7, None, -100, *flags),
+        "linear_cross_entropy": (leaf(4, 8), leaf(11, 8), targets, 5.0, -100, 0.1, 1e-4, [True, True]),
         "linear_logprob softcap": (leaf(4, 8), leaf(11, 8), targets, None, 1.0, 5.0, -100, True, True, False),
     }
 
@@ -94,6 +95,7 @@ def test_a_second_derivative_is_refused() -> None:
         "gated_backward": lambda: ops.swiglu(x, x),
         "gated_packed_backward": lambda: ops.swiglu_packed(x),
         "linear_logprob_backward": lambda: ops.linear_logprob(x, weight, targets).logprob,
+        "linear_cross_entropy_backward": lambda: ops.linear_cross_entropy(x, weight, targets),
     }
     for name, call in calls.items():
         (grad,) = torch.autograd.grad(call().sum(), x, create_graph=True)

@@ -31,9 +31,11 @@ LAUNCHERS = {
     "rope": rope.rotate,
     "linear_logprob": linear_logprob.forward,
     "linear_logprob_backward": linear_logprob.backward,
+    "linear_cross_entropy": linear_logprob.cross_entropy,
+    "linear_cross_entropy_backward": linear_logprob.scale,
 }
-# On the CPU the public functions ask these to keep values for the backward pass, which no kernel does.
-KEEPING = ("gated", "gated_packed", "linear_logprob")
+# On the CPU the public functions ask these to keep values for the backward pass, which their kernels do not.
+KEEPING = ("gated", "gated_packed")
 
 launches: list[str] = []
 _library = torch.library.Library("pylm", "IMPL")
