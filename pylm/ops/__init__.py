@@ -11,6 +11,7 @@ from pylm.ops.losses import dpo_loss, linear_cross_entropy
 from pylm.ops.modules import RMSNorm
 from pylm.ops.norm import rms_norm
 from pylm.ops.rotary import rope, rope_cache
+from pylm.ops.vocab_parallel import vocab_parallel_logprob
 
 __all__ = [
     "LogProb",
@@ -24,4 +25,5 @@ __all__ = [
     "rope_cache",
     "swiglu",
     "swiglu_packed",
+    "vocab_parallel_logprob",
 ]

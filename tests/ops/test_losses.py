@@ -87,7 +87,7 @@ def test_cross_entropy_in_many_chunks(softcap: float | None, monkeypatch: pytest
     torch.testing.assert_close(grads, expected, rtol=1e-10, atol=TOLERANCE)
 
 
-def test_cross_entropy_keeps_the_gradient_of_a_wider_weight() -> None:
+def test_cross_entropy_of_bfloat16_keeps_the_float32_gradient_of_the_weight() -> None:
     hidden, weight, targets = _inputs()
     low = hidden.detach().bfloat16().requires_grad_()
     single = weight.detach().float().requires_grad_()
