@@ -49,7 +49,7 @@ def _bend(product, bias, temperature, softcap, HAS_BIAS: tl.constexpr, HAS_SOFTC
     return logits, slope
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_row"])
 def _row_kernel(
     product_ptr,
     bias_ptr,
@@ -159,7 +159,7 @@ def _row_kernel(
             tl.store(out_ptr + offsets, left.to(out_ptr.dtype.element_ty), mask=offsets < num_columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_row"])
 def _gradient_kernel(
     source_ptr,
     bias_ptr,
@@ -544,7 +544,7 @@ def cross_entropy(
     return loss, gradients.hidden, gradients.weight
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def _scale_kernel(grad_ptr, factor_ptr, out_ptr, size, BLOCK: tl.constexpr):
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     grad = tl.load(grad_ptr + offsets, mask=offsets < size, other=0.0)

@@ -35,7 +35,7 @@ _STAGES = 3
 _STAGED_BYTES = 108 << 10
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _forward_kernel(
     x_ptr,
     residual_ptr,
@@ -82,7 +82,7 @@ def _forward_kernel(
     tl.store(y_ptr + out_offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "rows_per_program"])
 def _backward_kernel(
     grad_y_ptr,
     grad_added_ptr,
@@ -144,7 +144,7 @@ def _backward_kernel(
         tl.store(grad_weight_ptr + program * dim + columns, tl.sum(grad_weight, axis=0), mask=column_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _sum_kernel(partial_ptr, sum_ptr, num_rows, dim, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
     columns = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     column_mask = columns < dim
@@ -161,9 +161,8 @@ def _sum_rows(partial: Tensor, dtype: torch.dtype) -> Tensor:
     """Add up (N, D) in a fixed order and round once."""
     num_rows, dim = partial.shape
     total = torch.empty(dim, dtype=dtype, device=partial.device)
-    block_n = min(512, next_power_of_2(num_rows))
     with current_device(partial):
-        _sum_kernel[(cdiv(dim, 32),)](partial, total, num_rows, dim, BLOCK_N=block_n, BLOCK_D=32, num_warps=8)
+        _sum_kernel[(cdiv(dim, 32),)](partial, total, num_rows, dim, BLOCK_N=256, BLOCK_D=32, num_warps=8)
     return total
 
 

@@ -64,7 +64,7 @@ def _rotate_heads(
         tl.store(y_ptr + heads * num_features + rest, unchanged, mask=rest_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["time", "table_size"])
 def _rope_kernel(
     q_ptr,
     k_ptr,

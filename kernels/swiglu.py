@@ -46,7 +46,7 @@ def _tile(num_rows, dim, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr):
     return rows[:, None], columns[None, :], (rows < num_rows)[:, None] & (columns < dim)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _forward_kernel(
     gate_ptr,
     up_ptr,
@@ -67,7 +67,7 @@ def _forward_kernel(
     tl.store(y_ptr + rows * dim + columns, (value * up).to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _backward_kernel(
     grad_ptr,
     gate_ptr,

@@ -82,14 +82,40 @@ def launch_all(dtype: torch.dtype) -> None:
             linear_logprob.scale(*grads, hidden, weight)
 
 
+def launch_length(dtype: torch.dtype, num_rows: int) -> None:
+    """Launch every kernel for a number of rows of one model."""
+    from pylm.kernels import linear_logprob, rms_norm, rope, swiglu
+
+    weight, head, cos = torch.empty(64, dtype=dtype), torch.empty(160, 64, dtype=dtype), torch.empty(4096, 8)
+    x, row = torch.empty(num_rows, 64, dtype=dtype), torch.empty(num_rows)
+    targets = torch.zeros(num_rows, dtype=torch.int64)
+    rms_norm.forward(x, weight, 1e-6, 0.0)
+    rms_norm.backward(x, None, x, weight, row, 0.0, True)
+    swiglu.forward(x, x, "silu", False)
+    swiglu.backward(x, x, x, x, "silu")
+    q = x.view(1, num_rows, 4, 16)
+    rope.rotate(q, q, cos, cos, None, False, False)
+    linear_logprob.forward(x, head, targets, None, 1.0, None, -100, True, False, False)
+    grads = linear_logprob.cross_entropy(x, head, targets, None, -100, 0.0, 0.0, [True, True])
+    linear_logprob.scale(*grads, x, head)
+    linear_logprob.backward(
+        row, None, None, None, x, head, targets, None, row, row, row, torch.empty(0), 1.0, None, -100,
+        [True, True, False],
+    )  # fmt: skip
+
+
 def main() -> None:
     capability, dtype = int(sys.argv[1]), getattr(torch, sys.argv[2])
     triton.runtime.driver.set_active(AbsentGPU(capability))
     JITFunction.run = compile_only
-    launch_all(dtype)
+    lengths = [int(n) for n in sys.argv[3:]]
+    for num_rows in lengths:
+        launch_length(dtype, num_rows)
+    if not lengths:
+        launch_all(dtype)
     for name, kernel in compiled:
         row = {"kernel": name, "shared_bytes": kernel.metadata.shared, "has_cubin": "cubin" in kernel.asm}
-        sys.stdout.write(json.dumps(row) + "\n")
+        sys.stdout.write(json.dumps(row | {"hash": kernel.hash}) + "\n")
 
 
 if __name__ == "__main__":

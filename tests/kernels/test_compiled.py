@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,22 @@ HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parents[1] / "kernels"
 # Shared memory that a block may have (CUDA C++ Programming Guide, table of compute capabilities).
 SHARED_BYTES = {80: 163 << 10, 90: 227 << 10}
+
+
+def compile_kernels(*arguments: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    triton = pytest.importorskip("triton", reason="triton is not installed (there is none for macOS)")
+    if not (Path(triton.__file__).parent / "backends/nvidia/bin/ptxas").exists():
+        pytest.skip("this triton brings no ptxas")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))  # a cached kernel was not compiled
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    done = subprocess.run(
+        [sys.executable, str(HERE / "compile_kernels.py"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -26,26 +43,21 @@ SHARED_BYTES = {80: 163 << 10, 90: 227 << 10}
 def test_every_kernel_compiles(
     capability: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    triton = pytest.importorskip("triton", reason="triton is not installed (there is none for macOS)")
-    if not (Path(triton.__file__).parent / "backends/nvidia/bin/ptxas").exists():
-        pytest.skip("this triton brings no ptxas")
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # a cached kernel was not compiled
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    done = subprocess.run(
-        [sys.executable, str(HERE / "compile_kernels.py"), str(capability), dtype],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    rows = compile_kernels(str(capability), dtype, cache=tmp_path, monkeypatch=monkeypatch)
     written = {
         f"{path.stem}.{name}"
         for path in KERNELS.glob("*.py")
-        for name in re.findall(r"@triton\.jit\ndef (\w+_kernel)\(", path.read_text())
+        for name in re.findall(r"@triton\.jit(?:\(.*\))?\ndef (\w+_kernel)\(", path.read_text())
     }
     assert written
     assert {row["kernel"] for row in rows} == written
     for row in rows:
         assert row["has_cubin"]
         assert row["shared_bytes"] <= SHARED_BYTES[capability]
+
+
+def test_other_lengths_compile_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = [1, 2, 3, 16, 17, 128, 1000, 4096]
+    rows = compile_kernels("90", "bfloat16", *map(str, lengths), cache=tmp_path, monkeypatch=monkeypatch)
+    first = rows[: len(rows) // len(lengths)]
+    assert {row["hash"] for row in rows} == {row["hash"] for row in first}
