@@ -12,6 +12,7 @@ from pylm.ops.modules import RMSNorm
 from pylm.ops.norm import rms_norm
 from pylm.ops.rotary import rope, rope_cache
 from pylm.ops.vocab_parallel import vocab_parallel_logprob
+from pylm.ops.warming import warmup
 
 __all__ = [
     "LogProb",
@@ -26,4 +27,5 @@ __all__ = [
     "swiglu",
     "swiglu_packed",
     "vocab_parallel_logprob",
+    "warmup",
 ]
