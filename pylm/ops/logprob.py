@@ -35,6 +35,7 @@ from pylm.ops._library import (
 
 _CHUNK_BYTES = 8 << 20
 _MIN_CHUNK_ROWS = 256  # fewer make the matrix products slower
+_BLOCK_BYTES = 1 << 20
 _KEEP_BYTES = {"cpu": 512 << 20, "cuda": 3 << 30}
 # Logits further below the largest count as this far. e^-60 is lost in a sum of at least 1 even in float64,
 # while a subnormal result makes exp 20 times slower (MKL on AVX2), and the -inf of a masked class would
@@ -60,6 +61,13 @@ def _chunk_rows(num_classes: int, size_bytes: int) -> int:
 def _chunks(num_rows: int, step: int) -> Iterator[slice]:
     for start in range(0, num_rows, step):
         yield slice(start, min(start + step, num_rows))
+
+
+def _blocks(rows: slice, logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Cut the logits of a chunk of rows into parts that stay in the cache from pass to pass."""
+    step = max(1, _BLOCK_BYTES // max(1, logits.shape[1] * logits.element_size()))
+    for part in _chunks(logits.shape[0], step):
+        yield slice(rows.start + part.start, rows.start + part.stop), logits[part]
 
 
 def _write_logits(
@@ -131,24 +139,25 @@ def _forward_cpu(
     scratch = torch.empty(0 if keep and not with_entropy else step, num_classes, dtype=wide)
     for chunk in _chunks(targets.numel(), step):
         size = chunk.stop - chunk.start
-        logits = scratch[:size] if scratch.numel() else kept[chunk]
-        _write_logits(logits, hidden[chunk], weight, bias, temperature, softcap)
-        target_logit = logits.gather(1, targets[chunk].unsqueeze(1))
-        if with_mean:
-            torch.mean(logits, 1, out=outputs[3][chunk])
-        peak = logits.amax(1, keepdim=True)
-        logits.sub_(peak).clamp_(min=_LOWEST)
-        if with_entropy:
-            exponentials = torch.exp(logits, out=kept[chunk]) if keep else logits.exp()
-        else:
-            exponentials = logits.exp_()
-        total_row = exponentials.sum(1)
-        log_total = total_row.log()
-        outputs[0][chunk] = target_logit.sub_(peak).squeeze(1) - log_total
-        outputs[1][chunk] = log_total + peak.squeeze(1)
-        if with_entropy:
-            outputs[2][chunk] = log_total - torch.linalg.vecdot(exponentials, logits) / total_row
-        outputs[4][chunk] = total_row
+        chunk_logits = scratch[:size] if scratch.numel() else kept[chunk]
+        _write_logits(chunk_logits, hidden[chunk], weight, bias, temperature, softcap)
+        for block, logits in _blocks(chunk, chunk_logits):
+            target_logit = logits.gather(1, targets[block].unsqueeze(1))
+            if with_mean:
+                torch.mean(logits, 1, out=outputs[3][block])
+            peak = logits.amax(1, keepdim=True)
+            logits.sub_(peak).clamp_(min=_LOWEST)
+            if with_entropy:
+                exponentials = torch.exp(logits, out=kept[block]) if keep else logits.exp()
+            else:
+                exponentials = logits.exp_()
+            total_row = exponentials.sum(1)
+            log_total = total_row.log()
+            outputs[0][block] = target_logit.sub_(peak).squeeze(1) - log_total
+            outputs[1][block] = log_total + peak.squeeze(1)
+            if with_entropy:
+                outputs[2][block] = log_total - torch.linalg.vecdot(exponentials, logits) / total_row
+            outputs[4][block] = total_row
     if rows is not None:
         for output, values in zip((logprob, lse, entropy, mean, total), outputs, strict=True):
             output[rows] = values
@@ -226,31 +235,34 @@ def _backward_cpu(
     step = min(_chunk_rows(num_classes, wide.itemsize), max(1, targets.shape[0]))
     scratch = torch.empty(step, num_classes, dtype=wide)
     for chunk in _chunks(targets.shape[0], step):
-        grad, slope = scratch[: chunk.stop - chunk.start], None
-        if reads_kept:
-            torch.mul(kept[chunk], factor[chunk], out=grad)
-        else:
-            _write_logits(grad, divided_hidden[chunk], wide_weight, divided_bias, temperature, softcap)
-            if softcap is not None:
-                slope = 1.0 - (grad * (temperature / softcap)).square_()
-            grad.sub_(lse[chunk]).clamp_(min=_LOWEST)
-            if g_entropy is None:
-                grad.exp_().mul_(factor[chunk])
+        chunk_grad = scratch[: chunk.stop - chunk.start]
+        if not reads_kept:
+            _write_logits(chunk_grad, divided_hidden[chunk], wide_weight, divided_bias, temperature, softcap)
+        for block, grad in _blocks(chunk, chunk_grad):
+            slope = None
+            if reads_kept:
+                torch.mul(kept[block], factor[block], out=grad)
             else:
-                bracket = (grad + entropy[chunk]).mul_(-g_entropy[chunk]).add_(factor[chunk])
-                grad.exp_().mul_(bracket)
-        if g_logprob is not None:
-            grad.scatter_add_(1, targets[chunk], g_logprob[chunk])
-        if g_mean is not None:
-            grad += g_mean[chunk] / num_classes
-        if slope is not None:
-            grad *= slope
+                if softcap is not None:
+                    slope = 1.0 - (grad * (temperature / softcap)).square_()
+                grad.sub_(lse[block]).clamp_(min=_LOWEST)
+                if g_entropy is None:
+                    grad.exp_().mul_(factor[block])
+                else:
+                    bracket = (grad + entropy[block]).mul_(-g_entropy[block]).add_(factor[block])
+                    grad.exp_().mul_(bracket)
+            if g_logprob is not None:
+                grad.scatter_add_(1, targets[block], g_logprob[block])
+            if g_mean is not None:
+                grad += g_mean[block] / num_classes
+            if slope is not None:
+                grad *= slope
         if needs_hidden:
-            torch.mm(grad, wide_weight, out=grad_rows[chunk])
+            torch.mm(chunk_grad, wide_weight, out=grad_rows[chunk])
         if needs_weight:
-            grad_weight.addmm_(grad.t(), wide_hidden[chunk])
+            grad_weight.addmm_(chunk_grad.t(), wide_hidden[chunk])
         if needs_bias:
-            grad_bias += grad.sum(0)
+            grad_bias += chunk_grad.sum(0)
     grad_hidden = grad_rows.to(hidden.dtype)
     if rows is not None and needs_hidden:
         grad_hidden = torch.zeros(hidden.shape, dtype=hidden.dtype).index_copy_(0, rows, grad_hidden)
@@ -349,7 +361,8 @@ def _cross_entropy_cpu(
     grad_hidden = torch.zeros(hidden.shape if needs_hidden else (0, 0), dtype=hidden.dtype)
     grad_weight = torch.zeros(weight.shape if needs_weight else (0,), dtype=wide)
     options = 1.0, softcap, ignore_index
-    for chunk in _chunks(num_rows, 4 * _chunk_rows(num_classes, wide.itemsize)):
+    budget = _KEEP_BYTES.get("cpu", 0) // max(1, num_classes * wide.itemsize)
+    for chunk in _chunks(num_rows, max(budget, _chunk_rows(num_classes, wide.itemsize))):
         rows = hidden[chunk], wide_weight, targets[chunk], None
         logprob, lse, entropy, mean, total, kept = _forward_cpu(
             *rows, *options, False, label_smoothing > 0.0, softcap is None
@@ -436,6 +449,17 @@ def _cross_entropy_backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tup
 
 register_autograd("linear_cross_entropy", _cross_entropy_backward, setup_context=_cross_entropy_save)
 refuse_second_derivative("linear_cross_entropy_backward")
+
+
+def makes_gradients_early(hidden: Tensor, weight: Tensor) -> bool:
+    """Return whether `summed_cross_entropy` is the faster way to a loss with gradients.
+
+    On the CPU, not where all exponentials may be kept: then the gradient need not be scaled afterwards.
+    """
+    if not torch.is_grad_enabled() or not (hidden.requires_grad or weight.requires_grad):
+        return False
+    size_bytes = hidden.numel() // max(1, hidden.shape[-1]) * weight.shape[0] * compute_dtype(hidden).itemsize
+    return hidden.device.type != "cpu" or size_bytes > _KEEP_BYTES.get("cpu", 0)
 
 
 def summed_cross_entropy(

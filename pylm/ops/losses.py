@@ -5,13 +5,12 @@ Shapes: N rows (all leading dimensions), D model dimension, V vocabulary, P pref
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pylm.errors import InputError
 from pylm.ops._library import check_float, compute_dtype
-from pylm.ops.logprob import check_linear, summed_cross_entropy, target_logprob
+from pylm.ops.logprob import check_linear, makes_gradients_early, summed_cross_entropy, target_logprob
 
 
 def linear_cross_entropy(
@@ -59,7 +58,7 @@ def linear_cross_entropy(
         raise InputError(
             f'linear_cross_entropy: reduction must be "mean", "sum" or "none", got {reduction!r}'
         )
-    if reduction != "none" and torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+    if reduction != "none" and makes_gradients_early(hidden, weight):
         total = summed_cross_entropy(
             hidden,
             weight,

@@ -28,9 +28,16 @@ def _inputs(num_rows: int = 11, dim: int = 5, num_classes: int = 23) -> tuple[Te
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
 @pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 20])  # gradients along with the loss, or from what is kept
 def test_cross_entropy_follows_torch(
-    reduction: str, label_smoothing: float, z_loss: float, softcap: float | None
+    reduction: str,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    keep_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(logprob, "_KEEP_BYTES", {"cpu": keep_bytes})
     hidden, weight, targets = _inputs()
     logits = hidden @ weight.T
     if softcap is not None:
@@ -69,6 +76,7 @@ def test_cross_entropy_does_not_depend_on_the_split_into_batches() -> None:
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_cross_entropy_in_many_chunks(softcap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logprob, "_KEEP_BYTES", {"cpu": 0})
     hidden, weight, targets = _inputs(77)
     options = {"softcap": softcap, "label_smoothing": 0.1, "z_loss": 0.01, "reduction": "sum"}
     whole = ops.linear_cross_entropy(hidden, weight, targets, **options)
@@ -87,8 +95,11 @@ def test_cross_entropy_in_many_chunks(softcap: float | None, monkeypatch: pytest
     torch.testing.assert_close(grads, expected, rtol=1e-10, atol=TOLERANCE)
 
 
-def test_cross_entropy_of_bfloat16_keeps_the_float32_gradient_of_the_weight() -> None:
+def test_cross_entropy_of_bfloat16_keeps_the_float32_gradient_of_the_weight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     hidden, weight, targets = _inputs()
+    monkeypatch.setattr(logprob, "_KEEP_BYTES", {"cpu": 0})
     low = hidden.detach().bfloat16().requires_grad_()
     single = weight.detach().float().requires_grad_()
     loss = ops.linear_cross_entropy(low, single, targets)
