@@ -10,7 +10,8 @@ from pylm.ops.logprob import LogProb, linear_logprob
 from pylm.ops.losses import dpo_loss, linear_cross_entropy
 from pylm.ops.modules import RMSNorm
 from pylm.ops.norm import rms_norm
-from pylm.ops.rotary import rope, rope_cache
+from pylm.ops.rotary import rope
+from pylm.ops.rotary_tables import packed_position_ids, rope_cache, rope_frequencies
 from pylm.ops.vocab_parallel import vocab_parallel_logprob
 from pylm.ops.warming import warmup
 
@@ -21,9 +22,11 @@ __all__ = [
     "geglu",
     "linear_cross_entropy",
     "linear_logprob",
+    "packed_position_ids",
     "rms_norm",
     "rope",
     "rope_cache",
+    "rope_frequencies",
     "swiglu",
     "swiglu_packed",
     "vocab_parallel_logprob",

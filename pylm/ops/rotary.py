@@ -1,4 +1,4 @@
-"""Rotary position embedding of queries and keys, and its table of cosines and sines.
+"""Rotary position embedding of queries and keys.
 
 Feature pair i of position t turns by the angle t * theta^(-2 i / R) (Su et al., 2021). The pair is
 (i, i + R / 2) in the usual layout, (2 i, 2 i + 1) in the interleaved one.
@@ -8,7 +8,6 @@ P rows of the table.
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -131,7 +130,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _backward(ctx: Any, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor | None, ...]:
     cos, sin, position_ids = ctx.saved_tensors
-    # A rotation is orthogonal: its gradient is the rotation back.
+    # The gradient of a rotation is the rotation back; an attention factor in the tables stays.
     grad_q, grad_k = _ROPE(grad_q, grad_k, cos, sin, position_ids, ctx.interleaved, not ctx.inverse)
     return grad_q, grad_k, None, None, None, None, None
 
@@ -194,76 +193,3 @@ def rope(
         )
     rotated_q, rotated_k = _ROPE(q, k, cos, sin, position_ids, interleaved, False)
     return rotated_q, rotated_k
-
-
-def rope_cache(
-    num_positions: int,
-    dim: int,
-    *,
-    theta: float = 10_000.0,
-    scaling: Mapping[str, float | str] | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor]:
-    """Build the table of cosines and sines that `rope` reads.
-
-    Angles are computed in float64, so that far positions keep their precision, and rounded once.
-
-    Args:
-        num_positions: P, the rows of the table.
-        dim: R, the number of rotated features, even.
-        theta: base of the frequencies theta^(-2 i / R).
-        scaling: context extension in the terms of Hugging Face configurations, or None:
-            `{"rope_type": "linear", "factor": f}` divides every frequency by f;
-            `{"rope_type": "llama3", "factor": f, "low_freq_factor": l, "high_freq_factor": h,
-            "original_max_position_embeddings": n}` divides frequencies of fewer than l turns in n
-            positions, keeps those of more than h, and blends between.
-        device: where the table is put.
-        dtype: of the table.
-
-    Returns:
-        cos and sin, each (P, R / 2).
-
-    Raises:
-        InputError: `dim` is odd, or `scaling` names an unknown type or lacks a field.
-
-    Source:
-        Su et al., 2021 (plain); Chen et al., "Extending Context Window of Large Language Models via
-        Positional Interpolation", 2023 (linear); the Llama 3.1 model release (llama3).
-
-    Example:
-        >>> cos, sin = rope_cache(2048, 64, theta=500_000.0)
-        >>> q, k = rope(q, k, cos, sin)
-    """
-    if dim % 2 or dim <= 0:
-        raise InputError(f"rope_cache: dim must be a positive even number, got {dim}")
-    frequencies = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-    if scaling is not None:
-        frequencies = _scale_frequencies(frequencies, scaling)
-    angles = torch.outer(torch.arange(num_positions, dtype=torch.float64), frequencies)
-    return angles.cos().to(dtype).to(device), angles.sin().to(dtype).to(device)
-
-
-def _scale_frequencies(frequencies: Tensor, scaling: Mapping[str, float | str]) -> Tensor:
-    kind = scaling.get("rope_type", scaling.get("type"))
-    if kind == "default":
-        return frequencies
-    if kind == "linear":
-        return frequencies / _number(scaling, "factor")
-    if kind == "llama3":
-        factor = _number(scaling, "factor")
-        low, high = _number(scaling, "low_freq_factor"), _number(scaling, "high_freq_factor")
-        turns = frequencies * _number(scaling, "original_max_position_embeddings") / (2 * math.pi)
-        kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
-        return frequencies * (kept + (1 - kept) / factor)
-    raise InputError(f'rope_cache: rope_type must be "default", "linear" or "llama3", got {kind!r}')
-
-
-def _number(scaling: Mapping[str, float | str], field: str) -> float:
-    value = scaling.get(field)
-    if not isinstance(value, int | float):
-        raise InputError(
-            f"rope_cache: scaling of type {scaling.get('rope_type', scaling.get('type'))!r} needs the "
-            f"number {field!r}, got {value!r}"
-        )
-    return float(value)

@@ -9,7 +9,8 @@ from pylm.ops.gated import geglu, swiglu, swiglu_packed
 from pylm.ops.logprob import linear_logprob
 from pylm.ops.losses import linear_cross_entropy
 from pylm.ops.norm import rms_norm
-from pylm.ops.rotary import rope, rope_cache
+from pylm.ops.rotary import rope
+from pylm.ops.rotary_tables import rope_cache
 
 _NUM_ROWS = 16
 

@@ -1,10 +1,9 @@
-"""Rotary embedding against complex numbers in a loop, and its tables against scalar formulas."""
-
-import math
+"""Rotary embedding against complex numbers in a loop."""
 
 import pytest
 import torch
 from oracles import ops as oracle
+from torch import Tensor
 
 from pylm import ops
 from pylm.errors import InputError
@@ -14,7 +13,7 @@ from pylm.ops import rotary
 ULPS = 5
 
 
-def _limit(dtype: torch.dtype, x: torch.Tensor) -> float:
+def _limit(dtype: torch.dtype, x: Tensor) -> float:
     return ULPS * torch.finfo(dtype).eps * max(1.0, float(x.abs().max()))
 
 
@@ -35,6 +34,61 @@ def test_values(interleaved: bool, time: int, features: int, rotated: int) -> No
             for x, y in ((q, rotated_q), (k, rotated_k)):
                 expected = oracle.rope(x[b].double(), positions, 100.0, rotated, interleaved)
                 assert float((y[b].double() - expected).abs().max()) <= _limit(torch.float32, x)
+
+
+def _rotated(x: Tensor, angles_TR: Tensor, interleaved: bool) -> Tensor:
+    """Rotate x (..., T, H, C) in float64 by indices."""
+    half = angles_TR.shape[1]
+    first = torch.arange(half) * (2 if interleaved else 1)
+    second = first + (1 if interleaved else half)
+    cos, sin = angles_TR.cos().unsqueeze(1), angles_TR.sin().unsqueeze(1)
+    y, x = x.double().clone(), x.double()
+    y[..., first] = x[..., first] * cos - x[..., second] * sin
+    y[..., second] = x[..., second] * cos + x[..., first] * sin
+    return y
+
+
+# Batch, time, query heads, key heads, features, rotated features.
+SIZES = [
+    (1, 1, 1, 1, 2, 2),
+    (3, 1, 1, 3, 127, 126),
+    (1, 3, 127, 1, 6, 2),
+    (2, 31, 3, 1, 10, 10),
+    (1, 257, 1, 1, 6, 4),
+    (1, 2, 1, 1, 257, 254),
+    (1, 2, 3, 1, 1000, 1000),
+    (1, 1, 1, 2, 4097, 4096),
+]
+EMPTY = [(0, 5, 2, 1, 6, 6), (2, 0, 2, 1, 6, 4), (2, 3, 0, 1, 6, 6), (0, 0, 0, 0, 2, 2)]
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("sizes", SIZES + EMPTY)
+def test_sizes(sizes: tuple[int, ...], interleaved: bool) -> None:
+    batch, time, num_heads, num_keys, features, rotated = sizes
+    generator = torch.Generator().manual_seed(sum(sizes))
+    # Queries and keys as they lie in a fused projection, values behind them.
+    fused = torch.randn(batch, time, (num_heads + 2 * num_keys) * features, generator=generator)
+    heads = fused.view(batch, time, num_heads + 2 * num_keys, features)
+    leaves = [t.requires_grad_() for t in heads.split((num_heads, num_keys, num_keys), 2)[:2]]
+    cos, sin = ops.rope_cache(time + 9, rotated)
+    ids = torch.randint(0, time + 9, (batch, time), generator=generator)
+    frequencies, _ = ops.rope_frequencies(rotated)
+    for position_ids in (None, ids):
+        outputs = ops.rope(*leaves, cos, sin, position_ids=position_ids, interleaved=interleaved)
+        upstream = [torch.randn(y.shape, generator=generator) for y in outputs]
+        grads = torch.autograd.grad(outputs, leaves, upstream)
+        for b in range(batch):
+            positions = torch.arange(time) if position_ids is None else position_ids[b]
+            angles = torch.outer(positions.double(), frequencies)
+            for x, y, g, grad in zip(leaves, outputs, upstream, grads, strict=True):
+                for actual, given, sign in ((y, x, 1), (grad, g, -1)):
+                    expected = _rotated(given[b].detach(), sign * angles, interleaved)
+                    if expected.numel():
+                        error = float((actual[b].detach().double() - expected).abs().amax())
+                        assert error <= _limit(torch.float32, given.detach())
+        assert [y.shape for y in outputs] == [x.shape for x in leaves]
+        assert all(y.is_contiguous() for y in outputs)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -109,44 +163,6 @@ def test_bfloat16_rounds_once() -> None:
     assert bool(((narrow.double() - wide).abs() <= 0.51 * eps * wide.abs() + 1e-5).all())
 
 
-def test_cache_values() -> None:
-    cos, sin = ops.rope_cache(100_001, 8, theta=500_000.0)
-    for position in (0, 1, 777, 100_000):
-        for i in range(4):
-            angle = position * 500_000.0 ** (-2 * i / 8)
-            # Rounded once from float64: half a unit of float32, where inv_freq in float32 is off by 4e-3.
-            assert abs(float(cos[position, i]) - math.cos(angle)) <= 2.0**-25
-            assert abs(float(sin[position, i]) - math.sin(angle)) <= 2.0**-25
-
-
-def test_cache_scaling() -> None:
-    plain = [10_000.0 ** (-2 * i / 64) for i in range(32)]
-    cos, _ = ops.rope_cache(2, 64, scaling={"rope_type": "linear", "factor": 4.0}, dtype=torch.float64)
-    assert cos[1].tolist() == pytest.approx([math.cos(f / 4.0) for f in plain], abs=1e-15)
-    cos, _ = ops.rope_cache(2, 64, scaling={"type": "default"}, dtype=torch.float64)
-    assert cos[1].tolist() == pytest.approx([math.cos(f) for f in plain], abs=1e-15)
-    llama = {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    expected = []
-    for frequency in plain:
-        wavelength = 2 * math.pi / frequency
-        if wavelength < 8192 / 4.0:
-            expected.append(frequency)
-        elif wavelength > 8192 / 1.0:
-            expected.append(frequency / 8.0)
-        else:
-            smooth = (8192 / wavelength - 1.0) / (4.0 - 1.0)
-            expected.append((1 - smooth) * frequency / 8.0 + smooth * frequency)
-    assert len({round(e / p, 6) for e, p in zip(expected, plain, strict=True)}) > 3, "all three cases occur"
-    _, sin = ops.rope_cache(2, 64, scaling=llama, dtype=torch.float64)
-    assert sin[1].tolist() == pytest.approx([math.sin(f) for f in expected], abs=1e-15)
-
-
 def test_errors_name_what_is_wrong() -> None:
     q, cos, sin = torch.randn(1, 5, 2, 6), *ops.rope_cache(4, 6)
     with pytest.raises(InputError, match="q has 5 positions but cos only 4 rows"):
@@ -159,9 +175,3 @@ def test_errors_name_what_is_wrong() -> None:
         ops.rope(q, q[..., :4], cos, sin)
     with pytest.raises(InputError, match="R <= 6"):
         ops.rope(q, q, *ops.rope_cache(5, 8))
-    with pytest.raises(InputError, match="positive even number, got 5"):
-        ops.rope_cache(4, 5)
-    with pytest.raises(InputError, match="got 'dynamic'"):
-        ops.rope_cache(4, 4, scaling={"rope_type": "dynamic"})
-    with pytest.raises(InputError, match="needs the number 'factor', got None"):
-        ops.rope_cache(4, 4, scaling={"rope_type": "linear"})
