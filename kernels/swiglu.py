@@ -1,10 +1,14 @@
-"""Gated activations: y = a(gate) up, with a = SiLU or the tanh form of GELU.
+"""Gated activations: y = a(gate) (up + offset), with a = SiLU or GELU in its tanh form or exactly.
 
-    SiLU:  a(g) = g s(g),    a'(g) = s(g) (1 + g (1 - s(g)))                          s: logistic function
-    GELU:  a(g) = g s(2 u),  a'(g) = s(2 u) (1 + 2 g u' (1 - s(2 u))),  u = sqrt(2 / pi) (g + 0.044715 g^3)
+    SiLU:       a(g) = g s,     a'(g) = s (1 + alpha g (1 - s)),  s = sigmoid(alpha g)
+    GELU, tanh: a(g) = g s,     a'(g) = s (1 + 2 g u' (1 - s)),   s = sigmoid(2 u) = (1 + tanh u) / 2,
+                                                                  u = sqrt(2 / pi) (g + 0.044715 g^3)
+    GELU:       a(g) = g P(g),  a'(g) = P(g) + g p(g),            P, p: normal distribution and density
 
-since (1 + tanh u) / 2 = s(2 u). Shazeer, "GLU Variants Improve Transformer", 2020. Shapes: N rows, F hidden
-dimension. Nothing is kept for the backward pass but the inputs.
+Where there is a limit, the gate is first cut from above and up on both sides; what is cut off has no
+gradient. Shazeer, "GLU Variants Improve Transformer", 2020; alpha, offset and limit are gpt-oss's. Shapes: N
+rows, F hidden dimension. Gate and up are two tensors, two halves of a row, or lie in turn (interleaved).
+Nothing is kept for the backward pass but the inputs.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -17,33 +21,78 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pylm.kernels._launch import FUSED_MULTIPLY_ADD, current_device, rows_of
+from pylm.kernels._launch import FUSED_MULTIPLY_ADD, current_device, rows_of, wide_dtype
 
 _TILE_ELEMENTS = 4096
 _MAX_BLOCK_F = 1024
 
 
 @triton.jit
-def _activate(gate, USES_GELU: tl.constexpr):
+def _activate(gate, ACTIVATION: tl.constexpr, ALPHA: tl.constexpr):
     """Return a(gate) and a'(gate)."""
-    slope = 1.0
-    share = tl.sigmoid(gate)
-    if USES_GELU:
+    if ACTIVATION == "gelu":
+        # 1 / sqrt(2) and 1 / sqrt(2 pi)
+        share = 0.5 + 0.5 * tl.erf(0.7071067811865476 * gate)
+        derivative = share + gate * 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
+    elif ACTIVATION == "gelu_tanh":
         # 1.5957691216057308 = 2 sqrt(2 / pi)
         square = gate * gate
         slope = 1.5957691216057308 * (1.0 + 0.134145 * square)
         share = tl.sigmoid(1.5957691216057308 * gate * (1.0 + 0.044715 * square))
-    return gate * share, share * (1.0 + gate * slope * (1.0 - share))
+        derivative = share * (1.0 + gate * slope * (1.0 - share))
+    else:
+        scaled = gate if ALPHA == 1.0 else ALPHA * gate
+        share = tl.sigmoid(scaled)
+        derivative = share * (1.0 + scaled * (1.0 - share))
+    return gate * share, derivative
 
 
 @triton.jit
 def _tile(num_rows, dim, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr):
-    """Return the rows (BLOCK_N, 1), the columns (1, BLOCK_F) and the mask of this program."""
+    """Return the rows (BLOCK_N, 1) of this program, those that are there, and its first column."""
     program = tl.program_id(0)
     num_column_tiles = tl.cdiv(dim, BLOCK_F)
     rows = (program // num_column_tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    columns = (program % num_column_tiles) * BLOCK_F + tl.arange(0, BLOCK_F)
-    return rows[:, None], columns[None, :], (rows < num_rows)[:, None] & (columns < dim)[None, :]
+    return rows[:, None], (rows < num_rows)[:, None], (program % num_column_tiles) * BLOCK_F
+
+
+@triton.jit
+def _load_gate_up(
+    gate_ptr,
+    up_ptr,
+    stride_gn,
+    stride_un,
+    rows,
+    row_mask,
+    first,
+    dim,
+    WIDE: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+):
+    """Return gate and up (BLOCK_N, BLOCK_F)."""
+    if INTERLEAVED:
+        # Read as they lie and parted in registers: a load of every second element moves 2 bytes at a time.
+        columns = 2 * first + tl.arange(0, 2 * BLOCK_F)[None, :]
+        pairs = tl.load(gate_ptr + rows * stride_gn + columns, mask=row_mask & (columns < 2 * dim), other=0.0)
+        gate, up = tl.split(tl.reshape(pairs, (BLOCK_N, BLOCK_F, 2)))
+    else:
+        columns = first + tl.arange(0, BLOCK_F)[None, :]
+        mask = row_mask & (columns < dim)
+        gate = tl.load(gate_ptr + rows * stride_gn + columns, mask=mask, other=0.0)
+        up = tl.load(up_ptr + rows * stride_un + columns, mask=mask, other=0.0)
+    return gate.to(WIDE), up.to(WIDE)
+
+
+@triton.jit
+def _cut(gate, up, LIMIT: tl.constexpr, UP_OFFSET: tl.constexpr):
+    """Return the gate within the limit and the factor beside it."""
+    if LIMIT is not None:
+        limit = tl.full((1, 1), LIMIT, gate.dtype)
+        gate = tl.where(gate > limit, limit, gate)
+        up = tl.where(up > limit, limit, tl.where(up < -limit, -limit, up))
+    return gate, up + UP_OFFSET if UP_OFFSET != 0.0 else up
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -56,15 +105,34 @@ def _forward_kernel(
     num_rows,
     dim,
     WIDE: tl.constexpr,
-    USES_GELU: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    ALPHA: tl.constexpr,
+    LIMIT: tl.constexpr,
+    UP_OFFSET: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_F: tl.constexpr,
 ):
-    rows, columns, mask = _tile(num_rows, dim, BLOCK_N, BLOCK_F)
-    gate = tl.load(gate_ptr + rows * stride_gn + columns, mask=mask, other=0.0).to(WIDE)
-    up = tl.load(up_ptr + rows * stride_un + columns, mask=mask, other=0.0).to(WIDE)
-    value, _ = _activate(gate, USES_GELU)
-    tl.store(y_ptr + rows * dim + columns, (value * up).to(y_ptr.dtype.element_ty), mask=mask)
+    rows, row_mask, first = _tile(num_rows, dim, BLOCK_N, BLOCK_F)
+    gate, up = _load_gate_up(
+        gate_ptr,
+        up_ptr,
+        stride_gn,
+        stride_un,
+        rows,
+        row_mask,
+        first,
+        dim,
+        WIDE,
+        INTERLEAVED,
+        BLOCK_N,
+        BLOCK_F,
+    )
+    gate, factor = _cut(gate, up, LIMIT, UP_OFFSET)
+    value, _ = _activate(gate, ACTIVATION, ALPHA)
+    columns = first + tl.arange(0, BLOCK_F)[None, :]
+    y = (value * factor).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + rows * dim + columns, y, mask=row_mask & (columns < dim))
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -81,40 +149,107 @@ def _backward_kernel(
     num_rows,
     dim,
     WIDE: tl.constexpr,
-    USES_GELU: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    ALPHA: tl.constexpr,
+    LIMIT: tl.constexpr,
+    UP_OFFSET: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_F: tl.constexpr,
 ):
-    rows, columns, mask = _tile(num_rows, dim, BLOCK_N, BLOCK_F)
+    rows, row_mask, first = _tile(num_rows, dim, BLOCK_N, BLOCK_F)
+    columns = first + tl.arange(0, BLOCK_F)[None, :]
+    mask = row_mask & (columns < dim)
     grad = tl.load(grad_ptr + rows * stride_yn + columns, mask=mask, other=0.0).to(WIDE)
-    gate = tl.load(gate_ptr + rows * stride_gn + columns, mask=mask, other=0.0).to(WIDE)
-    up = tl.load(up_ptr + rows * stride_un + columns, mask=mask, other=0.0).to(WIDE)
-    value, slope = _activate(gate, USES_GELU)
-    offsets = rows * stride_on + columns
-    tl.store(grad_gate_ptr + offsets, (grad * up * slope).to(grad_gate_ptr.dtype.element_ty), mask=mask)
-    tl.store(grad_up_ptr + offsets, (grad * value).to(grad_up_ptr.dtype.element_ty), mask=mask)
+    given_gate, given_up = _load_gate_up(
+        gate_ptr,
+        up_ptr,
+        stride_gn,
+        stride_un,
+        rows,
+        row_mask,
+        first,
+        dim,
+        WIDE,
+        INTERLEAVED,
+        BLOCK_N,
+        BLOCK_F,
+    )
+    gate, factor = _cut(given_gate, given_up, LIMIT, UP_OFFSET)
+    value, slope = _activate(gate, ACTIVATION, ALPHA)
+    grad_gate, grad_up = grad * factor * slope, grad * value
+    if LIMIT is not None:
+        grad_gate = tl.where(given_gate > LIMIT, 0.0, grad_gate)
+        grad_up = tl.where(tl.abs(given_up) > LIMIT, 0.0, grad_up)
+    if INTERLEAVED:
+        pair_columns = 2 * first + tl.arange(0, 2 * BLOCK_F)[None, :]
+        pairs = tl.reshape(tl.join(grad_gate, grad_up), (BLOCK_N, 2 * BLOCK_F)).to(
+            grad_gate_ptr.dtype.element_ty
+        )
+        pair_mask = row_mask & (pair_columns < 2 * dim)
+        tl.store(grad_gate_ptr + rows * stride_on + pair_columns, pairs, mask=pair_mask)
+    else:
+        offsets = rows * stride_on + columns
+        tl.store(grad_gate_ptr + offsets, grad_gate.to(grad_gate_ptr.dtype.element_ty), mask=mask)
+        tl.store(grad_up_ptr + offsets, grad_up.to(grad_up_ptr.dtype.element_ty), mask=mask)
 
 
-def _options(gate: Tensor, activation: str) -> dict[str, Any]:
-    block_f = min(_MAX_BLOCK_F, triton.next_power_of_2(max(1, gate.shape[-1])))
+def _options(
+    dtype: torch.dtype,
+    dim: int,
+    interleaved: bool,
+    activation: str,
+    alpha: float,
+    limit: float | None,
+    up_offset: float,
+) -> dict[str, Any]:
+    block_f = min(_MAX_BLOCK_F, triton.next_power_of_2(max(1, dim)))
     return {
-        "WIDE": tl.float64 if gate.dtype == torch.float64 else tl.float32,
-        "USES_GELU": activation == "gelu_tanh",
+        "WIDE": tl.float64 if dtype == torch.float64 else tl.float32,
+        "INTERLEAVED": interleaved,
+        "ACTIVATION": activation,
+        "ALPHA": alpha,
+        "LIMIT": limit,
+        "UP_OFFSET": up_offset,
         "BLOCK_N": _TILE_ELEMENTS // block_f if block_f > 64 else 64,
         "BLOCK_F": block_f,
         **FUSED_MULTIPLY_ADD,
     }
 
 
+def _grid(num_rows: int, dim: int, options: dict[str, Any]) -> tuple[int]:
+    return (triton.cdiv(num_rows, options["BLOCK_N"]) * triton.cdiv(dim, options["BLOCK_F"]),)
+
+
+def _refuse_keep(keep: bool) -> None:
+    if keep:
+        raise ValueError("swiglu: the kernel keeps nothing for the backward pass; pass keep=False on a GPU")
+
+
+def _launch_forward(gate_rows: Tensor, up_rows: Tensor, y: Tensor, options: dict[str, Any]) -> Tensor:
+    """Write y (..., F); return the empty tensor that is kept for the backward pass."""
+    num_rows, dim = gate_rows.shape[0], y.shape[-1]
+    if y.numel():
+        with current_device(y):
+            _forward_kernel[_grid(num_rows, dim, options)](
+                gate_rows, up_rows, y, gate_rows.stride(0), up_rows.stride(0), num_rows, dim, **options
+            )
+    return torch.empty((0, 0), dtype=wide_dtype(y), device=y.device)
+
+
 def _launch_backward(
-    grad_gate: Tensor, grad_up: Tensor, grad: Tensor, gate: Tensor, up: Tensor, activation: str
+    grad_gate: Tensor,
+    grad_up: Tensor,
+    grad: Tensor,
+    gate_rows: Tensor,
+    up_rows: Tensor,
+    options: dict[str, Any],
 ) -> None:
     """Write both gradients; they share their row stride."""
-    grad_rows, gate_rows, up_rows = rows_of(grad), rows_of(gate), rows_of(up)
-    num_rows, dim = gate_rows.shape
-    options = _options(gate, activation)
-    if gate.numel():
-        with current_device(gate):
+    grad_rows = rows_of(grad)
+    num_rows, dim = grad_rows.shape
+    if grad.numel():
+        with current_device(grad):
             _backward_kernel[_grid(num_rows, dim, options)](
                 grad_rows,
                 gate_rows,
@@ -131,48 +266,71 @@ def _launch_backward(
             )
 
 
-def _grid(num_rows: int, dim: int, options: dict[str, Any]) -> tuple[int]:
-    return (triton.cdiv(num_rows, options["BLOCK_N"]) * triton.cdiv(dim, options["BLOCK_F"]),)
-
-
-def _refuse_keep(keep: bool) -> None:
-    if keep:
-        raise ValueError("swiglu: the kernel keeps nothing for the backward pass; pass keep=False on a GPU")
-
-
-def forward(gate: Tensor, up: Tensor, activation: str, keep: bool) -> tuple[Tensor, Tensor]:
+def forward(
+    gate: Tensor, up: Tensor, activation: str, alpha: float, limit: float | None, up_offset: float, keep: bool
+) -> tuple[Tensor, Tensor]:
     """Return y like gate (..., F) and an empty tensor."""
     _refuse_keep(keep)
-    gate_rows, up_rows = rows_of(gate), rows_of(up)
-    num_rows, dim = gate_rows.shape
+    options = _options(gate.dtype, gate.shape[-1], False, activation, alpha, limit, up_offset)
     y = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    options = _options(gate, activation)
-    if gate.numel():
-        with current_device(gate):
-            _forward_kernel[_grid(num_rows, dim, options)](
-                gate_rows, up_rows, y, gate_rows.stride(0), up_rows.stride(0), num_rows, dim, **options
-            )
-    wide = torch.float64 if gate.dtype == torch.float64 else torch.float32
-    return y, torch.empty((0, 0), dtype=wide, device=gate.device)
+    return y, _launch_forward(rows_of(gate), rows_of(up), y, options)
 
 
-def backward(grad: Tensor, gate: Tensor, up: Tensor, kept: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+def backward(
+    grad: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    kept: Tensor,
+    activation: str,
+    alpha: float,
+    limit: float | None,
+    up_offset: float,
+) -> tuple[Tensor, Tensor]:
     """Return the gradients of gate and up, like them, (..., F)."""
+    options = _options(gate.dtype, gate.shape[-1], False, activation, alpha, limit, up_offset)
     grad_gate, grad_up = (torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) for _ in range(2))
-    _launch_backward(rows_of(grad_gate), rows_of(grad_up), grad, gate, up, activation)
+    _launch_backward(rows_of(grad_gate), rows_of(grad_up), grad, rows_of(gate), rows_of(up), options)
     return grad_gate, grad_up
 
 
-def packed_forward(gate_up: Tensor, activation: str, keep: bool) -> tuple[Tensor, Tensor]:
+def _parts(gate_up_rows: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """Return gate and up of (N, 2 F); where they lie in turn, twice the whole, which the kernel parts."""
+    if interleaved:
+        return gate_up_rows, gate_up_rows
+    gate, up = gate_up_rows.chunk(2, -1)
+    return gate, up
+
+
+def packed_forward(
+    gate_up: Tensor,
+    interleaved: bool,
+    activation: str,
+    alpha: float,
+    limit: float | None,
+    up_offset: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
     """Return y (..., F) of gate_up (..., 2 F) and an empty tensor."""
-    gate, up = gate_up.chunk(2, -1)
-    return forward(gate, up, activation, keep)
+    _refuse_keep(keep)
+    dim = gate_up.shape[-1] // 2
+    options = _options(gate_up.dtype, dim, interleaved, activation, alpha, limit, up_offset)
+    y = torch.empty((*gate_up.shape[:-1], dim), dtype=gate_up.dtype, device=gate_up.device)
+    return y, _launch_forward(*_parts(rows_of(gate_up), interleaved), y, options)
 
 
-def packed_backward(grad: Tensor, gate_up: Tensor, kept: Tensor, activation: str) -> Tensor:
+def packed_backward(
+    grad: Tensor,
+    gate_up: Tensor,
+    kept: Tensor,
+    interleaved: bool,
+    activation: str,
+    alpha: float,
+    limit: float | None,
+    up_offset: float,
+) -> Tensor:
     """Return the gradient of gate_up, like it, (..., 2 F)."""
-    gate, up = gate_up.chunk(2, -1)
+    options = _options(gate_up.dtype, grad.shape[-1], interleaved, activation, alpha, limit, up_offset)
     grad_gate_up = torch.empty(gate_up.shape, dtype=gate_up.dtype, device=gate_up.device)
-    grad_gate, grad_up = rows_of(grad_gate_up).chunk(2, -1)
-    _launch_backward(grad_gate, grad_up, grad, gate, up, activation)
+    outputs = _parts(rows_of(grad_gate_up), interleaved)
+    _launch_backward(*outputs, grad, *_parts(rows_of(gate_up), interleaved), options)
     return grad_gate_up

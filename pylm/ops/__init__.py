@@ -5,7 +5,7 @@ input), gives bitwise reproducible results, works under autograd and `torch.comp
 and never waits for the GPU. No triton is loaded before an op runs on a CUDA tensor.
 """
 
-from pylm.ops.gated import geglu, swiglu, swiglu_packed
+from pylm.ops.gated import geglu, geglu_packed, swiglu, swiglu_packed
 from pylm.ops.logprob import LogProb, linear_logprob
 from pylm.ops.losses import dpo_loss, linear_cross_entropy
 from pylm.ops.modules import RMSNorm
@@ -20,6 +20,7 @@ __all__ = [
     "RMSNorm",
     "dpo_loss",
     "geglu",
+    "geglu_packed",
     "linear_cross_entropy",
     "linear_logprob",
     "packed_position_ids",

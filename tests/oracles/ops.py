@@ -32,11 +32,17 @@ def rope(x: Tensor, positions: list[int], theta: float, num_rotated: int, interl
     return y
 
 
-def swiglu(gate: float, up: float) -> float:
-    return gate / (1.0 + math.exp(-gate)) * up
+def swiglu(
+    gate: float, up: float, *, alpha: float = 1.0, limit: float | None = None, up_offset: float = 0.0
+) -> float:
+    if limit is not None:
+        gate, up = min(gate, limit), max(-limit, min(up, limit))
+    return gate / (1.0 + math.exp(-alpha * gate)) * (up + up_offset)
 
 
-def geglu(gate: float, up: float) -> float:
+def geglu(gate: float, up: float, *, approximate: str = "tanh") -> float:
+    if approximate == "none":
+        return 0.5 * gate * math.erfc(-gate / math.sqrt(2.0)) * up
     inner = math.sqrt(2.0 / math.pi) * (gate + 0.044715 * gate**3)
     return 0.5 * gate * (1.0 + math.tanh(inner)) * up
 
