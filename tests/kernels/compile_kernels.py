@@ -53,10 +53,14 @@ def launch_all(dtype: torch.dtype) -> None:
         rms_norm.add_forward(x, x, weight, 1e-6, 1.0)
         rms_norm.backward(x, None, x, weight, rstd, 0.0, True)
         rms_norm.backward(x, x, x, None, rstd, 0.0, False)
-        swiglu.forward(x, x, "silu", False)
-        swiglu.forward(x, x, "gelu_tanh", False)
-        swiglu.backward(x, x, x, x, "silu")
-        swiglu.packed_backward(empty(num_rows, dim), empty(num_rows, 2 * dim), x, "gelu_tanh")
+        wide = empty(num_rows, 2 * dim)
+        for form in (("silu", 1.0, None, 0.0), ("silu", 1.702, 7.0, 1.0), ("gelu_tanh", 1.0, None, 0.0)):
+            swiglu.forward(x, x, *form, False)
+            swiglu.backward(x, x, x, x, *form)
+            swiglu.packed_forward(wide, True, *form, False)
+            swiglu.packed_backward(x, wide, x, True, *form)
+        swiglu.packed_forward(wide, False, "gelu", 1.0, None, 0.0, False)
+        swiglu.packed_backward(x, wide, x, False, "gelu", 1.0, None, 0.0)
     for batch, time, heads, features in ((2, 8, 4, 128), (1, 1, 1, 6)):
         cos = empty(16, features // 2 - 1, dtype=torch.float32)
         positions = torch.zeros(batch, time, dtype=torch.int64)

@@ -211,6 +211,6 @@ def test_norm_of_strided_rows(name: str) -> None:
 def test_launchers_refuse_what_they_cannot_do() -> None:
     x = torch.ones(2, 4)
     with pytest.raises(ValueError, match="keeps nothing for the backward pass"):
-        swiglu.forward(x, x, "silu", True)
+        swiglu.forward(x, x, "silu", 1.0, None, 0.0, True)
     with pytest.raises(ValueError, match="takes up to 65536 features in a row, got 65537"):
         rms_norm.forward(torch.ones(1, 65537), None, 1e-6, 0.0)

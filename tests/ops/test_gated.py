@@ -81,7 +81,7 @@ def test_values(form: str, packing: str) -> None:
 @pytest.mark.parametrize("form", list(FORMS))
 def test_gradcheck(form: str, packing: str) -> None:
     generator = torch.Generator().manual_seed(2)
-    gate, up = (2.0 * torch.randn(2, 3, 4, dtype=torch.float64, generator=generator) for _ in range(2))
+    gate, up = (2.0 * torch.randn(2, 1, 3, dtype=torch.float64, generator=generator) for _ in range(2))
     gate[0, 0, 0], up[0, 0, 1], up[0, 0, 2] = 9.0, 8.0, -8.0
     gate.requires_grad_()
     up.requires_grad_()

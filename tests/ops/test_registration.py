@@ -30,9 +30,12 @@ def _cases(device: str) -> dict[str, tuple[object, ...]]:
         "rms_norm": (x, leaf(8), 1e-6, 0.0),
         "rms_norm without weight": (leaf(4, 6).transpose(0, 1), None, 1e-6, 0.0),
         "add_rms_norm": (x, leaf(3, 5, 8), leaf(8), 1e-6, 1.0),
-        "gated": (x, leaf(8, 5, 3).transpose(0, 2), "silu", keeps),
-        "gated gelu": (x, leaf(3, 5, 8), "gelu_tanh", False),
-        "gated_packed": (x, "silu", keeps),
+        "gated": (x, leaf(8, 5, 3).transpose(0, 2), "silu", 1.0, None, 0.0, keeps),
+        "gated limit": (x, leaf(3, 5, 8), "silu", 1.702, 0.5, 1.0, keeps),
+        "gated gelu": (x, leaf(3, 5, 8), "gelu_tanh", 1.0, None, 0.0, False),
+        "gated_packed": (x, False, "silu", 1.0, None, 0.0, keeps),
+        "gated_packed interleaved": (x, True, "silu", 1.702, 0.5, 1.0, keeps),
+        "gated_packed gelu": (x, True, "gelu", 1.0, None, 0.0, False),
         "rope": (q, k, cos, sin, None, False, False),
         "rope with positions": (q.transpose(0, 1), k.transpose(0, 1), cos, sin, positions.t(), True, True),
         "linear_logprob": (leaf(4, 8), leaf(11, 8), targets, leaf(11), 0.7, None, -100, *flags),
@@ -59,7 +62,10 @@ def _block(x: Tensor, weights: dict[str, Tensor], targets: Tensor) -> Tensor:
         q.transpose(1, 2), k.transpose(1, 2), k.transpose(1, 2), is_causal=True
     )
     y, x = ops.rms_norm(attended.transpose(1, 2).flatten(2), weights["norm"], residual=x)
-    x = x + ops.swiglu(y @ weights["q"], ops.swiglu_packed(y @ weights["wide"])) + ops.geglu(y, y)
+    wide = y @ weights["wide"]
+    x = x + ops.swiglu(y @ weights["q"], ops.swiglu_packed(wide)) + ops.geglu(y, y)
+    x = x + ops.swiglu_packed(wide, interleaved=True, alpha=1.702, limit=1.0, up_offset=1.0)
+    x = x + ops.geglu_packed(wide, approximate="none")
     logprob = ops.linear_logprob(x, weights["head"], targets).logprob.sum()
     return ops.linear_cross_entropy(x, weights["head"], targets, z_loss=1e-4) - 0.1 * logprob
 
