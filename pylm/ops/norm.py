@@ -19,18 +19,21 @@ from pylm.ops._library import (
     define_op,
     refuse_second_derivative,
     register_autograd,
-    unit_rows,
 )
 
 
 def _forward_cpu(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float) -> tuple[Tensor, Tensor]:
-    wide = unit_rows(x).to(compute_dtype(x))
+    # Views are read where they lie, heads of a fused projection too; torch's loops over a strided last
+    # dimension round differently.
+    wide = (x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()).to(compute_dtype(x))
+    rstd = torch.empty((*x.shape[:-1], 1), dtype=wide.dtype)
     # Two passes over x and one over y; x.square().mean() would write and read a third tensor.
-    rstd = torch.linalg.vector_norm(wide, 2, -1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    y = wide * rstd
+    torch.linalg.vector_norm(wide, 2, -1, keepdim=True, out=rstd)
+    rstd.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    y = torch.mul(wide, rstd, out=torch.empty(x.shape, dtype=wide.dtype))
     if weight is not None:
         y *= _scale(weight, wide.dtype, weight_offset)
-    return y.to(x.dtype).contiguous().view(x.shape), rstd.view(x.shape[:-1])
+    return y.to(x.dtype), rstd.squeeze(-1)
 
 
 def _scale(weight: Tensor, dtype: torch.dtype, weight_offset: float) -> Tensor:
