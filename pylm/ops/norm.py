@@ -37,7 +37,7 @@ def _forward_cpu(x: Tensor, weight: Tensor | None, eps: float, weight_offset: fl
 
 
 def _scale(weight: Tensor, dtype: torch.dtype, weight_offset: float) -> Tensor:
-    scale = weight.to(dtype)
+    scale = weight.to(dtype).contiguous()
     return scale + weight_offset if weight_offset else scale
 
 

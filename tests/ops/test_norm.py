@@ -10,8 +10,8 @@ from pylm import ops
 from pylm.errors import InputError
 
 # In units of the dtype's eps times the largest value of the result. A value takes the square sum (its
-# rounding, at most log2(D) + 1 halves), a root, a quotient and two products: 12 covers D = 257. The
-# gradient adds two more row sums. A weight gradient adds up N = 257 rows one by one: sqrt(N) on average.
+# rounding, at most log2(D) + 1 halves), a root, a quotient and two products: 12 covers D = 4097. The
+# gradient adds two more row sums. A weight gradient adds up N rows one by one: sqrt(N) on average, 64.
 ULPS = {"forward": 12, "grad": 24, "grad_weight": 64}
 
 
@@ -26,7 +26,7 @@ def assert_close(actual: Tensor, expected: Tensor, ulps: float) -> None:
     assert error <= limit, f"error {error} over {limit}"
 
 
-@pytest.mark.parametrize("dim", [1, 3, 127, 257])
+@pytest.mark.parametrize("dim", [1, 3, 127, 257, 1000, 4097])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_values(dim: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(dim)
@@ -41,7 +41,12 @@ def test_values(dim: int, dtype: torch.dtype) -> None:
         assert_close(actual, expected, ULPS["forward"])
 
 
-@pytest.mark.parametrize("shape", [(257, 127), (2, 5, 3, 32), (1, 1), (0, 8), (4, 0), (7,)])
+SHAPES = [
+    (257, 127), (2, 5, 3, 32), (1, 1), (0, 8), (4, 0), (7,), (1, 1000), (3, 4097), (1000, 3), (4097, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("has_residual", [False, True])
 def test_gradients_follow_torch_in_float64(shape: tuple[int, ...], has_residual: bool) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -99,6 +104,61 @@ def test_any_strides_give_the_same_bits() -> None:
         b.backward(upstream)
         assert torch.equal(plain.grad, strided.grad)
         assert torch.equal(base, before), "the input was written to"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_heads_of_a_fused_projection(dtype: torch.dtype) -> None:
+    # Queries and keys of every head are normalised where they lie between the values.
+    generator = torch.Generator().manual_seed(5)
+    batch, time, num_heads, num_keys, features = 2, 3, 4, 2, 33
+    fused = torch.randn(batch, time, (num_heads + 2 * num_keys) * features, generator=generator).to(dtype)
+    before = fused.clone()
+    fused.requires_grad_()
+    weights = [torch.randn(features, generator=generator).to(dtype).requires_grad_() for _ in range(2)]
+    heads = fused.unflatten(-1, (-1, features)).split((num_heads, num_keys, num_keys), 2)
+    upstream = [torch.randn(x.shape, generator=generator).to(dtype) for x in heads[:2]]
+    for transposed in (False, True):
+        views = [x.transpose(1, 2) if transposed else x for x in heads[:2]]
+        given = [g.transpose(1, 2) if transposed else g for g in upstream]
+        copies = [x.detach().contiguous().requires_grad_() for x in views]
+        outputs = [ops.rms_norm(x, w) for x, w in zip(views, weights, strict=True)]
+        expected = [ops.rms_norm(x, w) for x, w in zip(copies, weights, strict=True)]
+        for a, b in zip(outputs, expected, strict=True):
+            assert torch.equal(a, b)
+            assert a.is_contiguous()
+        grads = torch.autograd.grad(outputs, [fused, *weights], given)
+        expected_grads = torch.autograd.grad(expected, [*copies, *weights], [g.contiguous() for g in given])
+        q, k = (g.transpose(1, 2) if transposed else g for g in expected_grads[:2])
+        values = torch.zeros(batch, time, num_keys, features, dtype=dtype)
+        assert torch.equal(grads[0], torch.cat((q, k, values), 2).flatten(2))
+        assert all(torch.equal(a, b) for a, b in zip(grads[1:], expected_grads[2:], strict=True))
+    assert torch.equal(fused, before), "the input was written to"
+
+
+def test_the_sum_is_handed_on_from_any_strides() -> None:
+    generator = torch.Generator().manual_seed(6)
+    base = torch.randn(4, 6, 5, generator=generator)
+    residuals = (
+        base.transpose(0, 2), base[..., :1].expand(4, 6, 5), base[:1, :1].expand(4, 6, 5), base[::2, 1::2],
+    )  # fmt: skip
+    for residual in residuals:
+        x = torch.randn(residual.shape, generator=generator)
+        gain = torch.randn(1, generator=generator).expand(residual.shape[-1])
+        upstream = [torch.randn(x.shape, generator=generator) for _ in range(2)]
+        leaves = [t.detach().requires_grad_() for t in (x, residual, gain)]
+        plain = [t.detach().contiguous().requires_grad_() for t in (x, residual, gain)]
+        outputs = ops.rms_norm(leaves[0], leaves[2], residual=leaves[1])
+        expected = ops.rms_norm(plain[0], plain[2], residual=plain[1])
+        assert all(torch.equal(a, b) and a.is_contiguous() for a, b in zip(outputs, expected, strict=True))
+        assert torch.equal(outputs[1], x + residual)
+        grads = torch.autograd.grad(outputs, leaves, upstream)
+        for a, b in zip(grads, torch.autograd.grad(expected, plain, upstream), strict=True):
+            assert torch.equal(a, b)
+        # The gradient of a sum comes expanded, with strides of 0.
+        ones = torch.ones(()).expand(x.shape)
+        first = torch.autograd.grad(ops.rms_norm(leaves[0], leaves[2]), leaves[0], ones)[0]
+        again = torch.autograd.grad(ops.rms_norm(leaves[0], leaves[2]), leaves[0], ones.contiguous())[0]
+        assert torch.equal(first, again)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
