@@ -19,13 +19,18 @@ ROWS = (
 REST = "not (bfloat16 or errors or cache or gradcheck or gated-cpu or packed-cpu or logprob-cpu or triton)"
 RUNS = {
     "rows": (ROWS, ["ops/test_norm.py", "ops/test_gated.py", "ops/test_logprob.py", "ops/test_losses.py"]),
+    "offsets": ("test", ["kernels/interpreted_offsets.py"]),
     "rest": (REST, ["kernels/interpreted_edges.py", "ops/test_rotary.py", "ops/test_registration.py"]),
 }
 GRADIENTS = [
     *("rms_norm_backward", "gated_backward", "gated_packed_backward", "linear_logprob_backward"),
     "linear_cross_entropy_backward",
 ]
-LAUNCHERS = {"rows": {"add_rms_norm", *GRADIENTS}, "rest": {"add_rms_norm", "rope", *GRADIENTS}}
+LAUNCHERS = {
+    "rows": {"add_rms_norm", *GRADIENTS},
+    "offsets": set(),  # calls them itself
+    "rest": {"add_rms_norm", "rope", *GRADIENTS},
+}
 
 
 @pytest.mark.parametrize("name", list(RUNS))
