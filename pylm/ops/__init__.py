@@ -7,9 +7,10 @@ and never waits for the GPU. No triton is loaded before an op runs on a CUDA ten
 
 from pylm.ops.gated import geglu, geglu_packed, swiglu, swiglu_packed
 from pylm.ops.logprob import LogProb, linear_logprob
-from pylm.ops.losses import dpo_loss, linear_cross_entropy
+from pylm.ops.losses import dpo_loss, kto_loss, linear_cross_entropy
 from pylm.ops.modules import RMSNorm
 from pylm.ops.norm import rms_norm
+from pylm.ops.policy import PolicyLoss, group_advantages, grpo_loss
 from pylm.ops.rotary import rope
 from pylm.ops.rotary_tables import packed_position_ids, rope_cache, rope_frequencies
 from pylm.ops.vocab_parallel import vocab_parallel_logprob
@@ -17,10 +18,14 @@ from pylm.ops.warming import warmup
 
 __all__ = [
     "LogProb",
+    "PolicyLoss",
     "RMSNorm",
     "dpo_loss",
     "geglu",
     "geglu_packed",
+    "group_advantages",
+    "grpo_loss",
+    "kto_loss",
     "linear_cross_entropy",
     "linear_logprob",
     "packed_position_ids",

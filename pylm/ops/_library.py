@@ -123,7 +123,7 @@ def check_float(op: str, **tensors: Tensor | None) -> None:
             )
 
 
-def check_device(op: str, reference: Tensor, **tensors: Tensor | None) -> None:
+def check_device(op: str, reference: Tensor, /, **tensors: Tensor | None) -> None:
     """Raise InputError unless every given tensor is on the device of `reference`."""
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != reference.device:

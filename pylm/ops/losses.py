@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pylm.errors import InputError
-from pylm.ops._library import check_float, compute_dtype
+from pylm.ops._library import check_device, check_float, compute_dtype
 from pylm.ops.logprob import check_linear, makes_gradients_early, summed_cross_entropy, target_logprob
 
 
@@ -103,7 +103,7 @@ def dpo_loss(
     *,
     beta: float = 0.1,
     label_smoothing: float = 0.0,
-    kind: Literal["sigmoid", "ipo", "simpo"] = "sigmoid",
+    kind: Literal["sigmoid", "robust", "ipo", "simpo"] = "sigmoid",
     margin: float = 0.0,
 ) -> Tensor:
     """Compute the preference loss of every pair from the log-probabilities of its two answers.
@@ -112,6 +112,8 @@ def dpo_loss(
     label_smoothing and g = margin:
 
         sigmoid:  -(1 - s) log sigmoid(beta d - g) - s log sigmoid(-(beta d - g))
+        robust:   (-(1 - s) log sigmoid(beta d - g) + s log sigmoid(-(beta d - g))) / (1 - 2 s), whose
+                  expectation over labels that are wrong with probability s is that of sigmoid over right ones
         ipo:      (d - 1 / (2 beta))^2
         simpo:    sigmoid, with d = policy_chosen - policy_rejected and no reference
 
@@ -122,7 +124,7 @@ def dpo_loss(
         reference_chosen: (P,) the same under the reference model; None for simpo.
         reference_rejected: (P,); None for simpo.
         beta: strength of the pull to the reference; > 0. Usually 0.1 with sums, 5 with means.
-        label_smoothing: probability in [0, 0.5) that a label is wrong; sigmoid and simpo only.
+        label_smoothing: probability in [0, 0.5) that a label is wrong; not for ipo.
         kind: which loss.
         margin: what the reward of the chosen answer must exceed that of the other by; not for ipo.
 
@@ -135,8 +137,8 @@ def dpo_loss(
 
     Source:
         Rafailov et al., "Direct Preference Optimization", 2023; Mitchell, "A note on DPO with noisy
-        preferences", 2023 (label smoothing); Azar et al., 2023 (IPO); Lambert et al., "Tulu 3", 2024
-        (length-normalised); Meng et al., "SimPO", 2024.
+        preferences", 2023 (label smoothing); Chowdhury et al., "Provably Robust DPO", 2024 (robust); Azar
+        et al., 2023 (IPO); Lambert et al., "Tulu 3", 2024 (length-normalised); Meng et al., "SimPO", 2024.
     """
     check_float(
         "dpo_loss",
@@ -145,8 +147,8 @@ def dpo_loss(
         reference_chosen=reference_chosen,
         reference_rejected=reference_rejected,
     )
-    if kind not in ("sigmoid", "ipo", "simpo"):
-        raise InputError(f'dpo_loss: kind must be "sigmoid", "ipo" or "simpo", got {kind!r}')
+    if kind not in ("sigmoid", "robust", "ipo", "simpo"):
+        raise InputError(f'dpo_loss: kind must be "sigmoid", "robust", "ipo" or "simpo", got {kind!r}')
     if beta <= 0.0:
         raise InputError(f"dpo_loss: beta must be positive, got {beta}")
     if not 0.0 <= label_smoothing < 0.5:
@@ -177,6 +179,77 @@ def dpo_loss(
         return (difference - 1.0 / (2.0 * beta)).square()
     scaled = beta * difference - margin
     loss = -F.logsigmoid(scaled)
-    if label_smoothing > 0.0:
-        loss = loss * (1.0 - label_smoothing) - label_smoothing * F.logsigmoid(-scaled)
-    return loss
+    if label_smoothing == 0.0:
+        return loss
+    flipped = -F.logsigmoid(-scaled)
+    if kind == "robust":
+        return ((1.0 - label_smoothing) * loss - label_smoothing * flipped) / (1.0 - 2.0 * label_smoothing)
+    return (1.0 - label_smoothing) * loss + label_smoothing * flipped
+
+
+def kto_loss(
+    policy: Tensor,
+    reference: Tensor,
+    is_desirable: Tensor,
+    kl: Tensor | float,
+    *,
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """Compute the KTO loss of answers that are each marked as good or bad, in no pairs.
+
+    With r = policy - reference and z = max(kl, 0):
+
+        desirable:    desirable_weight   (1 - sigmoid(beta (r - z)))
+        undesirable:  undesirable_weight (1 - sigmoid(beta (z - r)))
+
+    Args:
+        policy: (N,) log-probability of the answer, summed over its tokens.
+        reference: (N,) the same under the reference model.
+        is_desirable: (N,) bool.
+        kl: scalar, the mean of policy - reference over answers that belong to other prompts (each prompt of
+            the batch with the next one's answer), over all ranks. It receives no gradient.
+        beta: strength of the pull to the reference; > 0.
+        desirable_weight: weight of good answers. The paper advises to choose the two so that good answers
+            weigh 1 to 4/3 times what bad ones do, all together.
+        undesirable_weight: weight of bad answers.
+
+    Returns:
+        The loss of every answer, (N,), float32 (float64 for float64 input); take the mean of it. Implicit
+        rewards are `beta * (policy - reference)`.
+
+    Raises:
+        InputError: a shape, dtype or device does not fit, or an option is out of range.
+
+    Source:
+        Ethayarajh et al., "KTO: Model Alignment as Prospect Theoretic Optimization", 2024, section 4.
+    """
+    check_float("kto_loss", policy=policy, reference=reference)
+    mean = kl if isinstance(kl, Tensor) else None
+    check_device("kto_loss", policy, reference=reference, is_desirable=is_desirable, kl=mean)
+    if beta <= 0.0:
+        raise InputError(f"kto_loss: beta must be positive, got {beta}")
+    if desirable_weight < 0.0 or undesirable_weight < 0.0:
+        raise InputError(
+            f"kto_loss: weights must not be negative, got {desirable_weight} and {undesirable_weight}"
+        )
+    for name, tensor in (("reference", reference), ("is_desirable", is_desirable)):
+        if tensor.shape != policy.shape:
+            raise InputError(
+                f"kto_loss: {name} must have the shape of policy {tuple(policy.shape)}, "
+                f"got {tuple(tensor.shape)}"
+            )
+    if is_desirable.dtype != torch.bool:
+        raise InputError(f"kto_loss: is_desirable must be bool, got {is_desirable.dtype}; compare it first")
+    if mean is not None and mean.numel() != 1:
+        raise InputError(f"kto_loss: kl must be one number, got {tuple(mean.shape)}; take its mean")
+    wide = compute_dtype(policy)
+    z = max(kl, 0.0) if not isinstance(kl, Tensor) else kl.detach().to(wide).reshape(()).clamp(min=0.0)
+    excess = beta * (policy.to(wide) - reference.to(wide) - z)
+    # 1 - sigmoid(x) = sigmoid(-x), which loses no digits where the sigmoid is near 1.
+    return torch.where(
+        is_desirable,
+        desirable_weight * torch.sigmoid(-excess),
+        undesirable_weight * torch.sigmoid(excess),
+    )

@@ -60,7 +60,7 @@ class DPOConfig(PostTrainingConfig):
     beta: float = Field(default=0.1, gt=0)
     """Strength of the pull to the reference: usually 0.1; 5 for length-normalised; 2 for simpo."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Probability that a label is wrong; sigmoid, length-normalised and simpo only."""
+    """Probability that a label is wrong; not for ipo."""
     gamma: float = Field(default=0.5, ge=0)
     """Margin that simpo asks for; unused elsewhere."""
     sft_coefficient: float = Field(default=0.0, ge=0)

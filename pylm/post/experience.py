@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pylm.errors import InputError
+from pylm.ops import group_advantages
+from pylm.ops.policy import AdvantageKind
 from pylm.post.batches import cut
 from pylm.post.examples import Example, Prompt, join
-from pylm.post.losses import AdvantageKind, group_advantages
 from pylm.post.rewards import Judgement, RewardConfig, judge
 from pylm.post.rollout import Rollouts
 from pylm.post.trainer import sum_over_ranks

@@ -1,23 +1,19 @@
-"""Losses of post-training: sums of log-probabilities over trained tokens, and their denominators.
+"""Losses of fine-tuning and of preferences, over `pylm.ops`: what the ops leave to their caller.
 
-Every denominator is an argument: the caller counts it over the whole step, all micro-batches and all
-ranks, so that the losses of the parts add up to the loss of the step, however it was cut.
+A denominator is an argument: the caller counts it over the whole step, all micro-batches and all ranks, so
+that the losses of the parts add up to the loss of the step, however it was cut.
 
-Shapes: B rows, T time, D model, V vocabulary, P preference pairs, G samples of one prompt.
+Shapes: B rows, T time, D model, V vocabulary, P preference pairs.
 """
 
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from pylm import ops
 from pylm.data.pack import IGNORE
-from pylm.errors import InputError
 
-PreferenceKind = Literal["sigmoid", "length-normalised", "ipo", "simpo"]
-AdvantageKind = Literal["standardised", "centred"]
-Reduction = Literal["sequence", "token", "constant"]
+PreferenceKind = Literal["sigmoid", "length-normalised", "robust", "ipo", "simpo"]
 
 
 def sft_loss(hidden_BTD: Tensor, weight_VD: Tensor, targets_BT: Tensor, *, num_tokens: int) -> Tensor:
@@ -67,6 +63,7 @@ def preference_loss(
 
         sigmoid:            -(1 - s) log sigmoid(beta d) - s log sigmoid(-beta d)
         length-normalised:  sigmoid of d'
+        robust:             (-(1 - s) log sigmoid(beta d) + s log sigmoid(-beta d)) / (1 - 2 s)
         ipo:                (d - 1 / (2 beta))^2
         simpo:              -log sigmoid(beta (pi_c/n_c - pi_r/n_r) - gamma)
 
@@ -87,7 +84,8 @@ def preference_loss(
 
     Source:
         Rafailov et al. 2023 (DPO, equation 7); Lambert et al. 2024 (Tulu 3, equation 6: length-normalised);
-        Azar et al. 2023 (IPO, equation 17); Meng et al. 2024 (SimPO, equation 6).
+        Chowdhury et al. 2024 (robust); Azar et al. 2023 (IPO, equation 17); Meng et al. 2024 (SimPO,
+        equation 6).
     """
     if kind in ("length-normalised", "simpo"):
         policy_2P = policy_2P / length_2P
@@ -107,129 +105,3 @@ def preference_loss(
     if kind != "simpo" and reference_2P is not None:
         reward_2P = reward_2P - beta * reference_2P
     return PreferenceLoss(loss_P, reward_2P[0], reward_2P[1])
-
-
-def group_advantages(
-    reward_PG: Tensor, *, kind: AdvantageKind = "standardised", epsilon: float = 1e-4
-) -> Tensor:
-    """Compare every sample's reward with those of the other samples of its prompt.
-
-    standardised: (r - mean) / (std + epsilon), std with G - 1 in its denominator
-    centred:       r - mean
-
-    Args:
-        reward_PG: rewards, one row a prompt.
-        kind: which of the two.
-        epsilon: keeps a group of nearly equal rewards finite.
-
-    Returns:
-        Advantages (P, G); exactly 0 where all rewards of a prompt are equal.
-
-    Source:
-        Shao et al. 2024 (DeepSeekMath, section 4.1.2); Liu et al. 2025 (Dr. GRPO) drop the division,
-        since it favours prompts that are nearly always, or nearly never, solved.
-    """
-    centred_PG = reward_PG - reward_PG.mean(1, keepdim=True)
-    is_equal_P1 = (reward_PG == reward_PG[:, :1]).all(1, keepdim=True)
-    if kind == "standardised" and reward_PG.shape[1] > 1:
-        centred_PG = centred_PG / (reward_PG.std(1, keepdim=True) + epsilon)
-    return centred_PG.masked_fill(is_equal_P1, 0.0)
-
-
-def token_weights(
-    mask_BT: Tensor, *, reduction: Reduction, num_sequences: int, num_tokens: int, max_tokens: int
-) -> Tensor:
-    """Say how much every sampled token weighs in the step's loss.
-
-    sequence:  1 / (num_sequences * tokens of its row)   the mean of per-sequence means (GRPO)
-    token:     1 / num_tokens                            the mean over all tokens (DAPO)
-    constant:  1 / (num_sequences * max_tokens)          no length bias (Dr. GRPO)
-
-    Args:
-        mask_BT: true at sampled tokens.
-        reduction: which of the three.
-        num_sequences: sequences of the whole step, all micro-batches and ranks.
-        num_tokens: sampled tokens of the whole step.
-        max_tokens: the longest completion that sampling allows.
-
-    Returns:
-        float32 (B, T), 0 outside the mask.
-
-    Source:
-        Shao et al. 2024 (DeepSeekMath, equation 3); Yu et al. 2025 (DAPO, equation 12);
-        Liu et al. 2025 (Dr. GRPO, section 3.2).
-    """
-    if reduction == "sequence":
-        length_B1 = mask_BT.sum(1, keepdim=True).clamp(min=1)
-        return mask_BT.float() / (max(1, num_sequences) * length_B1)
-    denominator = num_tokens if reduction == "token" else num_sequences * max_tokens
-    return mask_BT.float() / max(1, denominator)
-
-
-class PolicyLoss(NamedTuple):
-    """What `policy_loss` returns."""
-
-    loss: Tensor
-    """Scalar; its sum over the parts is the step's loss."""
-    clipped_BT: Tensor
-    """True at tokens whose gradient the clip cut off."""
-    kl_BT: Tensor
-    """The k3 estimate of the divergence from the reference, without gradient; 0 without a reference."""
-
-
-def policy_loss(
-    logprob_BT: Tensor,
-    old_logprob_BT: Tensor,
-    advantage_B: Tensor,
-    weight_BT: Tensor,
-    *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    kl_coefficient: float = 0.0,
-    reference_logprob_BT: Tensor | None = None,
-) -> PolicyLoss:
-    """Compute this part's share of GRPO's clipped objective.
-
-    With ratio = exp(logprob - old), A the row's advantage and x = reference - logprob:
-
-        loss = sum of weight * (-min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A)
-                                + kl_coefficient * (exp(x) - x - 1))
-
-    Args:
-        logprob_BT: log-probabilities under the policy that is trained; 0 outside the completions.
-        old_logprob_BT: under the policy that sampled, without gradient.
-        advantage_B: advantage of every row.
-        weight_BT: from `token_weights`; 0 outside the completions.
-        clip_low: how far below 1 the ratio still counts.
-        clip_high: how far above 1 the ratio still counts; DAPO takes 0.28.
-        kl_coefficient: weight of the divergence from the reference.
-        reference_logprob_BT: under the reference, without gradient; needed where kl_coefficient is not 0.
-
-    Returns:
-        Loss, clipped tokens, divergence.
-
-    Raises:
-        InputError: `kl_coefficient` is not 0 and there is no reference.
-
-    Source:
-        Schulman et al. 2017 (PPO, equation 7); Shao et al. 2024 (DeepSeekMath, equations 3 and 4);
-        Schulman 2020, "Approximating KL Divergence" (k3); Yu et al. 2025 (DAPO: two clip bounds).
-    """
-    advantage_B1 = advantage_B.unsqueeze(1)
-    ratio_BT = torch.exp(logprob_BT - old_logprob_BT)
-    clipped_ratio_BT = ratio_BT.clamp(1.0 - clip_low, 1.0 + clip_high)
-    unclipped_BT, bounded_BT = ratio_BT * advantage_B1, clipped_ratio_BT * advantage_B1
-    token_loss_BT = -torch.minimum(unclipped_BT, bounded_BT)
-    is_clipped_BT = (bounded_BT < unclipped_BT) & (weight_BT > 0)
-    kl_BT = torch.zeros_like(ratio_BT)
-    if reference_logprob_BT is not None:
-        excess_BT = reference_logprob_BT - logprob_BT
-        kl_BT = torch.expm1(excess_BT) - excess_BT
-    elif kl_coefficient != 0.0:
-        raise InputError(
-            f"policy_loss: kl_coefficient={kl_coefficient} needs reference_logprob_BT, got None; pass it or 0"
-        )
-    if kl_coefficient != 0.0:
-        token_loss_BT = token_loss_BT + kl_coefficient * kl_BT
-    loss = (token_loss_BT * weight_BT).sum()
-    return PolicyLoss(loss, is_clipped_BT.detach(), kl_BT.detach())

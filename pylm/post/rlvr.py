@@ -23,11 +23,11 @@ from pylm.data.pack import IGNORE
 from pylm.files import write_json
 from pylm.model.hf import load_model
 from pylm.model.transformer import Transformer
+from pylm.ops.policy import AdvantageKind
 from pylm.post.accuracy import Accuracy
 from pylm.post.batches import MicroBatch, collate, step_rows
 from pylm.post.examples import Prompt, fingerprint, read_prompts
 from pylm.post.experience import Examiner, Experience, collect_experience
-from pylm.post.losses import AdvantageKind, Reduction, policy_loss, token_weights
 from pylm.post.rewards import Judgement, RewardConfig
 from pylm.post.rollout import Rollouts, SamplingConfig, complete_greedily, roll_out
 from pylm.post.trainer import (
@@ -68,7 +68,7 @@ class RLVRConfig(PostTrainingConfig):
     """What a completion earns."""
     advantage: AdvantageKind = "standardised"
     """Divide by the group's standard deviation (GRPO), or centre only (Dr. GRPO)."""
-    reduction: Reduction = "token"
+    reduction: Literal["sequence", "token", "constant"] = "token"
     """What a token weighs: `sequence` (GRPO), `token` (DAPO) or `constant` (Dr. GRPO)."""
     zero_variance_groups: Literal["skip", "count"] = "skip"
     """Groups whose completions all earned the same teach nothing. `skip` leaves them out of the loss and of
@@ -299,23 +299,20 @@ def accumulate_gradients(
                 experience.reference_logprobs[number] = completion_logprobs(
                     reference, micro, temperature=config.sampling.temperature
                 )
-        copies_B1 = experience.copies_N[part].unsqueeze(1)
-        weight_BT = copies_B1 * token_weights(
-            micro.mask_BT,
-            reduction=config.reduction,
-            num_sequences=experience.num_sequences,
-            num_tokens=experience.num_tokens,
-            max_tokens=config.sampling.max_new_tokens,
-        )
-        result = policy_loss(
+        result = ops.grpo_loss(
             logprob_BT,
-            old_logprob_BT,
             experience.advantage_N[part],
-            weight_BT,
+            micro.mask_BT,
+            old_logprob=old_logprob_BT,
+            reference_logprob=experience.reference_logprobs.get(number),
             clip_low=config.clip_low,
             clip_high=config.clip_high,
             kl_coefficient=config.kl_coefficient,
-            reference_logprob_BT=experience.reference_logprobs.get(number),
+            reduction=config.reduction,
+            row_weight=experience.copies_N[part],
+            num_sequences=experience.num_sequences,
+            num_tokens=experience.num_tokens,
+            max_tokens=config.sampling.max_new_tokens,
         )
         trainer.backward(result.loss)
         sampler_logprob_BT = torch.zeros_like(old_logprob_BT)
@@ -324,15 +321,15 @@ def accumulate_gradients(
             dtype=old_logprob_BT.dtype,
             device=world.device,
         )
-        count_BT = copies_B1 * micro.mask_BT
+        count_BT = experience.copies_N[part].unsqueeze(1) * micro.mask_BT
         distance_BT = (logprob_BT.detach() - sampler_logprob_BT).abs()
         sums += torch.stack(
             [
                 result.loss.detach(),
                 count_BT.sum(),
-                (count_BT * result.clipped_BT).sum(),
+                (count_BT * result.clipped).sum(),
                 (count_BT * distance_BT).sum(),
-                (count_BT * result.kl_BT).sum(),
+                (count_BT * result.kl).sum(),
             ]
         )
     loss, num_tokens, num_clipped, mismatch, divergence = all_reduce_sum(sums).tolist()

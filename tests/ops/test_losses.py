@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+import torch._dynamo.testing
 import torch.nn.functional as F
+from oracles import dpo as oracle
 from torch import Tensor
 
 from pylm import ops
@@ -167,10 +169,116 @@ def test_ipo_and_simpo() -> None:
         assert loss == pytest.approx(-_log_sigmoid(2.0 * (pc - pr) - 0.5), rel=1e-12)
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2, 0.45])
+def test_robust_is_unbiased_under_wrong_labels(label_smoothing: float) -> None:
+    columns = torch.tensor(PAIRS, dtype=torch.float64).T
+    swapped = columns[[1, 0, 3, 2]]
+    options = {"beta": 0.3, "margin": 0.25, "kind": "robust", "label_smoothing": label_smoothing}
+    given = ops.dpo_loss(*columns, **options)
+    for loss, (pc, pr, rc, rr) in zip(given.tolist(), PAIRS, strict=True):
+        x = 0.3 * ((pc - rc) - (pr - rr)) - 0.25
+        right, wrong = -(1 - label_smoothing) * _log_sigmoid(x), -label_smoothing * _log_sigmoid(-x)
+        assert loss == pytest.approx((right - wrong) / (1 - 2 * label_smoothing), rel=1e-12, abs=1e-12)
+    # Chowdhury et al. 2024, lemma 3.1: the expectation over flipped labels is the loss of the right ones.
+    options["margin"] = 0.0
+    right, flipped = ops.dpo_loss(*columns, **options), ops.dpo_loss(*swapped, **options)
+    expected = ops.dpo_loss(*columns, beta=0.3)
+    torch.testing.assert_close(
+        (1 - label_smoothing) * right + label_smoothing * flipped, expected, rtol=1e-11, atol=1e-11
+    )
+
+
 def test_dpo_gradient() -> None:
-    columns = [c.clone().requires_grad_() for c in torch.randn(4, 5, dtype=torch.float64)]
-    for kind in ("sigmoid", "ipo"):
-        assert torch.autograd.gradcheck(lambda *c, kind=kind: ops.dpo_loss(*c, kind=kind), columns)
+    generator = torch.Generator().manual_seed(1)
+    columns = [
+        c.clone().requires_grad_() for c in torch.randn(4, 5, dtype=torch.float64, generator=generator)
+    ]
+    for kind, label_smoothing in (("sigmoid", 0.0), ("sigmoid", 0.1), ("robust", 0.1), ("ipo", 0.0)):
+
+        def loss(*columns: Tensor, kind=kind, label_smoothing=label_smoothing) -> Tensor:
+            return ops.dpo_loss(*columns, kind=kind, label_smoothing=label_smoothing)
+
+        assert torch.autograd.gradcheck(loss, columns)
+
+
+ANSWERS = [
+    (-10.0, -12.0, True),
+    (-3.0, -1.0, True),
+    (-500.0, -20.0, False),
+    (-1.0, -80.0, False),
+    (-2.0, -2.0, True),
+]
+
+
+@pytest.mark.parametrize("beta", [0.1, 2.0])
+@pytest.mark.parametrize("kl", [-3.0, 0.0, 1.5])
+def test_kto_follows_the_paper(beta: float, kl: float) -> None:
+    policy, reference = (torch.tensor(x, dtype=torch.float64) for x in list(zip(*ANSWERS, strict=True))[:2])
+    is_desirable = torch.tensor([good for _, _, good in ANSWERS])
+    expected = [oracle.kto(*answer, kl, beta) for answer in ANSWERS]
+    for given in (kl, torch.tensor(kl), torch.tensor([kl], dtype=torch.float64)):
+        loss = ops.kto_loss(policy, reference, is_desirable, given, beta=beta)
+        assert loss.tolist() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    weighted = ops.kto_loss(
+        policy, reference, is_desirable, kl, beta=beta, desirable_weight=1.25, undesirable_weight=0.5
+    )
+    weights = [1.25 if good else 0.5 for _, _, good in ANSWERS]
+    assert weighted.tolist() == pytest.approx([w * e for w, e in zip(weights, expected, strict=True)])
+
+
+def test_kto_gradient() -> None:
+    generator = torch.Generator().manual_seed(2)
+    policy, reference = (
+        x.clone().requires_grad_() for x in torch.randn(2, 6, dtype=torch.float64, generator=generator)
+    )
+    is_desirable = torch.tensor([True, False, True, False, False, True])
+    kl = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+
+    def loss(policy: Tensor, reference: Tensor) -> Tensor:
+        return ops.kto_loss(policy, reference, is_desirable, kl, desirable_weight=1.3)
+
+    assert torch.autograd.gradcheck(loss, (policy, reference))
+    assert torch.autograd.grad(loss(policy, reference).sum(), kl, allow_unused=True) == (None,)
+    # Far from the border a loss near 0 keeps its digits: 1 - sigmoid would give 0.
+    far = ops.kto_loss(torch.tensor([1000.0]), torch.zeros(1), torch.tensor([True]), 0.0)
+    assert float(far) == pytest.approx(math.exp(-100.0), rel=1e-5)
+    assert ops.kto_loss(torch.empty(0), torch.empty(0), torch.empty(0, dtype=torch.bool), 0.0).shape == (0,)
+
+
+def test_kto_errors() -> None:
+    one, good = torch.zeros(2), torch.tensor([True, False])
+    with pytest.raises(InputError, match=r"reference must have the shape of policy \(2,\), got \(1,\)"):
+        ops.kto_loss(one, one[:1], good, 0.0)
+    with pytest.raises(InputError, match=r"is_desirable must be bool, got torch.float32"):
+        ops.kto_loss(one, one, one, 0.0)
+    with pytest.raises(InputError, match=r"kl must be one number, got \(2,\)"):
+        ops.kto_loss(one, one, good, one)
+    with pytest.raises(InputError, match="beta must be positive, got 0"):
+        ops.kto_loss(one, one, good, 0.0, beta=0.0)
+    with pytest.raises(InputError, match="weights must not be negative"):
+        ops.kto_loss(one, one, good, 0.0, undesirable_weight=-1.0)
+    with pytest.raises(InputError, match="reference is on meta, expected cpu"):
+        ops.kto_loss(one, one.to("meta"), good, 0.0)
+
+
+def test_preference_losses_compile_for_all_sizes() -> None:
+    torch.compiler.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    def both(columns: Tensor, is_desirable: Tensor) -> Tensor:
+        pairs = ops.dpo_loss(*columns.unbind(0), label_smoothing=0.1, kind="robust")
+        return pairs + ops.kto_loss(columns[0], columns[2], is_desirable, columns[1].mean())
+
+    compiled = torch.compile(both, fullgraph=True, backend=counter)
+    generator = torch.Generator().manual_seed(3)
+    for num_pairs in (2, 3, 5, 8, 13):
+        columns = torch.randn(4, num_pairs, generator=generator).requires_grad_()
+        is_desirable = torch.rand(num_pairs, generator=generator) < 0.5
+        results = [function(columns, is_desirable) for function in (both, compiled)]
+        torch.testing.assert_close(*results)
+        grads = [torch.autograd.grad(loss.sum(), columns)[0] for loss in results]
+        torch.testing.assert_close(*grads)
+    assert counter.frame_count <= 2, "once for the first size, once for any"
 
 
 def test_dpo_errors() -> None:

@@ -28,4 +28,14 @@ def loss(
     argument = beta * (policy_ratio - reference_ratio)
     if kind == "simpo":
         argument = beta * policy_ratio - gamma
-    return -(1.0 - label_smoothing) * _log_sigmoid(argument) - label_smoothing * _log_sigmoid(-argument)
+    right, wrong = -_log_sigmoid(argument), -_log_sigmoid(-argument)
+    if kind == "robust":
+        return ((1.0 - label_smoothing) * right - label_smoothing * wrong) / (1.0 - 2.0 * label_smoothing)
+    return (1.0 - label_smoothing) * right + label_smoothing * wrong
+
+
+def kto(policy: float, reference: float, is_desirable: bool, kl: float, beta: float) -> float:
+    """Loss of one answer whose log-probabilities are summed over its tokens."""
+    sign = 1.0 if is_desirable else -1.0
+    value = 1.0 / (1.0 + math.exp(-beta * sign * (policy - reference - max(kl, 0.0))))
+    return 1.0 - value
