@@ -66,6 +66,34 @@ def test_cross_entropy_follows_torch(
     torch.testing.assert_close(got, wanted, rtol=1e-10, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("is_ignored", ["none", "some", "all but one", "all"])
+@pytest.mark.parametrize(
+    ("num_rows", "dim", "num_classes"), [(1, 1, 1), (1, 3, 127), (3, 127, 1), (257, 3, 1000), (127, 1, 257)]
+)
+def test_cross_entropy_sizes(num_rows: int, dim: int, num_classes: int, is_ignored: str) -> None:
+    hidden, weight, targets = _inputs(num_rows, dim, num_classes)
+    if is_ignored != "some":
+        targets.clamp_(min=0)
+    if is_ignored.startswith("all"):
+        targets[0 if is_ignored == "all" else 1 :] = -100
+    kept = (targets != -100).sum().clamp(min=1)
+    logits = hidden @ weight.T
+    expected = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=0.1) / kept
+    # Columns of a wider matrix, and a weight that lies transposed.
+    wider = torch.cat((hidden, hidden), 1)[:, :dim]
+    for given in ((hidden, weight), (wider, weight.t().contiguous().t())):
+        actual = ops.linear_cross_entropy(*given, targets, label_smoothing=0.1)
+        torch.testing.assert_close(actual, expected, rtol=TOLERANCE, atol=TOLERANCE)
+        got = torch.autograd.grad(actual, (hidden, weight), retain_graph=True)
+        wanted = torch.autograd.grad(expected, (hidden, weight), retain_graph=True)
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=TOLERANCE)
+    # One row that stands for many, with strides of 0.
+    one = hidden[:1].detach().expand(num_rows, dim).requires_grad_()
+    actual = ops.linear_cross_entropy(one, weight, targets, reduction="sum")
+    expected = F.cross_entropy(one @ weight.T, targets, reduction="sum")
+    torch.testing.assert_close(actual, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
 def test_cross_entropy_does_not_depend_on_the_split_into_batches() -> None:
     hidden, weight, targets = _inputs()
     whole = ops.linear_cross_entropy(hidden, weight, targets, reduction="sum")

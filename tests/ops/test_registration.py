@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import torch._dynamo.testing
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -85,6 +86,35 @@ def test_full_graph_gives_the_same_gradients(device: str) -> None:
     loss = compiled(x, weights, targets)
     torch.testing.assert_close(loss, eager)
     torch.testing.assert_close(torch.autograd.grad(loss, leaves), expected)
+
+
+def _small_ops(x: Tensor, residual: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, ids: Tensor) -> Tensor:
+    """Every op but the output layer, of x (B, T, 32)."""
+    y, x = ops.rms_norm(x, gain, residual=residual)
+    heads = y.unflatten(-1, (4, 8))
+    q, k = ops.rope(heads[:, :, :3], heads[:, :, 3:], cos, sin, position_ids=ids)
+    q = ops.rms_norm(q).flatten(2) + ops.geglu(k, k).flatten(2).repeat(1, 1, 3)
+    gpt_oss = {"alpha": 1.702, "limit": 7.0, "up_offset": 1.0}
+    gates = ops.swiglu_packed(x, interleaved=True, **gpt_oss) * ops.swiglu_packed(y)
+    return q.sum(-1) + (gates * ops.geglu_packed(x, approximate="none")).sum(-1)
+
+
+def test_one_graph_serves_all_sizes() -> None:
+    torch.compiler.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(_small_ops, fullgraph=True, backend=counter)
+    generator = torch.Generator().manual_seed(2)
+    gain = torch.randn(32, generator=generator).requires_grad_()
+    tables = ops.rope_cache(64, 6)
+    for batch, time in ((2, 5), (3, 7), (2, 11), (6, 4), (4, 64), (5, 3)):
+        x = torch.randn(batch, time, 32, generator=generator).requires_grad_()
+        residual = torch.randn(batch, time, 32, generator=generator).requires_grad_()
+        ids = torch.randint(0, 64, (batch, time), generator=generator)
+        results = [function(x, residual, gain, *tables, ids) for function in (_small_ops, compiled)]
+        torch.testing.assert_close(*results)
+        grads = [torch.autograd.grad(y.sum(), (x, residual, gain)) for y in results]
+        torch.testing.assert_close(*grads)
+    assert counter.frame_count <= 2, "once for the first size, once for any"
 
 
 @pytest.mark.slow
