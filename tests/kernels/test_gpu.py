@@ -28,6 +28,10 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
+def _gpt_oss(gate: Tensor, up: Tensor) -> Tensor:
+    return gate * torch.sigmoid(1.702 * gate) * (up + 1.0)
+
+
 def _logprob(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
     logprobs = F.log_softmax(hidden @ weight.T, -1)
     picked, kept = logprobs.gather(1, targets.clamp(min=0)[:, None]).squeeze(1), targets != -100
@@ -84,6 +88,21 @@ def _cases(name: str, odd: bool, dtype: torch.dtype) -> tuple[Call, Call, list[T
             [leaf(n, 2 * d)],
             [],
         )
+    if name == "swiglu_interleaved":
+        form = {"alpha": 1.702, "limit": 1.5, "up_offset": 1.0}
+        return (
+            lambda x: (ops.swiglu_packed(x, interleaved=True, **form),),
+            lambda x: (_gpt_oss(x[..., ::2].clamp(max=1.5), x[..., 1::2].clamp(-1.5, 1.5)),),
+            [leaf(n, 2 * d)],
+            [],
+        )
+    if name == "geglu_exact":
+        return (
+            lambda x: (ops.geglu_packed(x, approximate="none"),),
+            lambda x: (F.gelu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1],),
+            [leaf(n, 2 * d)],
+            [],
+        )
     if name == "rope":
         features = 62 if odd else 128
         tables = list(ops.rope_cache(n, features, device=DEVICE))
@@ -103,8 +122,8 @@ def _cases(name: str, odd: bool, dtype: torch.dtype) -> tuple[Call, Call, list[T
 
 
 NAMES = [
-    *("rms_norm", "add_rms_norm", "swiglu", "geglu", "swiglu_packed", "rope"),
-    *("linear_cross_entropy", "linear_logprob"),
+    *("rms_norm", "add_rms_norm", "swiglu", "geglu", "swiglu_packed", "swiglu_interleaved", "geglu_exact"),
+    *("rope", "linear_cross_entropy", "linear_logprob"),
 ]
 
 
@@ -193,9 +212,31 @@ def test_no_op_waits_for_the_gpu() -> None:
 
     cases = [_cases(name, True, torch.bfloat16) for name in NAMES]
     calls = [(op, inputs, rest) for op, _, inputs, rest in cases] + [(losses, *cases[-1][2:])]
-    q, k = cases[5][2]
+    rope_case = cases[NAMES.index("rope")]
+    q, k = rope_case[2]
     ids = torch.randint(0, 37, (2, 37), device=DEVICE)
-    calls.append((lambda q, k, *t: ops.rope(q, k, *t, position_ids=ids), [q, k], cases[5][3]))
+    calls.append((lambda q, k, *t: ops.rope(q, k, *t, position_ids=ids), [q, k], rope_case[3]))
+    offsets = torch.tensor([0, 20, 20, 37], device=DEVICE)
+
+    def packed(q: Tensor, k: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+        return ops.rope(q, k, *tables, position_ids=ops.packed_position_ids(offsets, 37))
+
+    calls.append((packed, [q, k], rope_case[3]))
+    logprob, reference = (torch.randn(4, 9, device=DEVICE, requires_grad=True) for _ in range(2))
+    mask = torch.randint(0, 2, (4, 9), device=DEVICE).bool()
+
+    def policy_losses(logprob: Tensor, reference: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        advantages = ops.group_advantages(logprob.detach()).mean(1)
+        options = {"reference_logprob": reference, "kl_coefficient": 0.1}
+        losses = [
+            ops.grpo_loss(logprob, advantages, mask, reduction=reduction, max_tokens=9, **options).loss
+            for reduction in ("sequence", "token", "constant", "none")
+        ]
+        sums = logprob.sum(1), reference.sum(1)
+        kto = ops.kto_loss(*sums, mask[:, 0], (sums[0] - sums[1]).mean())
+        return *losses, kto, ops.dpo_loss(*sums, *sums, label_smoothing=0.1, kind="robust")
+
+    calls.append((policy_losses, [logprob, reference], [mask]))
     for op, inputs, rest in calls:
         outputs = op(*inputs, *rest)  # compiles
         upstream = [torch.ones_like(y) for y in outputs]
