@@ -16,13 +16,13 @@ from torch import Tensor
 
 from pylm.errors import InputError
 from pylm.ops._library import (
-    LIBRARY,
     as_rows,
     check_device,
     check_float,
     compute_dtype,
     define_op,
     refuse_second_derivative,
+    register_autograd,
     unit_rows,
 )
 
@@ -227,10 +227,8 @@ def _packed_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | N
     return _PACKED_BACKWARD(grad, *ctx.saved_tensors, *ctx.options), *rest
 
 
-torch.library.register_autograd("pylm::gated", _backward, setup_context=_save, lib=LIBRARY)
-torch.library.register_autograd(
-    "pylm::gated_packed", _packed_backward, setup_context=_packed_save, lib=LIBRARY
-)
+register_autograd("gated", _backward, setup_context=_save)
+register_autograd("gated_packed", _packed_backward, setup_context=_packed_save)
 refuse_second_derivative("gated_backward")
 refuse_second_derivative("gated_packed_backward")
 

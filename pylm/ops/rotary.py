@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pylm.errors import InputError
-from pylm.ops._library import LIBRARY, check_device, check_float, compute_dtype, define_op
+from pylm.ops._library import check_device, check_float, compute_dtype, define_op, register_autograd
 
 # On the CPU the passes over a chunk of this many elements stay in the second-level cache.
 _CHUNK_ELEMENTS = 1 << 17
@@ -135,7 +135,7 @@ def _backward(ctx: Any, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor | None, 
     return grad_q, grad_k, None, None, None, None, None
 
 
-torch.library.register_autograd("pylm::rope", _backward, setup_context=_save, lib=LIBRARY)
+register_autograd("rope", _backward, setup_context=_save)
 
 
 def rope(
