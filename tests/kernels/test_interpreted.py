@@ -14,7 +14,7 @@ TESTS = Path(__file__).resolve().parents[1]
 # others cover; what is not about kernels.
 ROWS = (
     "not (low_precision or bfloat16 or errors or dpo or ipo or follows_torch or outputs1 or outputs2"
-    " or outputs0-None or outputs3-2)"
+    " or outputs0-None or outputs3-2 or kto or robust or preference or transformers or kept-sigmoid)"
 )
 REST = "not (bfloat16 or errors or cache or gradcheck or gated-cpu or packed-cpu or logprob-cpu or triton)"
 RUNS = {

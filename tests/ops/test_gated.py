@@ -92,7 +92,7 @@ def test_gradcheck(form: str, packing: str) -> None:
         assert torch.autograd.gradcheck(lambda u: function(gate.detach(), u), (up,))
 
 
-@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("keeps", [True, False], ids=["kept-sigmoid", "sigmoid"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("form", list(FORMS))
 def test_gradients_follow_torch_in_float64(
