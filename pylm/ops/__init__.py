@@ -8,24 +8,33 @@ and never waits for the GPU. No triton is loaded before an op runs on a CUDA ten
 from pylm.ops.gated import geglu, swiglu, swiglu_packed
 from pylm.ops.logprob import LogProb, linear_logprob
 from pylm.ops.losses import dpo_loss, linear_cross_entropy
-from pylm.ops.modules import RMSNorm
+from pylm.ops.modules import LinearCrossEntropy, RMSNorm, RotaryEmbedding, SwiGLU
 from pylm.ops.norm import rms_norm
+from pylm.ops.patch import Left, PatchReport, Swapped, patch, unpatch
 from pylm.ops.rotary import rope, rope_cache
 from pylm.ops.vocab_parallel import vocab_parallel_logprob
 from pylm.ops.warming import warmup
 
 __all__ = [
+    "Left",
+    "LinearCrossEntropy",
     "LogProb",
+    "PatchReport",
     "RMSNorm",
+    "RotaryEmbedding",
+    "Swapped",
+    "SwiGLU",
     "dpo_loss",
     "geglu",
     "linear_cross_entropy",
     "linear_logprob",
+    "patch",
     "rms_norm",
     "rope",
     "rope_cache",
     "swiglu",
     "swiglu_packed",
+    "unpatch",
     "vocab_parallel_logprob",
     "warmup",
 ]
