@@ -326,7 +326,7 @@ def recognize_experts(module: nn.Module) -> Verdict:
     x, gate_up, down = _randn(5, 8), _randn(3, 12, 8), _randn(3, 8, 6)
     index = torch.tensor([[0, 2], [2, 0], [0, 1], [2, 1], [0, 2]], device="cpu")
     weight = _randn(5, 2).abs()
-    expected = _run_experts(x, index, weight, gate_up, down)
+    expected = _run_experts(_moe(), x, index, weight, gate_up, down)
     for training in (False, True):
         clone = _clone(module, training=training)
         clone._parameters.update(gate_up_proj=nn.Parameter(gate_up), down_proj=nn.Parameter(down))
@@ -341,9 +341,8 @@ def recognize_experts(module: nn.Module) -> Verdict:
     return Swap(kind, "moe_experts", _experts_forward)
 
 
-def _run_experts(x: Tensor, index: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def _run_experts(moe: Any, x: Tensor, index: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """Call `moe_experts` on x (N, H) with the choices index and their weight, both (N, K)."""
-    moe = _moe()
     choices = index.reshape(-1)
     load = torch.zeros(gate_up.shape[0], dtype=torch.int32, device=x.device)
     load = load.scatter_add(0, choices, torch.ones_like(choices, dtype=torch.int32))
@@ -357,13 +356,15 @@ def _run_experts(x: Tensor, index: Tensor, weight: Tensor, gate_up: Tensor, down
 
 
 def _experts_forward(base: Any) -> Callable[..., Any]:
+    moe = _moe()
+
     def forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         weights = self.gate_up_proj, self.down_proj
         is_here = is_plain(hidden_states, *weights) and not getattr(self, "_is_expert_parallel", False)
         if not is_here or hidden_states.dim() != 2:
             y: Tensor = base.forward(self, hidden_states, top_k_index, top_k_weights)
             return y
-        return _run_experts(hidden_states, top_k_index, top_k_weights, *weights)
+        return _run_experts(moe, hidden_states, top_k_index, top_k_weights, *weights)
 
     return forward
 
