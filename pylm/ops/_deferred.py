@@ -16,6 +16,8 @@ from pylm.ops.losses import linear_cross_entropy
 
 Request: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """What a patched output layer is asked for in place of logits: hidden (..., D), weight (V, D) -> result."""
+DEFERS = "_pylm_defers"
+"""Set on a patched output layer while its model is in a forward pass that defers logits."""
 # A method of the class below is named float.
 _Number: TypeAlias = float
 _Step: TypeAlias = tuple[str, float]
@@ -99,7 +101,7 @@ class DeferredLogits:
         """Compute the logits.
 
         Raises:
-            InputError: the output layer's weight was written to since the forward pass.
+            InputError: the output layer's weight was written to since the forward pass, or is not whole.
         """
         kept = self._logits
         # What was computed without gradients must not be given to someone who wants them.
@@ -110,6 +112,13 @@ class DeferredLogits:
             raise InputError(
                 "patch: logits were asked for after the weights of the model had changed; "
                 "look at outputs.logits before optimizer.step(), or copy them"
+            )
+        if not is_plain(weight) and not getattr(self._head, DEFERS, False):
+            # To gather it here would hang where only one rank looks at logits.
+            raise InputError(
+                "patch: the output layer's weight is not whole outside of the forward pass; look at "
+                "outputs.logits before backward() and leave lm_head to the root of FSDP2, or patch without "
+                "linear_cross_entropy"
             )
         self._computed[0] = True
         kind, enabled, dtype = self._autocast

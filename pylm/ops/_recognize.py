@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pylm.ops._deferred import DeferredLogits, Request, is_plain
+from pylm.ops._deferred import DEFERS, DeferredLogits, Request, is_plain
 from pylm.ops._rebind import find_global, rebind_global
 from pylm.ops._swap import Swap, Verdict, original, set_class, swap_of, swapped_class, why_not_effective
 from pylm.ops.gated import geglu, swiglu
@@ -28,7 +28,6 @@ _ROTATION = "apply_rotary_pos_emb"
 _SWAPPED_ROTATION = "_pylm_apply_rotary_pos_emb"
 # The probes compare float32 results of about 1; a sum of up to 16,384 squares rounds to 1e-5 of it.
 _TOLERANCE = 1e-4
-DEFERS = "_pylm_defers"
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from pylm.errors import InputError
+from pylm.ops._deferred import DEFERS
 from pylm.ops._recognize import (
-    DEFERS,
     probing,
     recognize_causal_lm,
     recognize_experts,
