@@ -33,17 +33,22 @@ _TOLERANCE = 1e-4
 @contextmanager
 def probing() -> Iterator[None]:
     """Compute on the CPU without leaving traces: random states, gradients, autocast."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with (
+        torch.device("cpu"),
+        torch.random.fork_rng(devices=[]),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+    ):
         torch.manual_seed(0)
         yield
 
 
 def _randn(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float32, device="cpu")
+    return torch.randn(*shape, dtype=torch.float32)
 
 
 def _small_linear(in_features: int, out_features: int) -> nn.Linear:
-    return nn.Linear(in_features, out_features, bias=False, dtype=torch.float32, device="cpu")
+    return nn.Linear(in_features, out_features, bias=False, dtype=torch.float32)
 
 
 def _clone(module: nn.Module, *, training: bool) -> Any:
@@ -158,9 +163,8 @@ def why_not_tables(model: nn.Module) -> str | None:
 def _small_tables(module: Any) -> Iterator[Tensor]:
     """Yield cosines and sines of three positions, of every type of layer."""
     # Made anew, since the module's own may be on the meta device, and may change by being called.
-    with torch.device("cpu"):
-        fresh = type(module)(module.config)
-    x, positions = _randn(1, 3, 8), torch.arange(3, device="cpu").unsqueeze(0)
+    fresh = type(module)(module.config)
+    x, positions = _randn(1, 3, 8), torch.arange(3).unsqueeze(0)
     if "layer_type" in inspect.signature(fresh.forward).parameters:
         for layer_type in fresh.layer_types:
             yield from fresh(x, positions, layer_type)
@@ -265,7 +269,7 @@ def recognize_mlp(module: nn.Module) -> Verdict:
 
 def _gated_op(activation: Callable[[Tensor], Tensor]) -> str | None:
     """Tell which op has this activation. The two forms of GELU are 5e-4 apart at most."""
-    points = torch.linspace(-6.0, 6.0, 1001, dtype=torch.float32, device="cpu")
+    points = torch.linspace(-6.0, 6.0, 1001, dtype=torch.float32)
     for op, gated in _GATED.items():
         if torch.allclose(activation(points), gated(points, torch.ones_like(points)), rtol=1e-5, atol=1e-5):
             return op
@@ -323,7 +327,7 @@ def recognize_experts(module: nn.Module) -> Verdict:
     if _gated_op(module.act_fn) != "swiglu":  # type: ignore[arg-type]
         return "its activation is not SiLU"
     x, gate_up, down = _randn(5, 8), _randn(3, 12, 8), _randn(3, 8, 6)
-    index = torch.tensor([[0, 2], [2, 0], [0, 1], [2, 1], [0, 2]], device="cpu")
+    index = torch.tensor([[0, 2], [2, 0], [0, 1], [2, 1], [0, 2]])
     weight = _randn(5, 2).abs()
     expected = _run_experts(_moe(), x, index, weight, gate_up, down)
     for training in (False, True):
@@ -422,7 +426,7 @@ class _Body(nn.Module):
 
 def _why_not_deferred(module: Any, head_name: str, num_classes: int) -> str | None:
     """Run the model's own forward on a stub of its decoder, with logits and without."""
-    hidden, labels = _randn(2, 4, 8), torch.randint(0, num_classes, (2, 4), device="cpu")
+    hidden, labels = _randn(2, 4, 8), torch.randint(0, num_classes, (2, 4))
     labels[0, 1] = -100
     options: dict[str, Any] = {"labels": labels, "input_ids": labels.clamp(min=0)}
     if "output_router_logits" in inspect.signature(type(module).forward).parameters:

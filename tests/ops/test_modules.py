@@ -211,7 +211,7 @@ def test_a_decoder_of_the_modules_trains_like_one_of_torchs() -> None:
             optimizer.step()
             losses.append(float(loss.detach()))
         curves.append(torch.tensor(losses))
-    assert curves[0][-1] < curves[0][0] - 1.0
+    assert curves[0][-1] < curves[0][0] - 0.3
     # 40 updates of AdamW, each of which turns rounding into steps where gradients are near 0.
     torch.testing.assert_close(curves[1], curves[0], rtol=0.0, atol=2e-3)
 

@@ -58,7 +58,7 @@ def test_training_curves_overlap(family: str, num_steps: int) -> None:
     patched = copy.deepcopy(plain)
     ops.patch(patched)
     expected, actual = curve(plain, num_steps), curve(patched, num_steps)
-    assert expected[-5:].mean() < 0.8 * expected[:5].mean()
+    assert expected[-5:].mean() < expected[:5].mean() - 0.5
     # AdamW turns rounding into steps where gradients are near 0, so curves part slowly: 1 % is far less than
     # what another seed makes.
     torch.testing.assert_close(actual, expected, rtol=0.01, atol=0.01)
@@ -277,6 +277,7 @@ def test_fsdp2(order: str, head_apart: bool) -> None:
     else:
         assert error(outputs.logits.detach().double(), expected["logits"]) < 1e-5
     outputs.loss.backward()
+    sharded.zero_grad()
     sharded.eval()
     with torch.no_grad():
         assert type(sharded(**batch()).logits) is Tensor
