@@ -174,16 +174,20 @@ def _small_tables(module: Any) -> Iterator[Tensor]:
 
 @functools.cache
 def _why_not_rope(rotation: Callable[..., Any]) -> str | None:
-    angles = _randn(2, 5, 4)
-    cos, sin = (torch.cat((t, t), -1) for t in (angles.cos(), angles.sin()))
     q, k = _randn(2, 3, 5, 8), _randn(2, 1, 5, 8)
-    try:
-        results = rotation(q, k, cos, sin)
+    for num_rotated in (8, 4):
+        angles = _randn(2, 5, num_rotated // 2)
+        cos, sin = (torch.cat((t, t), -1) for t in (angles.cos(), angles.sin()))
+        try:
+            results = rotation(q, k, cos, sin)
+        except Exception as error:
+            if num_rotated < 8:
+                break  # made for all features of a head
+            return f"{_ROTATION} could not be probed ({_say(error)})"
         expected = _rotate(q, k, cos, sin, heads_first=True)
-        agrees = len(results) == 2 and all(map(_agree, results, expected))
-    except Exception as error:
-        return f"{_ROTATION} could not be probed ({_say(error)})"
-    return None if agrees else f"{_ROTATION} computes something else than rope"
+        if len(results) != 2 or not all(map(_agree, results, expected)):
+            return f"{_ROTATION} computes something else than rope"
+    return None
 
 
 def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, heads_first: bool) -> tuple[Tensor, Tensor]:

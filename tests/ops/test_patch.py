@@ -396,6 +396,23 @@ def test_rotations_that_compute_something_else_are_left() -> None:
     assert "not two equal halves" in _left(model, "rope")["model.layers.0.self_attn"]
 
 
+def test_rotations_of_a_part_of_the_features() -> None:
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+    plain = build("Phi3", rope_parameters=rope) if transformers.__version__ >= "5" else build("Phi3")
+    patched = copy.deepcopy(plain)
+    assert ops.patch(patched).counts == DENSE
+    actual, expected = run(patched, batch()), run(plain, batch())
+    assert all(error(actual[name], expected[name]) < 1e-5 for name in expected)
+
+
+def test_a_model_on_the_meta_device_is_patched_before_it_has_weights() -> None:
+    config = build("Qwen3").config
+    with torch.device("meta"):
+        model = transformers.Qwen3ForCausalLM(config)
+        assert ops.patch(model).counts == DENSE | {"rms_norm": 9}
+    assert next(model.parameters()).is_meta
+
+
 @pytest.mark.parametrize("kind", ["yarn", "llama3", "linear", "dynamic"])
 def test_scaled_rotations(kind: str) -> None:
     rope = {"rope_type": kind, "factor": 4.0, "rope_theta": 10_000.0, "original_max_position_embeddings": 16}
