@@ -238,7 +238,7 @@ def _gradient_kernel(
     tl.store(grad_ptr + offsets, grad.to(grad_ptr.dtype.element_ty), mask=offsets < num_columns)
 
 
-def _multiply(a: Tensor, b: Tensor, dtype: torch.dtype, *, out: Tensor | None = None) -> Tensor:
+def multiply(a: Tensor, b: Tensor, dtype: torch.dtype, *, out: Tensor | None = None) -> Tensor:
     """Return a @ b in the given dtype, rounded once."""
     if a.dtype == dtype:
         return torch.mm(a, b, out=out)
@@ -255,7 +255,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
 
 
-def _chunks(num_rows: int, num_classes: int, itemsize: int) -> Iterator[tuple[int, int]]:
+def chunks(num_rows: int, num_classes: int, itemsize: int) -> Iterator[tuple[int, int]]:
     """Cut rows into parts of about the same size."""
     most = max(_MIN_CHUNK_ROWS, _CHUNK_BYTES // max(1, num_classes * itemsize))
     num_chunks = cdiv(num_rows, most)
@@ -264,7 +264,7 @@ def _chunks(num_rows: int, num_classes: int, itemsize: int) -> Iterator[tuple[in
         yield start, min(start + step, num_rows)
 
 
-def _pad_classes(weight: Tensor) -> Tensor:
+def pad_classes(weight: Tensor) -> Tensor:
     """Return the weight with rows of zeros up to a multiple of 8.
 
     The library's products are 2 to 5 times as fast where rows of logits begin at multiples of 16 bytes.
@@ -286,7 +286,7 @@ def _options(
     }
 
 
-def _go_over_rows(
+def go_over_rows(
     hidden: Tensor,
     padded: Tensor,
     num_classes: int,
@@ -308,7 +308,7 @@ def _go_over_rows(
 ) -> None:
     """Fill the statistics (N,) of a chunk of rows, and `out` (rows, V padded)."""
     start, stop = rows
-    product = _multiply(hidden[start:stop], padded.t(), products.dtype, out=products[: stop - start])
+    product = multiply(hidden[start:stop], padded.t(), products.dtype, out=products[: stop - start])
     with current_device(hidden):
         _row_kernel[(stop - start,)](
             product,
@@ -349,17 +349,17 @@ def forward(
     num_rows, num_classes = hidden.shape[0], weight.shape[0]
     wide, device = wide_dtype(hidden), hidden.device
     kept_dtype = torch.bfloat16 if hidden.dtype == torch.float16 else hidden.dtype
-    padded = _pad_classes(weight)
+    padded = pad_classes(weight)
     kept = torch.empty((num_rows, padded.shape[0]) if keep else (0, 0), dtype=kept_dtype, device=device)
     # What is not asked for stays zero.
     logprob, lse, entropy, mean, total = (torch.zeros(num_rows, dtype=wide, device=device) for _ in range(5))
     if num_rows and num_classes:
         targets = targets.contiguous()
         bias = None if bias is None else bias.contiguous()
-        chunks = list(_chunks(num_rows, num_classes, wide.itemsize))
-        products = torch.empty((chunks[0][1], padded.shape[0]), dtype=wide, device=device)
-        for start, stop in chunks:
-            _go_over_rows(
+        parts = list(chunks(num_rows, num_classes, wide.itemsize))
+        products = torch.empty((parts[0][1], padded.shape[0]), dtype=wide, device=device)
+        for start, stop in parts:
+            go_over_rows(
                 hidden,
                 padded,
                 num_classes,
@@ -379,7 +379,7 @@ def forward(
     return logprob, lse, entropy, mean, total, kept
 
 
-class _Gradients:
+class Gradients:
     """The gradients of hidden (N, D), weight (V, D) and bias (V,), from dz chunk by chunk."""
 
     def __init__(
@@ -405,7 +405,7 @@ class _Gradients:
             torch.mm(grad, self._padded, out=self.hidden[start:stop])
         if self._needs_weight:
             if start == 0:
-                _multiply(grad.t(), self._hidden[:stop], self._weight.dtype, out=self._weight)
+                multiply(grad.t(), self._hidden[:stop], self._weight.dtype, out=self._weight)
             else:
                 _add_product(self._weight, grad.t(), self._hidden[start:stop])
         if self._needs_bias:
@@ -443,27 +443,25 @@ def backward(
     """Return the gradients of hidden (N, D), weight (V, D) and bias (V,), empty where not needed."""
     num_rows, num_classes = hidden.shape[0], weight.shape[0]
     device, has_kept = hidden.device, bool(kept.numel())
-    padded = _pad_classes(weight)
+    padded = pad_classes(weight)
     targets = targets.contiguous()
     contiguous_bias = None if bias is None else bias.contiguous()
     # Probabilities that were kept, dz beside them, and the weight's gradient rounded on its way out take less
     # memory than chunks with sums in float32.
-    chunks = list(_chunks(num_rows, num_classes, lse.element_size())) if num_classes else []
+    parts = list(chunks(num_rows, num_classes, lse.element_size())) if num_classes else []
     if has_kept:
-        chunks = [(0, num_rows)]
-    most = chunks[0][1] if chunks else 0
+        parts = [(0, num_rows)]
+    most = parts[0][1] if parts else 0
     grads = torch.empty((most, padded.shape[0]), dtype=hidden.dtype, device=device)
     products = torch.empty((0 if has_kept else most, padded.shape[0]), dtype=lse.dtype, device=device)
-    gradients = _Gradients(
-        hidden, padded, num_classes, needs, weight.dtype if len(chunks) == 1 else lse.dtype
-    )
+    gradients = Gradients(hidden, padded, num_classes, needs, weight.dtype if len(parts) == 1 else lse.dtype)
     upstream = [grad_logprob, grad_lse, grad_entropy, grad_mean]
     options = _options(bias, temperature, softcap, max(1, num_classes))
-    for start, stop in chunks:
+    for start, stop in parts:
         if has_kept:
             source = kept[start:stop]
         else:
-            source = _multiply(hidden[start:stop], padded.t(), lse.dtype, out=products[: stop - start])
+            source = multiply(hidden[start:stop], padded.t(), lse.dtype, out=products[: stop - start])
         with current_device(hidden):
             _gradient_kernel[(stop - start, cdiv(padded.shape[0], options["BLOCK_V"]))](
                 source,
@@ -493,75 +491,3 @@ def backward(
         gradients.add(grads[: stop - start], start, stop)
     bias_dtype = weight.dtype if bias is None else bias.dtype
     return gradients.hidden, gradients.weight.to(weight.dtype), gradients.bias.to(bias_dtype)
-
-
-def cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    softcap: float | None,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the summed loss, and its gradients: of hidden (N, D), of weight (V, D) in float32.
-
-    The gradients are made while the logits are there, so there are three matrix products in all. They are
-    empty where not needed.
-    """
-    num_rows, num_classes = hidden.shape[0], weight.shape[0]
-    wide, device = wide_dtype(hidden), hidden.device
-    padded = _pad_classes(weight.to(hidden.dtype))
-    logprob, lse, mean = (torch.zeros(num_rows, dtype=wide, device=device) for _ in range(3))
-    targets = targets.contiguous()
-    chunks = list(_chunks(num_rows, num_classes, wide.itemsize)) if num_classes else []
-    most = chunks[0][1] if chunks else 0
-    products = torch.empty((most, padded.shape[0]), dtype=wide, device=device)
-    # dz takes the place of the products, at the beginning of each row.
-    grads = products.view(hidden.dtype)[:, : padded.shape[0]]
-    gradients = _Gradients(hidden, padded, num_classes, [*needs, False], wide)
-    for start, stop in chunks:
-        _go_over_rows(
-            hidden,
-            padded,
-            num_classes,
-            targets,
-            None,
-            [logprob, lse, lse, mean],
-            products,
-            grads,
-            (start, stop),
-            "gradient",
-            softcap=softcap,
-            label_smoothing=label_smoothing,
-            z_loss=z_loss,
-            ignore_index=ignore_index,
-            with_mean=label_smoothing > 0.0,
-        )
-        gradients.add(grads[: stop - start], start, stop)
-    loss = (label_smoothing * (lse - mean) - (1.0 - label_smoothing) * logprob + z_loss * lse.square()).sum()
-    return loss, gradients.hidden, gradients.weight
-
-
-@triton.jit(do_not_specialize=["size"])
-def _scale_kernel(grad_ptr, factor_ptr, out_ptr, size, BLOCK: tl.constexpr):
-    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    grad = tl.load(grad_ptr + offsets, mask=offsets < size, other=0.0)
-    factor = tl.load(factor_ptr)
-    tl.store(out_ptr + offsets, (grad * factor).to(out_ptr.dtype.element_ty), mask=offsets < size)
-
-
-def scale(
-    grad_loss: Tensor, grad_hidden: Tensor, grad_weight: Tensor, hidden: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the summed loss times that of the loss, in the dtypes of the inputs."""
-    scaled_hidden = torch.empty(grad_hidden.shape, dtype=hidden.dtype, device=hidden.device)
-    scaled_weight = torch.empty(grad_weight.shape, dtype=weight.dtype, device=weight.device)
-    for grad, scaled in ((grad_hidden, scaled_hidden), (grad_weight, scaled_weight)):
-        if grad.numel():
-            with current_device(grad):
-                _scale_kernel[(cdiv(grad.numel(), 4096),)](
-                    grad, grad_loss, scaled, grad.numel(), BLOCK=4096, num_warps=4
-                )
-    return scaled_hidden, scaled_weight

@@ -8,8 +8,9 @@ and never waits for the GPU. No triton is loaded before an op runs on a CUDA ten
 from pylm.ops.gated import geglu, geglu_packed, swiglu, swiglu_packed
 from pylm.ops.logprob import LogProb, linear_logprob
 from pylm.ops.losses import dpo_loss, kto_loss, linear_cross_entropy
-from pylm.ops.modules import RMSNorm
+from pylm.ops.modules import LinearCrossEntropy, RMSNorm, RotaryEmbedding, SwiGLU
 from pylm.ops.norm import rms_norm
+from pylm.ops.patch import Left, PatchReport, Swapped, patch, unpatch
 from pylm.ops.policy import PolicyLoss, group_advantages, grpo_loss
 from pylm.ops.rotary import rope
 from pylm.ops.rotary_tables import packed_position_ids, rope_cache, rope_frequencies
@@ -17,9 +18,15 @@ from pylm.ops.vocab_parallel import vocab_parallel_logprob
 from pylm.ops.warming import warmup
 
 __all__ = [
+    "Left",
+    "LinearCrossEntropy",
     "LogProb",
+    "PatchReport",
     "PolicyLoss",
     "RMSNorm",
+    "RotaryEmbedding",
+    "Swapped",
+    "SwiGLU",
     "dpo_loss",
     "geglu",
     "geglu_packed",
@@ -29,12 +36,14 @@ __all__ = [
     "linear_cross_entropy",
     "linear_logprob",
     "packed_position_ids",
+    "patch",
     "rms_norm",
     "rope",
     "rope_cache",
     "rope_frequencies",
     "swiglu",
     "swiglu_packed",
+    "unpatch",
     "vocab_parallel_logprob",
     "warmup",
 ]

@@ -12,8 +12,7 @@ Shapes: N rows (all leading dimensions), D model dimension, V vocabulary.
 
 On the CPU rows are taken in chunks whose logits stay near the cache. The exponentials of the logits (on a
 GPU the probabilities) are kept for the backward pass while they fit into `_KEEP_BYTES`, which saves one of
-four matrix products and one of two exponentials; past it they are computed again. A summed cross entropy
-knows its gradient, up to a factor, while the logits are there, and keeps nothing.
+four matrix products and one of two exponentials; past it they are computed again.
 """
 
 from collections.abc import Iterator
@@ -54,11 +53,13 @@ class LogProb(NamedTuple):
     """Entropy of the predicted distribution in nats; 0 where the target is ignored."""
 
 
-def _chunk_rows(num_classes: int, size_bytes: int) -> int:
+def chunk_rows(num_classes: int, size_bytes: int) -> int:
+    """Return of how many rows products are made at a time on the CPU."""
     return max(_MIN_CHUNK_ROWS, _CHUNK_BYTES // max(1, num_classes * size_bytes))
 
 
-def _chunks(num_rows: int, step: int) -> Iterator[slice]:
+def chunks(num_rows: int, step: int) -> Iterator[slice]:
+    """Cut rows into parts of `step`."""
     for start in range(0, num_rows, step):
         yield slice(start, min(start + step, num_rows))
 
@@ -66,8 +67,20 @@ def _chunks(num_rows: int, step: int) -> Iterator[slice]:
 def _blocks(rows: slice, logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Cut the logits of a chunk of rows into parts that stay in the cache from pass to pass."""
     step = max(1, _BLOCK_BYTES // max(1, logits.shape[1] * logits.element_size()))
-    for part in _chunks(logits.shape[0], step):
+    for part in chunks(logits.shape[0], step):
         yield slice(rows.start + part.start, rows.start + part.stop), logits[part]
+
+
+def may_keep(hidden: Tensor, weight: Tensor) -> bool:
+    """Return whether what the backward pass needs of all logits of hidden (N, D) fits the budget."""
+    device = hidden.device.type
+    itemsize = compute_dtype(hidden).itemsize if device == "cpu" else hidden.element_size()
+    return hidden.shape[0] * weight.shape[0] * itemsize <= _KEEP_BYTES.get(device, 0)
+
+
+def rows_to_keep(num_classes: int, dtype: torch.dtype) -> int:
+    """Return for how many rows the budget of the CPU suffices."""
+    return _KEEP_BYTES.get("cpu", 0) // max(1, num_classes * dtype.itemsize)
 
 
 def _write_logits(
@@ -109,7 +122,7 @@ def _selected_rows(targets: Tensor, ignore_index: int, num_classes: int) -> Tens
     return None if kept is targets else is_kept.nonzero().squeeze(1)
 
 
-def _forward_cpu(
+def forward_cpu(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
@@ -121,6 +134,7 @@ def _forward_cpu(
     with_mean: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return logprob, lse, entropy, mean logit and sum of exponentials (N,), and what is kept."""
     wide = compute_dtype(hidden)
     num_rows, num_classes = hidden.shape[0], weight.shape[0]
     logprob, lse, entropy, mean, total = (torch.zeros(num_rows, dtype=wide) for _ in range(5))
@@ -135,9 +149,9 @@ def _forward_cpu(
     hidden, bias = _divide_by_temperature(
         hidden.to(wide), None if bias is None else bias.to(wide), temperature, softcap
     )
-    step = min(_chunk_rows(num_classes, wide.itemsize), max(1, targets.numel()))
+    step = min(chunk_rows(num_classes, wide.itemsize), max(1, targets.numel()))
     scratch = torch.empty(0 if keep and not with_entropy else step, num_classes, dtype=wide)
-    for chunk in _chunks(targets.numel(), step):
+    for chunk in chunks(targets.numel(), step):
         size = chunk.stop - chunk.start
         chunk_logits = scratch[:size] if scratch.numel() else kept[chunk]
         _write_logits(chunk_logits, hidden[chunk], weight, bias, temperature, softcap)
@@ -186,7 +200,7 @@ def _forward_fake(
     return logprob, lse, entropy, mean, total, kept
 
 
-def _backward_cpu(
+def backward_cpu(
     grad_logprob: Tensor | None,
     grad_lse: Tensor | None,
     grad_entropy: Tensor | None,
@@ -204,6 +218,7 @@ def _backward_cpu(
     ignore_index: int,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of hidden (N, D), weight (V, D) and bias (V,), empty where not needed."""
     wide = lse.dtype
     num_classes, (needs_hidden, needs_weight, needs_bias) = weight.shape[0], needs
     is_kept = targets != ignore_index
@@ -232,9 +247,9 @@ def _backward_cpu(
     reads_kept = kept.shape[0] == hidden.shape[0] and g_entropy is None
     if reads_kept:
         factor /= total
-    step = min(_chunk_rows(num_classes, wide.itemsize), max(1, targets.shape[0]))
+    step = min(chunk_rows(num_classes, wide.itemsize), max(1, targets.shape[0]))
     scratch = torch.empty(step, num_classes, dtype=wide)
-    for chunk in _chunks(targets.shape[0], step):
+    for chunk in chunks(targets.shape[0], step):
         chunk_grad = scratch[: chunk.stop - chunk.start]
         if not reads_kept:
             _write_logits(chunk_grad, divided_hidden[chunk], wide_weight, divided_bias, temperature, softcap)
@@ -301,7 +316,7 @@ _FORWARD = define_op(
     " float? softcap, int ignore_index, bool with_entropy, bool with_mean, bool keep)"
     " -> (Tensor logprob, Tensor lse, Tensor entropy, Tensor mean_logit,"
     " Tensor total, Tensor kept)",
-    cpu=_forward_cpu,
+    cpu=forward_cpu,
     kernel="linear_logprob.forward",
     fake=_forward_fake,
 )
@@ -310,7 +325,7 @@ _BACKWARD = define_op(
     " Tensor? grad_mean, Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, Tensor lse,"
     " Tensor entropy, Tensor total, Tensor kept, float temperature, float? softcap,"
     " int ignore_index, bool[3] needs) -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
-    cpu=_backward_cpu,
+    cpu=backward_cpu,
     kernel="linear_logprob.backward",
     fake=_backward_fake,
 )
@@ -344,146 +359,6 @@ register_autograd("linear_logprob", _backward, setup_context=_save)
 refuse_second_derivative("linear_logprob_backward")
 
 
-def _cross_entropy_cpu(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    softcap: float | None,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    wide, (num_rows, num_classes) = compute_dtype(hidden), (hidden.shape[0], weight.shape[0])
-    needs_hidden, needs_weight = needs
-    wide_weight = weight.to(wide)
-    loss = torch.zeros((), dtype=wide)
-    grad_hidden = torch.zeros(hidden.shape if needs_hidden else (0, 0), dtype=hidden.dtype)
-    grad_weight = torch.zeros(weight.shape if needs_weight else (0,), dtype=wide)
-    options = 1.0, softcap, ignore_index
-    budget = _KEEP_BYTES.get("cpu", 0) // max(1, num_classes * wide.itemsize)
-    for chunk in _chunks(num_rows, max(budget, _chunk_rows(num_classes, wide.itemsize))):
-        rows = hidden[chunk], wide_weight, targets[chunk], None
-        logprob, lse, entropy, mean, total, kept = _forward_cpu(
-            *rows, *options, False, label_smoothing > 0.0, softcap is None
-        )
-        loss += (label_smoothing * (lse - mean) - (1.0 - label_smoothing) * logprob).sum()
-        loss += z_loss * lse.square().sum()
-        upstream = (
-            torch.full_like(lse, label_smoothing - 1.0),
-            label_smoothing + 2.0 * z_loss * lse,
-            None,
-            torch.full_like(lse, -label_smoothing) if label_smoothing > 0.0 else None,
-        )
-        sums = lse, entropy, total, kept
-        grads = _backward_cpu(*upstream, *rows, *sums, *options, [needs_hidden, needs_weight, False])
-        if needs_hidden:
-            grad_hidden[chunk] = grads[0]
-        if needs_weight:
-            grad_weight += grads[1]
-    return loss, grad_hidden, grad_weight
-
-
-def _cross_entropy_fake(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    softcap: float | None,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    wide = compute_dtype(hidden)
-    return (
-        hidden.new_empty((), dtype=wide),
-        hidden.new_empty(hidden.shape if needs[0] else (0, 0)),
-        weight.new_empty(weight.shape if needs[1] else (0,), dtype=wide),
-    )
-
-
-def _scale(
-    grad_loss: Tensor, grad_hidden: Tensor, grad_weight: Tensor, hidden: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    return grad_hidden * grad_loss, torch.mul(grad_weight, grad_loss, out=weight.new_empty(grad_weight.shape))
-
-
-def _scale_fake(
-    grad_loss: Tensor, grad_hidden: Tensor, grad_weight: Tensor, hidden: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    return hidden.new_empty(grad_hidden.shape), weight.new_empty(grad_weight.shape)
-
-
-_CROSS_ENTROPY = define_op(
-    "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor targets, float? softcap, int ignore_index,"
-    " float label_smoothing, float z_loss, bool[2] needs)"
-    " -> (Tensor loss, Tensor grad_hidden, Tensor grad_weight)",
-    cpu=_cross_entropy_cpu,
-    kernel="linear_logprob.cross_entropy",
-    fake=_cross_entropy_fake,
-)
-_SCALE = define_op(
-    "linear_cross_entropy_backward(Tensor grad_loss, Tensor grad_hidden, Tensor grad_weight, Tensor hidden,"
-    " Tensor weight) -> (Tensor scaled_hidden, Tensor scaled_weight)",
-    cpu=_scale,
-    kernel="linear_logprob.scale",
-    fake=_scale_fake,
-)
-
-
-def _cross_entropy_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, *_ = inputs
-    _, grad_hidden, grad_weight = output
-    # The inputs are saved for their dtypes, and so that a second derivative comes to an op that refuses it.
-    ctx.save_for_backward(grad_hidden, grad_weight, hidden, weight)
-    ctx.mark_non_differentiable(grad_hidden, grad_weight)
-    ctx.set_materialize_grads(False)
-
-
-def _cross_entropy_backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    if grad_loss is None:
-        return (None,) * 8
-    scaled = _SCALE(grad_loss, *ctx.saved_tensors)
-    return *(g if need else None for g, need in zip(scaled, ctx.needs_input_grad, strict=False)), *[None] * 6
-
-
-register_autograd("linear_cross_entropy", _cross_entropy_backward, setup_context=_cross_entropy_save)
-refuse_second_derivative("linear_cross_entropy_backward")
-
-
-def makes_gradients_early(hidden: Tensor, weight: Tensor) -> bool:
-    """Return whether `summed_cross_entropy` is the faster way to a loss with gradients.
-
-    On the CPU, not where all exponentials may be kept: then the gradient need not be scaled afterwards.
-    """
-    if not torch.is_grad_enabled() or not (hidden.requires_grad or weight.requires_grad):
-        return False
-    size_bytes = hidden.numel() // max(1, hidden.shape[-1]) * weight.shape[0] * compute_dtype(hidden).itemsize
-    return hidden.device.type != "cpu" or size_bytes > _KEEP_BYTES.get("cpu", 0)
-
-
-def summed_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    *,
-    softcap: float | None,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-) -> Tensor:
-    """Call the op that makes the gradients along with the loss, on checked arguments; return the sum.
-
-    The op takes a weight of another dtype than the hidden states', since its gradient is there in float32.
-    """
-    rows = as_rows(_autocast(hidden))
-    needs = [rows.requires_grad, weight.requires_grad]
-    loss: Tensor = _CROSS_ENTROPY(
-        rows, weight, targets.reshape(-1), softcap, ignore_index, label_smoothing, z_loss, needs
-    )[0]
-    return loss
-
-
 def check_linear(op: str, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:
     """Raise InputError unless the arguments of a linear_* op fit each other."""
     check_float(op, hidden=hidden, weight=weight, bias=bias)
@@ -502,7 +377,7 @@ def check_linear(op: str, hidden: Tensor, weight: Tensor, targets: Tensor, bias:
         raise InputError(f"{op}: bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
 
 
-def _autocast(hidden: Tensor) -> Tensor:
+def autocast(hidden: Tensor) -> Tensor:
     """Convert to the dtype that `torch.autocast` wants products in, as `F.linear` does.
 
     Not on the CPU, where the product is in float32 in any case and would only lose digits.
@@ -529,15 +404,12 @@ def target_logprob(
     Returns:
         logprob, lse, entropy and mean logit, each of the shape of `targets`; zeros where not asked for.
     """
-    rows = as_rows(_autocast(hidden))
+    rows = as_rows(autocast(hidden))
     weight = weight.to(rows.dtype)
     needs_grad = torch.is_grad_enabled() and (
         hidden.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
-    device = hidden.device.type
-    itemsize = compute_dtype(rows).itemsize if device == "cpu" else rows.element_size()
-    size_bytes = rows.shape[0] * weight.shape[0] * itemsize
-    keep = needs_grad and softcap is None and size_bytes <= _KEEP_BYTES.get(device, 0)
+    keep = needs_grad and softcap is None and may_keep(rows, weight)
     outputs = _FORWARD(
         rows,
         weight,

@@ -5,12 +5,14 @@ Shapes: N rows (all leading dimensions), D model dimension, V vocabulary, P pref
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pylm.errors import InputError
 from pylm.ops._library import check_device, check_float, compute_dtype
-from pylm.ops.logprob import check_linear, makes_gradients_early, summed_cross_entropy, target_logprob
+from pylm.ops.cross_entropy import makes_gradients_early, summed_cross_entropy
+from pylm.ops.logprob import check_linear, target_logprob
 
 
 def linear_cross_entropy(

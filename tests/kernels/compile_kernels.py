@@ -41,7 +41,7 @@ def compile_only(self, *args, grid, warmup, **kwargs):
 
 
 def launch_all(dtype: torch.dtype) -> None:
-    from pylm.kernels import linear_logprob, rms_norm, rope, swiglu
+    from pylm.kernels import linear_cross_entropy, linear_logprob, rms_norm, rope, swiglu
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype)
@@ -80,15 +80,15 @@ def launch_all(dtype: torch.dtype) -> None:
                 row, None, row, row, hidden, weight, targets, b, row, row, row, kept, 0.5, softcap, -100,
                 [True, True, b is not None],
             )  # fmt: skip
-            grads = linear_logprob.cross_entropy(
+            grads = linear_cross_entropy.forward(
                 hidden, weight, targets, softcap, -100, 0.1, 1e-4, [True, True]
             )
-            linear_logprob.scale(*grads, hidden, weight)
+            linear_cross_entropy.backward(*grads, hidden, weight)
 
 
 def launch_length(dtype: torch.dtype, num_rows: int) -> None:
     """Launch every kernel for a number of rows of one model."""
-    from pylm.kernels import linear_logprob, rms_norm, rope, swiglu
+    from pylm.kernels import linear_cross_entropy, linear_logprob, rms_norm, rope, swiglu
 
     weight, head, cos = torch.empty(64, dtype=dtype), torch.empty(160, 64, dtype=dtype), torch.empty(4096, 8)
     x, row = torch.empty(num_rows, 64, dtype=dtype), torch.empty(num_rows)
@@ -101,8 +101,8 @@ def launch_length(dtype: torch.dtype, num_rows: int) -> None:
     q = x.view(1, num_rows, 4, 16)
     rope.rotate(q, q, cos, cos, None, False, False)
     linear_logprob.forward(x, head, targets, None, 1.0, None, -100, True, False, False)
-    grads = linear_logprob.cross_entropy(x, head, targets, None, -100, 0.0, 0.0, [True, True])
-    linear_logprob.scale(*grads, x, head)
+    grads = linear_cross_entropy.forward(x, head, targets, None, -100, 0.0, 0.0, [True, True])
+    linear_cross_entropy.backward(*grads, x, head)
     linear_logprob.backward(
         row, None, None, None, x, head, targets, None, row, row, row, torch.empty(0), 1.0, None, -100,
         [True, True, False],

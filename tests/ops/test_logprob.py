@@ -197,8 +197,8 @@ def test_autocast_decides_the_dtype_of_products_on_a_gpu(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
     hidden, weight, _, targets = _inputs(4, 3, 6)
     with FakeTensorMode():  # stands for tensors of a GPU that need not be there
-        assert module._autocast(torch.empty(4, 3, device="cuda")).dtype == torch.bfloat16
-        assert module._autocast(torch.empty(4, 3, device="cuda").double()).dtype == torch.float64
+        assert module.autocast(torch.empty(4, 3, device="cuda")).dtype == torch.bfloat16
+        assert module.autocast(torch.empty(4, 3, device="cuda").double()).dtype == torch.float64
     with_autocast = ops.linear_logprob(hidden, weight, targets)
     monkeypatch.undo()
     assert torch.equal(with_autocast.lse, ops.linear_logprob(hidden, weight, targets).lse)

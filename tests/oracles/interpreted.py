@@ -14,6 +14,7 @@ import torch
 assert "triton" not in sys.modules, "load this plugin before triton"
 
 from pylm.kernels import (  # noqa: E402
+    linear_cross_entropy,
     linear_logprob,
     rms_norm,
     rope,
@@ -31,8 +32,8 @@ LAUNCHERS = {
     "rope": rope.rotate,
     "linear_logprob": linear_logprob.forward,
     "linear_logprob_backward": linear_logprob.backward,
-    "linear_cross_entropy": linear_logprob.cross_entropy,
-    "linear_cross_entropy_backward": linear_logprob.scale,
+    "linear_cross_entropy": linear_cross_entropy.forward,
+    "linear_cross_entropy_backward": linear_cross_entropy.backward,
 }
 # On the CPU the public functions ask these to keep values for the backward pass, which their kernels do not.
 KEEPING = ("gated", "gated_packed")

@@ -1,0 +1,89 @@
+"""Cross entropy of an output layer with its gradients, made while the logits are there.
+
+The chunks, the kernel over their rows and the products are those of `linear_logprob`; dz takes the place of
+the float32 products that it came from. The gradients are those of the summed loss, scaled in the backward pass.
+Shapes: N rows, D model dimension, V vocabulary.
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# (the parameters of a kernel have Triton's types, which mypy does not know)
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pylm.kernels._launch import cdiv, current_device, wide_dtype
+from pylm.kernels.linear_logprob import Gradients, chunks, go_over_rows, pad_classes
+
+
+@triton.jit(do_not_specialize=["size"])
+def _scale_kernel(grad_ptr, factor_ptr, out_ptr, size, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    grad = tl.load(grad_ptr + offsets, mask=offsets < size, other=0.0)
+    factor = tl.load(factor_ptr)
+    tl.store(out_ptr + offsets, (grad * factor).to(out_ptr.dtype.element_ty), mask=offsets < size)
+
+
+def forward(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the summed loss, and its gradients: of hidden (N, D), of weight (V, D) in float32.
+
+    The gradients are made while the logits are there, so there are three matrix products in all. They are
+    empty where not needed.
+    """
+    num_rows, num_classes = hidden.shape[0], weight.shape[0]
+    wide, device = wide_dtype(hidden), hidden.device
+    padded = pad_classes(weight.to(hidden.dtype))
+    logprob, lse, mean = (torch.zeros(num_rows, dtype=wide, device=device) for _ in range(3))
+    targets = targets.contiguous()
+    parts = list(chunks(num_rows, num_classes, wide.itemsize)) if num_classes else []
+    most = parts[0][1] if parts else 0
+    products = torch.empty((most, padded.shape[0]), dtype=wide, device=device)
+    # dz takes the place of the products, at the beginning of each row.
+    grads = products.view(hidden.dtype)[:, : padded.shape[0]]
+    gradients = Gradients(hidden, padded, num_classes, [*needs, False], wide)
+    for start, stop in parts:
+        go_over_rows(
+            hidden,
+            padded,
+            num_classes,
+            targets,
+            None,
+            [logprob, lse, lse, mean],
+            products,
+            grads,
+            (start, stop),
+            "gradient",
+            softcap=softcap,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            ignore_index=ignore_index,
+            with_mean=label_smoothing > 0.0,
+        )
+        gradients.add(grads[: stop - start], start, stop)
+    loss = (label_smoothing * (lse - mean) - (1.0 - label_smoothing) * logprob + z_loss * lse.square()).sum()
+    return loss, gradients.hidden, gradients.weight
+
+
+def backward(
+    grad_loss: Tensor, grad_hidden: Tensor, grad_weight: Tensor, hidden: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the summed loss times that of the loss, in the dtypes of the inputs."""
+    scaled_hidden = torch.empty(grad_hidden.shape, dtype=hidden.dtype, device=hidden.device)
+    scaled_weight = torch.empty(grad_weight.shape, dtype=weight.dtype, device=weight.device)
+    for grad, scaled in ((grad_hidden, scaled_hidden), (grad_weight, scaled_weight)):
+        if grad.numel():
+            with current_device(grad):
+                _scale_kernel[(cdiv(grad.numel(), 4096),)](
+                    grad, grad_loss, scaled, grad.numel(), BLOCK=4096, num_warps=4
+                )
+    return scaled_hidden, scaled_weight
