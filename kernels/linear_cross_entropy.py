@@ -1,8 +1,8 @@
 """Cross entropy of an output layer with its gradients, made while the logits are there.
 
 The chunks, the kernel over their rows and the products are those of `linear_logprob`; dz takes the place of
-the float32 products that it came from. The gradients are those of the summed loss, scaled in the backward pass.
-Shapes: N rows, D model dimension, V vocabulary.
+the float32 products that it came from. The gradients are those of the summed loss; the backward pass scales
+them. Shapes: N rows, D model dimension, V vocabulary.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"

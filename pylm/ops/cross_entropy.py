@@ -39,9 +39,8 @@ def _forward_cpu(
     grad_hidden = torch.zeros(hidden.shape if needs_hidden else (0, 0), dtype=hidden.dtype)
     grad_weight = torch.zeros(weight.shape if needs_weight else (0,), dtype=wide)
     options = 1.0, softcap, ignore_index
-    for chunk in chunks(
-        num_rows, max(rows_to_keep(num_classes, wide), chunk_rows(num_classes, wide.itemsize))
-    ):
+    step = max(rows_to_keep(num_classes, wide), chunk_rows(num_classes, wide.itemsize))
+    for chunk in chunks(num_rows, step):
         rows = hidden[chunk], wide_weight, targets[chunk], None
         logprob, lse, entropy, mean, total, kept = forward_cpu(
             *rows, *options, False, label_smoothing > 0.0, softcap is None
