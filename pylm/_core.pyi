@@ -199,6 +199,13 @@ def lcp_array(
     data: _Symbols, suffix_array: NDArray[np.int32] | NDArray[np.int64], num_threads: int
 ) -> NDArray[np.int32] | NDArray[np.int64]: ...
 
+class CharacterTable:
+    def __init__(self, actions: NDArray[np.uint32], replacements: Sequence[str], numbers: bool) -> None: ...
+
+def normalize(
+    texts: Texts, table: CharacterTable, num_threads: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8]]: ...
+
 class MinHasher:
     def __init__(
         self,
@@ -207,8 +214,10 @@ class MinHasher:
         ngram: int,
         unit: str,
         seed: int,
+        wide: bool,
         multipliers: Sequence[int],
         increments: Sequence[int],
+        level: str | None = None,
     ) -> None: ...
     def signatures(self, texts: Texts, num_threads: int) -> NDArray[np.uint32] | NDArray[np.uint64]: ...
     def near(
@@ -220,6 +229,7 @@ class MinHasher:
         rows: int,
         verify: bool,
         keep: str,
+        priority: NDArray[np.int64] | None,
         num_threads: int,
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...
 

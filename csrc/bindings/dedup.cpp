@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <optional>
 #include <span>
 #include <stdexcept>
@@ -16,9 +17,11 @@
 #include "bindings/arrow.hpp"
 #include "bindings/buffers.hpp"
 #include "bindings/module.hpp"
+#include "bindings/simd.hpp"
 #include "dedup/exact.hpp"
 #include "dedup/minhash.hpp"
 #include "dedup/near.hpp"
+#include "dedup/normalize.hpp"
 #include "dedup/shingle.hpp"
 #include "dedup/suffix_array.hpp"
 #include "parallel.hpp"
@@ -32,17 +35,24 @@ namespace {
 struct Hasher {
     dedup::ShingleRule rule;
     dedup::MinHasher minhash;
+    SimdLevel level;
 };
 
 Hasher make_hasher(const std::string& scheme, std::size_t num_perm, std::size_t ngram,
-                   const std::string& unit, std::uint64_t seed, std::vector<std::uint64_t> multipliers,
-                   std::vector<std::uint64_t> increments) {
+                   const std::string& unit, std::uint64_t seed, bool wide,
+                   std::vector<std::uint64_t> multipliers, std::vector<std::uint64_t> increments,
+                   const std::optional<std::string>& level_name) {
     using dedup::Scheme;
     using dedup::ShingleKind;
-    const bool characters = unit == "char";
-    if (!characters && unit != "word") throw std::invalid_argument("unknown unit " + unit);
+    ShingleKind shingles = ShingleKind::kWord;
+    if (unit == "char") {
+        shingles = ShingleKind::kCharacter;
+    } else if (unit == "token") {
+        shingles = ShingleKind::kToken;
+    } else if (unit != "word") {
+        throw std::invalid_argument("unknown unit " + unit);
+    }
     Scheme kind = Scheme::kFast;
-    ShingleKind shingles = characters ? ShingleKind::kCharacter : ShingleKind::kWord;
     if (scheme == "classic") {
         kind = Scheme::kClassic;
     } else if (scheme == "text-dedup") {
@@ -54,8 +64,10 @@ Hasher make_hasher(const std::string& scheme, std::size_t num_perm, std::size_t 
     } else if (scheme != "fast") {
         throw std::invalid_argument("unknown scheme " + scheme);
     }
+    const SimdLevel level = level_name ? level_of(*level_name) : best_simd_level();
     return {{shingles, ngram, seed},
-            dedup::MinHasher(kind, num_perm, seed, {std::move(multipliers), std::move(increments)})};
+            dedup::MinHasher(kind, num_perm, seed, {std::move(multipliers), std::move(increments)}, wide, level),
+            level};
 }
 
 template <typename Value>
@@ -65,7 +77,7 @@ std::vector<Value> sign_all(const Hasher& hasher, std::span<const std::string_vi
     const std::size_t width = hasher.minhash.num_perm();
     std::vector<Value> values(texts.size() * width);
     parallel_for((texts.size() + block - 1) / block, num_threads, [&](std::size_t task) {
-        dedup::Shingler shingler(hasher.rule);
+        dedup::Shingler shingler(hasher.rule, hasher.level);
         dedup::MinHasher::Scratch scratch;
         std::vector<std::uint64_t> signature(width);
         const std::size_t end = std::min(texts.size(), (task + 1) * block);
@@ -98,19 +110,31 @@ py::array signatures(const Hasher& hasher, const py::object& texts, unsigned num
 
 py::tuple near(const Hasher& hasher, const py::object& object, const std::optional<py::object>& normalized,
                double threshold, std::size_t bands, std::size_t rows, bool verify, const std::string& keep,
+               const std::optional<py::array_t<std::int64_t, py::array::c_style>>& priority,
                unsigned num_threads) {
     const Texts texts(object);
     std::optional<Texts> shingled;
     if (normalized) shingled.emplace(*normalized);
     const auto source = shingled ? shingled->views() : texts.views();
-    if (keep != "first" && keep != "longest") throw std::invalid_argument("unknown keep " + keep);
+    dedup::Keep rule = dedup::Keep::kFirst;
+    if (priority) {
+        rule = dedup::Keep::kPriority;
+    } else if (keep == "longest") {
+        rule = dedup::Keep::kLongest;
+    } else if (keep != "first") {
+        throw std::invalid_argument("unknown keep " + keep);
+    }
+    std::span<const std::int64_t> priorities;
+    if (priority) priorities = {priority->data(), static_cast<std::size_t>(priority->size())};
     const dedup::NearOptions options{.rule = hasher.rule,
                                      .bands = bands,
                                      .rows = rows,
                                      .threshold = threshold,
                                      .verify = verify,
-                                     .keep = keep == "longest" ? dedup::Keep::kLongest : dedup::Keep::kFirst,
-                                     .num_threads = num_threads};
+                                     .keep = rule,
+                                     .priority = priorities,
+                                     .num_threads = num_threads,
+                                     .level = hasher.level};
     dedup::NearDuplicates found;
     {
         const py::gil_scoped_release release;
@@ -127,6 +151,40 @@ py::array exact(const py::object& object, unsigned num_threads) {
         first = dedup::exact_duplicates(texts.views(), num_threads);
     }
     return to_array(std::move(first));
+}
+
+dedup::CharacterTable make_table(const py::array_t<std::uint32_t, py::array::c_style>& actions,
+                                 std::vector<std::string> replacements, bool numbers) {
+    return {{actions.data(), actions.data() + actions.size()}, std::move(replacements), numbers};
+}
+
+// Bytes of all normalised texts, their offsets, and for every text whether it could be done.
+py::tuple normalize(const py::object& object, const dedup::CharacterTable& table, unsigned num_threads) {
+    constexpr std::size_t block = 128;
+    const Texts texts(object);
+    const auto views = texts.views();
+    std::vector<std::uint8_t> bytes;
+    std::vector<std::int64_t> offsets(views.size() + 1, 0);
+    std::vector<std::uint8_t> done(views.size(), 0);
+    {
+        const py::gil_scoped_release release;
+        std::vector<std::string> parts((views.size() + block - 1) / block);
+        parallel_for(parts.size(), num_threads, [&](std::size_t task) {
+            std::string out;
+            for (std::size_t i = task * block; i < std::min(views.size(), (task + 1) * block); ++i) {
+                done[i] = dedup::normalize(views[i], table, out);
+                if (done[i] != 0) parts[task] += out;
+                offsets[i + 1] = done[i] != 0 ? static_cast<std::int64_t>(out.size()) : 0;
+            }
+        });
+        std::partial_sum(offsets.begin(), offsets.end(), offsets.begin());
+        bytes.reserve(static_cast<std::size_t>(offsets.back()));
+        for (std::string& part : parts) {
+            bytes.insert(bytes.end(), part.begin(), part.end());
+            std::string().swap(part);
+        }
+    }
+    return py::make_tuple(to_array(std::move(bytes)), to_array(std::move(offsets)), to_array(std::move(done)));
 }
 
 // Symbols of an array of one dimension without gaps, of 1, 2 or 4 bytes.
@@ -182,12 +240,16 @@ void bind_dedup(py::module_& module) {
     module.def("exact_duplicates", &exact, py::arg("texts"), py::arg("num_threads"));
     module.def("suffix_array", &suffix_array_of, py::arg("data"), py::arg("wide"), py::arg("num_threads"));
     module.def("lcp_array", &lcp_array_of, py::arg("data"), py::arg("suffix_array"), py::arg("num_threads"));
+    py::class_<dedup::CharacterTable>(module, "CharacterTable")
+        .def(py::init(&make_table), py::arg("actions"), py::arg("replacements"), py::arg("numbers"));
+    module.def("normalize", &normalize, py::arg("texts"), py::arg("table"), py::arg("num_threads"));
     py::class_<Hasher>(module, "MinHasher")
         .def(py::init(&make_hasher), py::arg("scheme"), py::arg("num_perm"), py::arg("ngram"),
-             py::arg("unit"), py::arg("seed"), py::arg("multipliers"), py::arg("increments"))
+             py::arg("unit"), py::arg("seed"), py::arg("wide"), py::arg("multipliers"),
+             py::arg("increments"), py::arg("level") = py::none())
         .def("signatures", &signatures, py::arg("texts"), py::arg("num_threads"))
         .def("near", &near, py::arg("texts"), py::arg("normalized"), py::arg("threshold"), py::arg("bands"),
-             py::arg("rows"), py::arg("verify"), py::arg("keep"), py::arg("num_threads"));
+             py::arg("rows"), py::arg("verify"), py::arg("keep"), py::arg("priority"), py::arg("num_threads"));
 }
 
 }  // namespace pylm::bindings

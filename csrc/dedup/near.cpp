@@ -28,16 +28,12 @@ Ranked rank_and_sign(std::span<const std::string_view> texts, std::span<const st
     for (std::size_t i = 0; i < texts.size(); ++i) {
         if (first[i] == static_cast<std::int64_t>(i) && !arrow::is_null(texts[i])) order.push_back(i);
     }
-    if (options.keep == Keep::kLongest) {
-        std::stable_sort(order.begin(), order.end(),
-                         [&](std::size_t a, std::size_t b) { return texts[a].size() > texts[b].size(); });
-    }
     const std::size_t width = options.verify ? 0 : hasher.num_perm();
     std::vector<std::uint64_t> keys(order.size() * options.bands);
     std::vector<std::uint32_t> signatures(order.size() * width);
     std::vector<std::uint8_t> has_shingles(order.size());
     parallel_for((order.size() + kBlock - 1) / kBlock, options.num_threads, [&](std::size_t task) {
-        Shingler shingler(options.rule);
+        Shingler shingler(options.rule, options.level);
         MinHasher::Scratch scratch;
         std::vector<std::uint64_t> signature(hasher.num_perm());
         const std::size_t end = std::min(order.size(), (task + 1) * kBlock);
@@ -198,7 +194,7 @@ Assignment assign(std::span<const std::string_view> shingled, const Ranked& rank
     }
     Verifier verifier(shingled, ranked, buckets, options, assignment);
     parallel_for(tasks.size() - 1, options.num_threads, [&](std::size_t task) {
-        Shingler shingler(options.rule);
+        Shingler shingler(options.rule, options.level);
         for (std::size_t i = tasks[task]; i < tasks[task + 1]; ++i) {
             const auto members =
                 std::span(components.members)
@@ -211,6 +207,48 @@ Assignment assign(std::span<const std::string_view> shingled, const Ranked& rank
         }
     });
     return assignment;
+}
+
+// Of texts in order of preference.
+NearDuplicates find_near(std::span<const std::string_view> texts, std::span<const std::string_view> shingled,
+                         const MinHasher& hasher, const NearOptions& options) {
+    const std::vector<std::int64_t> first = exact_duplicates(texts, options.num_threads);
+    const Ranked ranked = rank_and_sign(texts, shingled, first, hasher, options);
+    const Assignment assignment = assign(shingled, ranked, hasher, options);
+
+    NearDuplicates result;
+    result.representative.resize(texts.size());
+    std::iota(result.representative.begin(), result.representative.end(), std::int64_t{0});
+    result.similarity.assign(texts.size(), 1.0);
+    std::vector<std::uint8_t> compared(texts.size(), 0);
+    for (std::size_t rank = 0; rank < ranked.text.size(); ++rank) {
+        const std::size_t index = ranked.text[rank];
+        compared[index] = 1;
+        result.representative[index] = static_cast<std::int64_t>(ranked.text[assignment.owner[rank]]);
+        result.similarity[index] = assignment.similarity[rank];
+    }
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+        const auto equal = static_cast<std::size_t>(first[i]);
+        if (equal == i || !compared[equal]) continue;
+        result.representative[i] = result.representative[equal];
+        result.similarity[i] = result.similarity[equal];
+    }
+    return result;
+}
+
+// The numbers of the texts from the most preferred on.
+std::vector<std::size_t> order_of(std::span<const std::string_view> texts, const NearOptions& options) {
+    std::vector<std::size_t> order(texts.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    if (options.keep == Keep::kLongest) {
+        std::stable_sort(order.begin(), order.end(),
+                         [&](std::size_t a, std::size_t b) { return texts[a].size() > texts[b].size(); });
+    } else {
+        std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+            return options.priority[a] > options.priority[b];
+        });
+    }
+    return order;
 }
 
 }  // namespace
@@ -247,26 +285,27 @@ NearDuplicates near_duplicates(std::span<const std::string_view> texts,
     }
     if (shingled.size() != texts.size())
         throw std::invalid_argument("one normalised form is needed for every text");
-    const std::vector<std::int64_t> first = exact_duplicates(texts, options.num_threads);
-    const Ranked ranked = rank_and_sign(texts, shingled, first, hasher, options);
-    const Assignment assignment = assign(shingled, ranked, hasher, options);
+    if (options.keep == Keep::kPriority && options.priority.size() != texts.size())
+        throw std::invalid_argument("one priority is needed for every text");
+    if (options.keep == Keep::kFirst) return find_near(texts, shingled, hasher, options);
 
+    const std::vector<std::size_t> order = order_of(texts, options);
+    const auto in_order = [&](std::span<const std::string_view> views) {
+        std::vector<std::string_view> ordered(views.size());
+        for (std::size_t i = 0; i < order.size(); ++i) ordered[i] = views[order[i]];
+        return ordered;
+    };
+    const bool same = shingled.data() == texts.data();
+    const std::vector<std::string_view> ordered = in_order(texts);
+    const std::vector<std::string_view> ordered_shingled = same ? std::vector<std::string_view>{} : in_order(shingled);
+    const NearDuplicates found = find_near(ordered, same ? ordered : ordered_shingled, hasher, options);
     NearDuplicates result;
     result.representative.resize(texts.size());
-    std::iota(result.representative.begin(), result.representative.end(), std::int64_t{0});
-    result.similarity.assign(texts.size(), 1.0);
-    std::vector<std::uint8_t> compared(texts.size(), 0);
-    for (std::size_t rank = 0; rank < ranked.text.size(); ++rank) {
-        const std::size_t index = ranked.text[rank];
-        compared[index] = 1;
-        result.representative[index] = static_cast<std::int64_t>(ranked.text[assignment.owner[rank]]);
-        result.similarity[index] = assignment.similarity[rank];
-    }
-    for (std::size_t i = 0; i < texts.size(); ++i) {
-        const auto equal = static_cast<std::size_t>(first[i]);
-        if (equal == i || !compared[equal]) continue;
-        result.representative[i] = result.representative[equal];
-        result.similarity[i] = result.similarity[equal];
+    result.similarity.resize(texts.size());
+    for (std::size_t i = 0; i < order.size(); ++i) {
+        const auto kept = static_cast<std::size_t>(found.representative[i]);
+        result.representative[order[i]] = static_cast<std::int64_t>(order[kept]);
+        result.similarity[order[i]] = found.similarity[i];
     }
     return result;
 }

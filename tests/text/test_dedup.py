@@ -322,7 +322,7 @@ def test_bad_texts_are_named(
         ({"num_perm": 1.5}, TypeError, "num_perm must be an int, got float"),
         ({"ngram": 0}, InputError, "ngram must lie in"),
         ({"seed": -1}, InputError, "seed must lie in"),
-        ({"unit": "line"}, InputError, "unit must be one of 'word', 'char', got 'line'"),
+        ({"unit": "line"}, InputError, "unit must be one of 'word', 'char', 'token', got 'line'"),
         (
             {"scheme": "best"},
             InputError,
@@ -332,6 +332,12 @@ def test_bad_texts_are_named(
         ({"keep": "last"}, InputError, "keep must be one of 'first', 'longest', got 'last'"),
         ({"num_threads": -1}, InputError, "num_threads must lie in"),
         ({"bands": 4}, InputError, "bands and rows are given together"),
+        (
+            {"bands": 4, "rows": 4, "false_negative_weight": 0.5},
+            InputError,
+            "false_negative_weight chooses bands and rows",
+        ),
+        ({"false_negative_weight": 1.5}, InputError, r"false_negative_weight must lie in \[0, 1\]"),
         ({"bands": 64, "rows": 3}, InputError, r"bands \* rows must be at most num_perm=128, got 64 \* 3"),
     ],
 )
