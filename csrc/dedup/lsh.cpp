@@ -22,7 +22,8 @@ using Keyed = std::pair<std::uint64_t, std::uint32_t>;  // key of a band, docume
 // upper bits of their keys first, which leaves little to sort.
 std::vector<Keyed> find_shared(std::span<const std::uint64_t> keys, std::size_t num_bands, std::size_t band) {
     const std::size_t num_documents = keys.size() / num_bands;
-    const auto bits = std::min<std::size_t>(kMostPartBits, std::bit_width(num_documents / kPartSize));
+    const auto bits =
+        std::min(kMostPartBits, static_cast<std::size_t>(std::bit_width(num_documents / kPartSize)));
     const auto part_of = [&](std::uint64_t key) { return bits == 0 ? 0 : key >> (64 - bits); };
     std::vector<std::size_t> ends((std::size_t{1} << bits) + 1, 0);
     for (std::size_t i = band; i < keys.size(); i += num_bands) ++ends[part_of(keys[i]) + 1];

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 
 #include "dedup/xxhash.hpp"
@@ -16,6 +18,9 @@ namespace {
 constexpr std::uint64_t kBase = 0xA24BAED4963EE407ULL;  // odd, so that powers keep all bits
 
 constexpr std::size_t kTextDedupMinWords = 5;
+
+constexpr std::size_t kFewShingles = 16;  // are sorted one by one
+constexpr int kMostSortBits = 16;
 
 void make_room(std::vector<std::uint64_t>& values, std::size_t size) {
     if (values.size() < size) values.resize(std::max(size, 2 * values.size()));
@@ -66,8 +71,8 @@ std::span<const std::uint64_t> Shingler::operator()(std::string_view text) {
 
 std::span<const std::uint64_t> Shingler::distinct(std::string_view text) {
     (*this)(text);
+    sort_shingles();
     std::uint64_t* const begin = shingles_.data();
-    std::sort(begin, begin + num_shingles_);
     return {begin, std::unique(begin, begin + num_shingles_)};
 }
 
@@ -193,6 +198,39 @@ void Shingler::roll() {
     for (std::size_t i = n; i < num_items_; ++i) {
         value = value * kBase + (items_[i] - items_[i - n] * leaving_factor_);
         shingles_[i - n + 1] = value;
+    }
+}
+
+// Shingles are random numbers: their upper bits part them into runs of a few, which takes a fourth of the time of a
+// sort by comparisons.
+void Shingler::sort_shingles() {
+    if (num_shingles_ < kFewShingles) {
+        std::sort(shingles_.begin(), shingles_.begin() + static_cast<std::ptrdiff_t>(num_shingles_));
+        return;
+    }
+    const int bits = std::min(kMostSortBits, static_cast<int>(std::bit_width(num_shingles_ / kFewShingles * 4)));
+    const int shift = (rule_.kind == ShingleKind::kJoined32 ? 32 : 64) - bits;
+    ends_.assign((std::size_t{1} << bits) + 1, 0);
+    for (std::size_t i = 0; i < num_shingles_; ++i) ++ends_[(shingles_[i] >> shift) + 1];
+    std::partial_sum(ends_.begin(), ends_.end(), ends_.begin());
+    make_room(parted_, num_shingles_);
+    for (std::size_t i = 0; i < num_shingles_; ++i) parted_[ends_[shingles_[i] >> shift]++] = shingles_[i];
+    std::swap(shingles_, parted_);
+    std::size_t begin = 0;  // `ends_` has moved on by one run
+    for (std::size_t run = 0; run + 1 < ends_.size(); ++run) {
+        std::uint64_t* const first = shingles_.data() + begin;
+        const std::size_t size = ends_[run] - begin;
+        if (size > kFewShingles) {
+            std::sort(first, first + size);
+        } else {
+            for (std::size_t i = 1; i < size; ++i) {
+                const std::uint64_t moved = first[i];
+                std::size_t j = i;
+                for (; j > 0 && first[j - 1] > moved; --j) first[j] = first[j - 1];
+                first[j] = moved;
+            }
+        }
+        begin = ends_[run];
     }
 }
 

@@ -51,6 +51,7 @@ private:
     void hash_characters(std::string_view text);
     void hash_tokens(std::string_view ids);
     void roll();
+    void sort_shingles();
     void hash_joined(std::string_view text);
 
     ShingleRule rule_;
@@ -61,6 +62,8 @@ private:
     std::size_t num_items_ = 0;
     std::vector<std::uint64_t> shingles_;
     std::size_t num_shingles_ = 0;
+    std::vector<std::uint64_t> parted_;
+    std::vector<std::size_t> ends_;
     std::vector<std::size_t> borders_;
     std::string lowered_;
 };
