@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <numeric>
 #include <optional>
 #include <span>
 #include <stdexcept>
@@ -17,8 +16,8 @@
 #include "bindings/arrow.hpp"
 #include "bindings/buffers.hpp"
 #include "bindings/module.hpp"
+#include "bindings/normalized.hpp"
 #include "bindings/simd.hpp"
-#include "dedup/exact.hpp"
 #include "dedup/minhash.hpp"
 #include "dedup/near.hpp"
 #include "dedup/normalize.hpp"
@@ -70,6 +69,12 @@ Hasher make_hasher(const std::string& scheme, std::size_t num_perm, std::size_t 
             level};
 }
 
+dedup::CharacterTable make_table(const py::array_t<std::uint32_t, py::array::c_style>& actions,
+                                 std::vector<std::string> replacements, bool numbers) {
+    return {std::vector<std::uint32_t>(actions.data(), actions.data() + actions.size()), std::move(replacements),
+            numbers};
+}
+
 template <typename Value>
 std::vector<Value> sign_all(const Hasher& hasher, std::span<const std::string_view> texts,
                             unsigned num_threads) {
@@ -92,30 +97,33 @@ std::vector<Value> sign_all(const Hasher& hasher, std::span<const std::string_vi
 }
 
 template <typename Value>
-py::array signatures_as(const Hasher& hasher, const py::object& object, unsigned num_threads) {
-    const Texts texts(object);
+py::array signatures_as(const Hasher& hasher, std::span<const std::string_view> texts, unsigned num_threads) {
     std::vector<Value> values;
     {
         const py::gil_scoped_release release;
-        values = sign_all<Value>(hasher, texts.views(), num_threads);
+        values = sign_all<Value>(hasher, texts, num_threads);
     }
     return to_array(std::move(values), {static_cast<py::ssize_t>(texts.size()),
                                         static_cast<py::ssize_t>(hasher.minhash.num_perm())});
 }
 
-py::array signatures(const Hasher& hasher, const py::object& texts, unsigned num_threads) {
+template <typename Collection>
+py::array signatures_of(const Hasher& hasher, const Collection& collection, unsigned num_threads) {
+    const auto texts = collection.views();
     return hasher.minhash.wide() ? signatures_as<std::uint64_t>(hasher, texts, num_threads)
                                  : signatures_as<std::uint32_t>(hasher, texts, num_threads);
 }
 
-py::tuple near(const Hasher& hasher, const py::object& object, const std::optional<py::object>& normalized,
+py::array signatures(const Hasher& hasher, const py::object& texts, unsigned num_threads) {
+    return signatures_of(hasher, Texts(texts), num_threads);
+}
+
+py::tuple near(const Hasher& hasher, const py::object& object, const NormalizedTexts* normalized,
                double threshold, std::size_t bands, std::size_t rows, bool verify, const std::string& keep,
                const std::optional<py::array_t<std::int64_t, py::array::c_style>>& priority,
                unsigned num_threads) {
     const Texts texts(object);
-    std::optional<Texts> shingled;
-    if (normalized) shingled.emplace(*normalized);
-    const auto source = shingled ? shingled->views() : texts.views();
+    const auto source = normalized != nullptr ? normalized->views() : texts.views();
     dedup::Keep rule = dedup::Keep::kFirst;
     if (priority) {
         rule = dedup::Keep::kPriority;
@@ -141,50 +149,6 @@ py::tuple near(const Hasher& hasher, const py::object& object, const std::option
         found = dedup::near_duplicates(texts.views(), source, hasher.minhash, options);
     }
     return py::make_tuple(to_array(std::move(found.representative)), to_array(std::move(found.similarity)));
-}
-
-py::array exact(const py::object& object, unsigned num_threads) {
-    const Texts texts(object);
-    std::vector<std::int64_t> first;
-    {
-        const py::gil_scoped_release release;
-        first = dedup::exact_duplicates(texts.views(), num_threads);
-    }
-    return to_array(std::move(first));
-}
-
-dedup::CharacterTable make_table(const py::array_t<std::uint32_t, py::array::c_style>& actions,
-                                 std::vector<std::string> replacements, bool numbers) {
-    return {{actions.data(), actions.data() + actions.size()}, std::move(replacements), numbers};
-}
-
-// Bytes of all normalised texts, their offsets, and for every text whether it could be done.
-py::tuple normalize(const py::object& object, const dedup::CharacterTable& table, unsigned num_threads) {
-    constexpr std::size_t block = 128;
-    const Texts texts(object);
-    const auto views = texts.views();
-    std::vector<std::uint8_t> bytes;
-    std::vector<std::int64_t> offsets(views.size() + 1, 0);
-    std::vector<std::uint8_t> done(views.size(), 0);
-    {
-        const py::gil_scoped_release release;
-        std::vector<std::string> parts((views.size() + block - 1) / block);
-        parallel_for(parts.size(), num_threads, [&](std::size_t task) {
-            std::string out;
-            for (std::size_t i = task * block; i < std::min(views.size(), (task + 1) * block); ++i) {
-                done[i] = dedup::normalize(views[i], table, out);
-                if (done[i] != 0) parts[task] += out;
-                offsets[i + 1] = done[i] != 0 ? static_cast<std::int64_t>(out.size()) : 0;
-            }
-        });
-        std::partial_sum(offsets.begin(), offsets.end(), offsets.begin());
-        bytes.reserve(static_cast<std::size_t>(offsets.back()));
-        for (std::string& part : parts) {
-            bytes.insert(bytes.end(), part.begin(), part.end());
-            std::string().swap(part);
-        }
-    }
-    return py::make_tuple(to_array(std::move(bytes)), to_array(std::move(offsets)), to_array(std::move(done)));
 }
 
 // Symbols of an array of one dimension without gaps, of 1, 2 or 4 bytes.
@@ -237,16 +201,28 @@ py::array lcp_array_of(const py::array& data, const py::array& suffixes, unsigne
 }  // namespace
 
 void bind_dedup(py::module_& module) {
-    module.def("exact_duplicates", &exact, py::arg("texts"), py::arg("num_threads"));
     module.def("suffix_array", &suffix_array_of, py::arg("data"), py::arg("wide"), py::arg("num_threads"));
     module.def("lcp_array", &lcp_array_of, py::arg("data"), py::arg("suffix_array"), py::arg("num_threads"));
     py::class_<dedup::CharacterTable>(module, "CharacterTable")
         .def(py::init(&make_table), py::arg("actions"), py::arg("replacements"), py::arg("numbers"));
-    module.def("normalize", &normalize, py::arg("texts"), py::arg("table"), py::arg("num_threads"));
+    py::class_<NormalizedTexts>(module, "NormalizedTexts")
+        .def(py::init([](const py::object& texts, const dedup::CharacterTable& table, unsigned num_threads) {
+                 return NormalizedTexts(Texts(texts).views(), table, num_threads);
+             }),
+             py::arg("texts"), py::arg("table"), py::arg("num_threads"))
+        .def("__len__", &NormalizedTexts::size)
+        .def("__getitem__", [](const NormalizedTexts& texts, std::size_t index) {
+            const auto views = texts.views();
+            if (index >= views.size()) throw py::index_error();
+            return py::bytes(views[index].data(), views[index].size());
+        })
+        .def_property_readonly("unknown", &NormalizedTexts::unknown)
+        .def("set", &NormalizedTexts::set, py::arg("index"), py::arg("text"));
     py::class_<Hasher>(module, "MinHasher")
         .def(py::init(&make_hasher), py::arg("scheme"), py::arg("num_perm"), py::arg("ngram"),
              py::arg("unit"), py::arg("seed"), py::arg("wide"), py::arg("multipliers"),
              py::arg("increments"), py::arg("level") = py::none())
+        .def("signatures", &signatures_of<NormalizedTexts>, py::arg("texts"), py::arg("num_threads"))
         .def("signatures", &signatures, py::arg("texts"), py::arg("num_threads"))
         .def("near", &near, py::arg("texts"), py::arg("normalized"), py::arg("threshold"), py::arg("bands"),
              py::arg("rows"), py::arg("verify"), py::arg("keep"), py::arg("priority"), py::arg("num_threads"));

@@ -23,7 +23,7 @@ struct NearOptions {
     double threshold = 0;
     bool verify = true;
     Keep keep = Keep::kFirst;
-    std::span<const std::int64_t> priority;  // kPriority: of every text, the largest stays
+    std::span<const std::int64_t> priority{};  // kPriority: of every text, the largest stays
     unsigned num_threads = 0;
     SimdLevel level = best_simd_level();  // changes nothing but the time
 };

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pylm import _core
 from pylm.errors import InputError
 from pylm.text._checks import check_choice, check_int, check_threads
-from pylm.text._foreign_words import join_words
+from pylm.text._normalization import join_words
 from pylm.text._token_bytes import Tokens, to_id_bytes
 from pylm.text.texts import Texts
 
@@ -112,13 +112,13 @@ class MinHasher:
         num_threads = check_threads(num_threads)
         return self._core.signatures(self._prepare(texts, num_threads), num_threads=num_threads)
 
-    def _prepare(self, texts: Texts | Tokens, num_threads: int) -> Texts:
+    def _prepare(self, texts: Texts | Tokens, num_threads: int) -> Texts | _core.NormalizedTexts:
         """What the core cuts into shingles."""
         if self.unit == "token":
             return to_id_bytes(texts)
         if self.scheme in ("fast", "classic"):
             return cast(Texts, texts)
-        return cast(Texts, join_words(cast(Texts, texts), self.scheme, num_threads))
+        return join_words(cast(Texts, texts), self.scheme, num_threads)
 
 
 def _check_bits(bits: int, scheme: str, fixed: int | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from pylm import _core
 from pylm.errors import InputError
 from pylm.text._checks import check_choice, check_int, check_threads, check_threshold
 from pylm.text._minhash import MinHasher, Scheme, Unit
@@ -114,10 +115,10 @@ def near(
     if bands * rows > num_perm:
         raise InputError(f"bands * rows must be at most num_perm={num_perm}, got {bands} * {rows}")
     prepared = hasher._prepare(texts, num_threads)
-    compared = prepared if unit == "token" else cast(Texts, texts)
+    normalized = prepared if isinstance(prepared, _core.NormalizedTexts) else None
     cluster, similarity = hasher._core.near(
-        compared,
-        normalized=None if prepared is compared else prepared,
+        cast(Texts, texts if normalized is not None else prepared),
+        normalized=normalized,
         threshold=threshold,
         bands=bands,
         rows=rows,

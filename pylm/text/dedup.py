@@ -6,22 +6,38 @@
 [True, False, True]
 """
 
-from pylm.text._exact import exact
+from pylm.text._exact import (
+    BatchDuplicates,
+    BloomFilter,
+    PartDuplicates,
+    PartUnit,
+    exact,
+    exact_batches,
+    exact_parts,
+)
 from pylm.text._minhash import MinHasher, Scheme, Unit
 from pylm.text._near import Keep, NearDuplicates, match_probability, near, optimal_bands
 from pylm.text._suffix_arrays import Symbols, lcp_array, suffix_array
+from pylm.text._urls import normalize_url
 
 __all__ = [
+    "BatchDuplicates",
+    "BloomFilter",
     "Keep",
     "MinHasher",
     "NearDuplicates",
+    "PartDuplicates",
+    "PartUnit",
     "Scheme",
     "Symbols",
     "Unit",
     "exact",
+    "exact_batches",
+    "exact_parts",
     "lcp_array",
     "match_probability",
     "near",
+    "normalize_url",
     "optimal_bands",
     "suffix_array",
 ]

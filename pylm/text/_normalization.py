@@ -1,11 +1,10 @@
-"""Texts as text-dedup and datatrove see them before they cut words."""
+"""Texts with characters replaced and white space collapsed, by the rules of pylm and of other tools."""
 
 import unicodedata
 from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import regex
 
 from pylm import _core
@@ -17,26 +16,38 @@ _NUM_LISTED = 0x20000
 _KEEP, _SPACE, _DROP, _DIGIT, _UNKNOWN, _REPLACE = range(6)
 
 
-def join_words(texts: Texts, scheme: str, num_threads: int) -> pa.Array:
-    """Words of every text, joined by one space each, as the tool of the scheme sees them.
+def join_words(texts: Texts, scheme: str, num_threads: int) -> _core.NormalizedTexts:
+    """Words of every text, joined by one space each.
+
+    Args:
+        texts: num_docs texts.
+        scheme: "text-dedup" or "datatrove", for words as those tools see them; "folded" for lower case, "bare"
+            for lower case without punctuation (Unicode's class P).
+        num_threads: 0 uses all cores.
 
     Returns:
-        large_binary (num_docs,); nulls become empty.
+        num_docs texts; nulls stay null.
 
     Raises:
         TypeError, InputError: as for `exact`, or a column of bytes that are no UTF-8.
     """
-    data, offsets, done = _core.normalize(texts, table=_table(scheme), num_threads=num_threads)
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
-    joined = pa.Array.from_buffers(pa.large_binary(), len(done), buffers)
-    left = np.flatnonzero(done == 0)
-    if not len(left):
-        return joined
-    normalize = _WORDS[scheme]
-    rest = ["" if text is None else normalize(text) for text in _to_strings(texts, left)]
-    return pc.replace_with_mask(
-        joined, pa.array(done == 0), pa.array(rest, pa.large_string()).cast(pa.large_binary())
-    )
+    joined = _core.NormalizedTexts(texts, table=_table(scheme), num_threads=num_threads)
+    if joined.unknown:
+        for index, text in zip(joined.unknown, to_strings(texts, joined.unknown), strict=True):
+            joined.set(index, "" if text is None else _WORDS[scheme](text))
+    return joined
+
+
+def join_part_words(parts: _core.TextParts, scheme: str, num_threads: int) -> _core.NormalizedTexts:
+    """Words of every line or paragraph, as of texts."""
+    joined = parts.normalized(table=_table(scheme), num_threads=num_threads)
+    for index in joined.unknown:
+        try:
+            text = parts[index].decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"texts: the binary column holds bytes that are no UTF-8 ({error})") from error
+        joined.set(index, _WORDS[scheme](text))
+    return joined
 
 
 # That tool's \w is the one of `regex`, which takes marks for parts of words, not that of `re`.
@@ -69,12 +80,25 @@ def _datatrove_words(text: str) -> str:
     return " ".join(text.split())
 
 
-_WORDS = {"text-dedup": _text_dedup_words, "datatrove": _datatrove_words}
+def _folded_words(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _bare_words(text: str) -> str:
+    return _folded_words("".join(char for char in text.lower() if unicodedata.category(char)[0] != "P"))
+
+
+_WORDS = {
+    "text-dedup": _text_dedup_words,
+    "datatrove": _datatrove_words,
+    "folded": _folded_words,
+    "bare": _bare_words,
+}
 
 
 @lru_cache
 def _table(scheme: str) -> _core.CharacterTable:
-    """What the tool makes of each character alone, found by asking it."""
+    """What a scheme makes of each character alone, found by asking it."""
     actions = np.full(_NUM_LISTED, _UNKNOWN, np.uint32)
     replacements: dict[str, int] = {}
     for point in range(_NUM_LISTED):
@@ -98,7 +122,11 @@ _FATES = {" ": _SPACE, "": _DROP, "\0digit": _DIGIT}
 
 def _fate(character: str, scheme: str) -> str | None:
     """What stands for a character; None if it cannot be told alone."""
-    if scheme == "text-dedup":
+    if scheme in ("folded", "bare"):
+        result = character.lower()
+        if scheme == "bare":
+            result = "".join(char for char in result if unicodedata.category(char)[0] != "P")
+    elif scheme == "text-dedup":
         result = str(_NON_WORD.sub(" ", character.lower()))
     else:
         if _NUMBER.fullmatch(character.lower()):
@@ -113,16 +141,28 @@ def _fate(character: str, scheme: str) -> str | None:
     return None if len(result.split()) > 1 or result != result.strip() else result
 
 
-def _to_strings(texts: Texts, indices: np.ndarray) -> list[str | None]:
-    """Some of the texts as Python strings."""
+def to_strings(texts: Texts, indices: list[int] | None = None) -> list[str | None]:
+    """Texts, or some of them, as Python strings.
+
+    Raises:
+        TypeError, InputError: as for `exact`, or a column of bytes that are no UTF-8.
+    """
     if isinstance(texts, list | tuple):
-        return [texts[i] for i in indices.tolist()]
-    column = (
-        pa.chunked_array([pa.array(texts)])
-        if hasattr(texts, "__arrow_c_array__")
-        else pa.chunked_array(texts)
-    )
+        if indices is not None:
+            return [texts[i] for i in indices]
+        _core.exact_duplicates(texts, num_threads=1)  # names the first item that is no text
+        return list(texts)
+    if hasattr(texts, "__arrow_c_array__"):
+        column = pa.chunked_array([pa.array(texts)])
+    elif hasattr(texts, "__arrow_c_stream__"):
+        column = pa.chunked_array(texts)
+    else:
+        column = texts
+    if indices is None:
+        _core.exact_duplicates(column, num_threads=1)
+    else:
+        column = column.take(pa.array(indices, pa.int64()))
     try:
-        return list(column.take(pa.array(indices)).cast(pa.large_string()).to_pylist())
+        return list(column.cast(pa.large_string()).to_pylist())
     except pa.ArrowInvalid as error:
         raise InputError(f"texts: the binary column holds bytes that are no UTF-8 ({error})") from error
