@@ -36,6 +36,9 @@ public:
             std::string& part = parts_[task];
             std::string out;
             std::vector<std::size_t> sizes;
+            std::size_t bytes = 0;
+            for (std::size_t i = begin; i < end; ++i) bytes += given[i].size();
+            part.reserve(bytes);
             for (std::size_t i = begin; i < end; ++i) {
                 done[i] = dedup::normalize(given[i], table, out);
                 if (done[i] == 0) out.clear();

@@ -21,8 +21,8 @@ def join_words(texts: Texts, scheme: str, num_threads: int) -> _core.NormalizedT
 
     Args:
         texts: num_docs texts.
-        scheme: "text-dedup" or "datatrove", for words as those tools see them; "folded" for lower case, "bare"
-            for lower case without punctuation (Unicode's class P).
+        scheme: "text-dedup" or "datatrove", for words as those tools see them; "folded" for lower case,
+            "bare" for lower case without punctuation (Unicode's class P).
         num_threads: 0 uses all cores.
 
     Returns:
