@@ -16,9 +16,11 @@
 #include "bindings/arrow.hpp"
 #include "bindings/buffers.hpp"
 #include "bindings/module.hpp"
-#include "dedup/exact.hpp"
+#include "bindings/normalized.hpp"
+#include "bindings/simd.hpp"
 #include "dedup/minhash.hpp"
 #include "dedup/near.hpp"
+#include "dedup/normalize.hpp"
 #include "dedup/shingle.hpp"
 #include "dedup/suffix_array.hpp"
 #include "parallel.hpp"
@@ -32,17 +34,24 @@ namespace {
 struct Hasher {
     dedup::ShingleRule rule;
     dedup::MinHasher minhash;
+    SimdLevel level;
 };
 
 Hasher make_hasher(const std::string& scheme, std::size_t num_perm, std::size_t ngram,
-                   const std::string& unit, std::uint64_t seed, std::vector<std::uint64_t> multipliers,
-                   std::vector<std::uint64_t> increments) {
+                   const std::string& unit, std::uint64_t seed, bool wide,
+                   std::vector<std::uint64_t> multipliers, std::vector<std::uint64_t> increments,
+                   const std::optional<std::string>& level_name) {
     using dedup::Scheme;
     using dedup::ShingleKind;
-    const bool characters = unit == "char";
-    if (!characters && unit != "word") throw std::invalid_argument("unknown unit " + unit);
+    ShingleKind shingles = ShingleKind::kWord;
+    if (unit == "char") {
+        shingles = ShingleKind::kCharacter;
+    } else if (unit == "token") {
+        shingles = ShingleKind::kToken;
+    } else if (unit != "word") {
+        throw std::invalid_argument("unknown unit " + unit);
+    }
     Scheme kind = Scheme::kFast;
-    ShingleKind shingles = characters ? ShingleKind::kCharacter : ShingleKind::kWord;
     if (scheme == "classic") {
         kind = Scheme::kClassic;
     } else if (scheme == "text-dedup") {
@@ -54,8 +63,16 @@ Hasher make_hasher(const std::string& scheme, std::size_t num_perm, std::size_t 
     } else if (scheme != "fast") {
         throw std::invalid_argument("unknown scheme " + scheme);
     }
+    const SimdLevel level = level_name ? level_of(*level_name) : best_simd_level();
     return {{shingles, ngram, seed},
-            dedup::MinHasher(kind, num_perm, seed, {std::move(multipliers), std::move(increments)})};
+            dedup::MinHasher(kind, num_perm, seed, {std::move(multipliers), std::move(increments)}, wide, level),
+            level};
+}
+
+dedup::CharacterTable make_table(const py::array_t<std::uint32_t, py::array::c_style>& actions,
+                                 std::vector<std::string> replacements, bool numbers) {
+    return {std::vector<std::uint32_t>(actions.data(), actions.data() + actions.size()), std::move(replacements),
+            numbers};
 }
 
 template <typename Value>
@@ -65,7 +82,7 @@ std::vector<Value> sign_all(const Hasher& hasher, std::span<const std::string_vi
     const std::size_t width = hasher.minhash.num_perm();
     std::vector<Value> values(texts.size() * width);
     parallel_for((texts.size() + block - 1) / block, num_threads, [&](std::size_t task) {
-        dedup::Shingler shingler(hasher.rule);
+        dedup::Shingler shingler(hasher.rule, hasher.level);
         dedup::MinHasher::Scratch scratch;
         std::vector<std::uint64_t> signature(width);
         const std::size_t end = std::min(texts.size(), (task + 1) * block);
@@ -80,53 +97,58 @@ std::vector<Value> sign_all(const Hasher& hasher, std::span<const std::string_vi
 }
 
 template <typename Value>
-py::array signatures_as(const Hasher& hasher, const py::object& object, unsigned num_threads) {
-    const Texts texts(object);
+py::array signatures_as(const Hasher& hasher, std::span<const std::string_view> texts, unsigned num_threads) {
     std::vector<Value> values;
     {
         const py::gil_scoped_release release;
-        values = sign_all<Value>(hasher, texts.views(), num_threads);
+        values = sign_all<Value>(hasher, texts, num_threads);
     }
     return to_array(std::move(values), {static_cast<py::ssize_t>(texts.size()),
                                         static_cast<py::ssize_t>(hasher.minhash.num_perm())});
 }
 
-py::array signatures(const Hasher& hasher, const py::object& texts, unsigned num_threads) {
+template <typename Collection>
+py::array signatures_of(const Hasher& hasher, const Collection& collection, unsigned num_threads) {
+    const auto texts = collection.views();
     return hasher.minhash.wide() ? signatures_as<std::uint64_t>(hasher, texts, num_threads)
                                  : signatures_as<std::uint32_t>(hasher, texts, num_threads);
 }
 
-py::tuple near(const Hasher& hasher, const py::object& object, const std::optional<py::object>& normalized,
+py::array signatures(const Hasher& hasher, const py::object& texts, unsigned num_threads) {
+    return signatures_of(hasher, Texts(texts), num_threads);
+}
+
+py::tuple near(const Hasher& hasher, const py::object& object, const NormalizedTexts* normalized,
                double threshold, std::size_t bands, std::size_t rows, bool verify, const std::string& keep,
+               const std::optional<py::array_t<std::int64_t, py::array::c_style>>& priority,
                unsigned num_threads) {
     const Texts texts(object);
-    std::optional<Texts> shingled;
-    if (normalized) shingled.emplace(*normalized);
-    const auto source = shingled ? shingled->views() : texts.views();
-    if (keep != "first" && keep != "longest") throw std::invalid_argument("unknown keep " + keep);
+    const auto source = normalized != nullptr ? normalized->views() : texts.views();
+    dedup::Keep rule = dedup::Keep::kFirst;
+    if (priority) {
+        rule = dedup::Keep::kPriority;
+    } else if (keep == "longest") {
+        rule = dedup::Keep::kLongest;
+    } else if (keep != "first") {
+        throw std::invalid_argument("unknown keep " + keep);
+    }
+    std::span<const std::int64_t> priorities;
+    if (priority) priorities = {priority->data(), static_cast<std::size_t>(priority->size())};
     const dedup::NearOptions options{.rule = hasher.rule,
                                      .bands = bands,
                                      .rows = rows,
                                      .threshold = threshold,
                                      .verify = verify,
-                                     .keep = keep == "longest" ? dedup::Keep::kLongest : dedup::Keep::kFirst,
-                                     .num_threads = num_threads};
+                                     .keep = rule,
+                                     .priority = priorities,
+                                     .num_threads = num_threads,
+                                     .level = hasher.level};
     dedup::NearDuplicates found;
     {
         const py::gil_scoped_release release;
         found = dedup::near_duplicates(texts.views(), source, hasher.minhash, options);
     }
     return py::make_tuple(to_array(std::move(found.representative)), to_array(std::move(found.similarity)));
-}
-
-py::array exact(const py::object& object, unsigned num_threads) {
-    const Texts texts(object);
-    std::vector<std::int64_t> first;
-    {
-        const py::gil_scoped_release release;
-        first = dedup::exact_duplicates(texts.views(), num_threads);
-    }
-    return to_array(std::move(first));
 }
 
 // Symbols of an array of one dimension without gaps, of 1, 2 or 4 bytes.
@@ -179,15 +201,31 @@ py::array lcp_array_of(const py::array& data, const py::array& suffixes, unsigne
 }  // namespace
 
 void bind_dedup(py::module_& module) {
-    module.def("exact_duplicates", &exact, py::arg("texts"), py::arg("num_threads"));
     module.def("suffix_array", &suffix_array_of, py::arg("data"), py::arg("wide"), py::arg("num_threads"));
     module.def("lcp_array", &lcp_array_of, py::arg("data"), py::arg("suffix_array"), py::arg("num_threads"));
+    py::class_<dedup::CharacterTable>(module, "CharacterTable")
+        .def(py::init(&make_table), py::arg("actions"), py::arg("replacements"), py::arg("numbers"));
+    py::class_<NormalizedTexts>(module, "NormalizedTexts")
+        .def(py::init([](const py::object& texts, const dedup::CharacterTable& table, unsigned num_threads) {
+                 return NormalizedTexts(Texts(texts).views(), table, num_threads);
+             }),
+             py::arg("texts"), py::arg("table"), py::arg("num_threads"))
+        .def("__len__", &NormalizedTexts::size)
+        .def("__getitem__", [](const NormalizedTexts& texts, std::size_t index) {
+            const auto views = texts.views();
+            if (index >= views.size()) throw py::index_error();
+            return py::bytes(views[index].data(), views[index].size());
+        })
+        .def_property_readonly("unknown", &NormalizedTexts::unknown)
+        .def("set", &NormalizedTexts::set, py::arg("index"), py::arg("text"));
     py::class_<Hasher>(module, "MinHasher")
         .def(py::init(&make_hasher), py::arg("scheme"), py::arg("num_perm"), py::arg("ngram"),
-             py::arg("unit"), py::arg("seed"), py::arg("multipliers"), py::arg("increments"))
+             py::arg("unit"), py::arg("seed"), py::arg("wide"), py::arg("multipliers"),
+             py::arg("increments"), py::arg("level") = py::none())
+        .def("signatures", &signatures_of<NormalizedTexts>, py::arg("texts"), py::arg("num_threads"))
         .def("signatures", &signatures, py::arg("texts"), py::arg("num_threads"))
         .def("near", &near, py::arg("texts"), py::arg("normalized"), py::arg("threshold"), py::arg("bands"),
-             py::arg("rows"), py::arg("verify"), py::arg("keep"), py::arg("num_threads"));
+             py::arg("rows"), py::arg("verify"), py::arg("keep"), py::arg("priority"), py::arg("num_threads"));
 }
 
 }  // namespace pylm::bindings

@@ -30,6 +30,7 @@ PYBIND11_MODULE(_core, module) {
     pylm::bindings::bind_sentencepiece(module);
     pylm::bindings::bind_training(module);
     pylm::bindings::bind_dedup(module);
+    pylm::bindings::bind_exact(module);
     pylm::bindings::bind_signals(module);
     pylm::bindings::bind_shards(module);
 }

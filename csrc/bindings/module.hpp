@@ -10,6 +10,7 @@ void bind_sentencepiece(pybind11::module_& module);
 void bind_training(pybind11::module_& module);
 void bind_vocabulary(pybind11::module_& module);
 void bind_dedup(pybind11::module_& module);
+void bind_exact(pybind11::module_& module);
 void bind_signals(pybind11::module_& module);
 void bind_shards(pybind11::module_& module);
 

@@ -12,6 +12,7 @@
 
 #include "bindings/buffers.hpp"
 #include "bindings/module.hpp"
+#include "bindings/simd.hpp"
 #include "bindings/tokens.hpp"
 #include "text/unicode.hpp"
 #include "tokenizer/bpe_encode.hpp"
@@ -23,24 +24,6 @@ namespace py = pybind11;
 namespace pylm::bindings {
 
 namespace {
-
-std::string_view name_of(SimdLevel level) noexcept {
-    switch (level) {
-        case SimdLevel::kNone: return "none";
-        case SimdLevel::kWords: return "words";
-        case SimdLevel::kAvx2: return "avx2";
-        case SimdLevel::kAvx512: return "avx512";
-        case SimdLevel::kNeon: return "neon";
-    }
-    return "";
-}
-
-SimdLevel level_of(std::string_view name) {
-    for (const SimdLevel level : simd_levels()) {
-        if (name_of(level) == name) return level;
-    }
-    throw py::value_error("this machine has no SIMD level '" + std::string(name) + "'");
-}
 
 std::vector<std::int64_t> all_ends(Pattern pattern, CutFunction cut, std::string_view text) {
     std::vector<std::int64_t> ends;

@@ -1,6 +1,7 @@
 #include "dedup/lsh.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <numeric>
 #include <stdexcept>
 #include <utility>
@@ -9,6 +10,46 @@
 #include "text/words.hpp"
 
 namespace pylm::dedup {
+
+namespace {
+
+constexpr std::size_t kPartSize = 8;  // documents
+constexpr std::size_t kMostPartBits = 16;
+
+using Keyed = std::pair<std::uint64_t, std::uint32_t>;  // key of a band, document
+
+// The documents that share their key of a band with another, by key, then by number. Documents go to parts by the
+// upper bits of their keys first, which leaves little to sort.
+std::vector<Keyed> find_shared(std::span<const std::uint64_t> keys, std::size_t num_bands, std::size_t band) {
+    const std::size_t num_documents = keys.size() / num_bands;
+    const auto bits =
+        std::min(kMostPartBits, static_cast<std::size_t>(std::bit_width(num_documents / kPartSize)));
+    const auto part_of = [&](std::uint64_t key) { return bits == 0 ? 0 : key >> (64 - bits); };
+    std::vector<std::size_t> ends((std::size_t{1} << bits) + 1, 0);
+    for (std::size_t i = band; i < keys.size(); i += num_bands) ++ends[part_of(keys[i]) + 1];
+    std::partial_sum(ends.begin(), ends.end(), ends.begin());
+    std::vector<Keyed> pairs(num_documents);
+    for (std::size_t i = 0; i < num_documents; ++i) {
+        const std::uint64_t key = keys[i * num_bands + band];
+        pairs[ends[part_of(key)]++] = {key, static_cast<std::uint32_t>(i)};
+    }
+    // `ends` has moved on: part p lies between the ends of the parts before and itself.
+    std::vector<Keyed> shared;
+    std::size_t begin = 0;
+    for (std::size_t part = 0; part + 1 < ends.size(); ++part) {
+        const std::size_t end = ends[part];
+        std::sort(pairs.begin() + static_cast<std::ptrdiff_t>(begin), pairs.begin() + static_cast<std::ptrdiff_t>(end));
+        for (std::size_t i = begin; i < end; ++i) {
+            if ((i > begin && pairs[i - 1].first == pairs[i].first) ||
+                (i + 1 < end && pairs[i + 1].first == pairs[i].first))
+                shared.push_back(pairs[i]);
+        }
+        begin = end;
+    }
+    return shared;
+}
+
+}  // namespace
 
 UnionFind::UnionFind(std::size_t size) : parent_(size) { std::iota(parent_.begin(), parent_.end(), 0U); }
 
@@ -49,25 +90,9 @@ Buckets make_buckets(std::span<const std::uint64_t> keys, std::size_t num_bands,
 
     // Every band sorts its own (key, document) pairs; a bucket is named by its first document until all are
     // counted.
-    std::vector<std::vector<std::pair<std::uint64_t, std::uint32_t>>> groups(num_bands);
+    std::vector<std::vector<Keyed>> groups(num_bands);
     parallel_for(num_bands, num_threads, [&](std::size_t band) {
-        auto& pairs = groups[band];
-        pairs.reserve(num_documents);
-        for (std::size_t i = 0; i < num_documents; ++i) {
-            pairs.emplace_back(keys[i * num_bands + band], static_cast<std::uint32_t>(i));
-        }
-        std::sort(pairs.begin(), pairs.end());
-        const auto shared = [&](std::size_t i, std::size_t j) { return pairs[i].first == pairs[j].first; };
-        std::size_t kept = 0;
-        for (std::size_t i = 0; i < pairs.size(); ++i) {
-            if ((i > 0 && shared(i - 1, i)) || (i + 1 < pairs.size() && shared(i, i + 1))) continue;
-            pairs[i].second = Buckets::none;
-        }
-        for (const auto& pair : pairs) {
-            if (pair.second != Buckets::none) pairs[kept++] = pair;
-        }
-        pairs.resize(kept);
-        pairs.shrink_to_fit();
+        groups[band] = find_shared(keys, num_bands, band);
     });
     for (std::size_t band = 0; band < num_bands; ++band) {
         const auto& pairs = groups[band];

@@ -9,10 +9,12 @@
 
 #include "dedup/minhash.hpp"
 #include "dedup/shingle.hpp"
+#include "text/simd.hpp"
 
 namespace pylm::dedup {
 
-enum class Keep { kFirst, kLongest };  // by bytes; the first of equally long ones
+// Which text stays: the first, the longest in bytes, or the one that `priority` says; of equal ones the first.
+enum class Keep { kFirst, kLongest, kPriority };
 
 struct NearOptions {
     ShingleRule rule;
@@ -21,7 +23,9 @@ struct NearOptions {
     double threshold = 0;
     bool verify = true;
     Keep keep = Keep::kFirst;
+    std::span<const std::int64_t> priority{};  // kPriority: of every text, the largest stays
     unsigned num_threads = 0;
+    SimdLevel level = best_simd_level();  // changes nothing but the time
 };
 
 struct NearDuplicates {

@@ -90,7 +90,7 @@ Rules::Rules() : classes_(kBmpSize) {
         bytes = texts_.size();
         const char* begin = exception.text.data();
         const std::size_t size = exception.text.size();
-        const std::uint64_t high = words::hash_word<false>(begin, size, begin + size) >> 48;
+        const std::uint64_t high = words::hash_word(begin, size, begin + size) >> 48;
         filter_[high / 64] |= std::uint64_t{1} << high % 64;
         numbers_.emplace(exception.text, exceptions_.size());
         exceptions_.push_back(exception);
@@ -108,7 +108,7 @@ std::uint8_t Rules::classes(char32_t point) const noexcept {
 const Rules::Exception* Rules::find_exception(std::string_view text) const noexcept {
     if (text.empty() || text.size() > kMaxExceptionBytes) return nullptr;
     const char* begin = text.data();
-    if (!may_be_exception(words::hash_word<false>(begin, text.size(), begin + text.size()))) return nullptr;
+    if (!may_be_exception(words::hash_word(begin, text.size(), begin + text.size()))) return nullptr;
     const auto found = numbers_.find(text);
     return found == numbers_.end() ? nullptr : &exceptions_[found->second];
 }

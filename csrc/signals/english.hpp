@@ -51,7 +51,7 @@ public:
     };
     static constexpr std::size_t kMaxExceptionBytes = 32;
 
-    // False where no exception has this hash (words::hash_word<false>). One load.
+    // False where no exception has this hash (words::hash_word). One load.
     bool may_be_exception(std::uint64_t hash) const noexcept {
         return ((filter_[(hash >> 48) / 64] >> (hash >> 48) % 64) & 1) != 0;
     }

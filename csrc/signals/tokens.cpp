@@ -55,7 +55,7 @@ void Tokenizer::add_plain(const char* p, std::size_t size, std::uint64_t hash) {
 void Tokenizer::add(std::string_view token) {
     if (token.empty()) return;
     note_stop_word(token);
-    Token found{.hash = words::hash_word<false>(token.data(), token.size(), token.data() + token.size()),
+    Token found{.hash = words::hash_word(token.data(), token.size(), token.data() + token.size()),
                 .num_chars = 0,
                 .is_symbol = true,
                 .has_letter = false,
@@ -96,7 +96,7 @@ const TokenList& Tokenizer::operator()(std::string_view text) {
         }
         const auto size = static_cast<std::size_t>(p - begin);
         const auto is_loose = [&](char c) { return (rules_.classes(static_cast<char32_t>(c)) & kLoose) != 0; };
-        const auto hash_of = [&](std::size_t bytes) { return words::hash_word<false>(begin, bytes, end); };
+        const auto hash_of = [&](std::size_t bytes) { return words::hash_word(begin, bytes, end); };
         if (kinds == kLetter || kinds == kDigit) {
             const std::uint64_t hash = hash_of(size);
             rules_.may_be_exception(hash) ? add_part({begin, size}) : add_plain(begin, size, hash);

@@ -78,19 +78,11 @@ inline std::uint64_t fold_case(std::uint64_t bytes) noexcept {
 
 }  // namespace detail
 
-// Hash of a word's bytes in lower case. With `kFold`, upper-case ASCII letters hash as their lower case, and
-// all bytes must be ASCII letters or digits. `limit` is the end of readable memory. O(size).
-template <bool kFold>
+// Hash of a word's bytes, which are in lower case. `limit` is the end of readable memory. O(size).
 inline std::uint64_t hash_word(const char* p, std::size_t size, const char* limit) noexcept {
     std::uint64_t state = kMultiplier2 * size;
-    while (size > 8) {
-        const std::uint64_t bytes = detail::load8(p);
-        state = fold_multiply(state ^ (kFold ? detail::fold_case(bytes) : bytes), kMultiplier1);
-        p += 8;
-        size -= 8;
-    }
-    const std::uint64_t bytes = detail::load_tail(p, size, limit);
-    return fold_multiply(state ^ (kFold ? detail::fold_case(bytes) : bytes) ^ kMultiplier1, kMultiplier2);
+    for (; size > 8; p += 8, size -= 8) state = fold_multiply(state ^ detail::load8(p), kMultiplier1);
+    return fold_multiply(state ^ detail::load_tail(p, size, limit) ^ kMultiplier1, kMultiplier2);
 }
 
 }  // namespace pylm::words

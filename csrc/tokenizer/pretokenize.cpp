@@ -24,35 +24,6 @@ constexpr std::array<std::pair<std::string_view, Pattern>, 10> kNames = {{
     {"deepseek3", Pattern::kDeepSeek3},
 }};
 
-bool has(SimdLevel level) noexcept {
-    switch (level) {
-        case SimdLevel::kNone:
-        case SimdLevel::kWords: return true;
-        case SimdLevel::kAvx2:
-#if defined(__x86_64__)
-            return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
-                   __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
-#else
-            return false;
-#endif
-        case SimdLevel::kAvx512:
-#if defined(__x86_64__)
-            return has(SimdLevel::kAvx2) && __builtin_cpu_supports("avx512f") &&
-                   __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                   __builtin_cpu_supports("avx512vbmi2");
-#else
-            return false;
-#endif
-        case SimdLevel::kNeon:
-#if defined(__aarch64__)
-            return true;
-#else
-            return false;
-#endif
-    }
-    return false;
-}
-
 // Whether a letter or number ends at `position` > 0. Bytes in front of a valid character's first byte never
 // reach into it, so reading backwards finds the characters that reading forwards does.
 bool ends_word(std::string_view text, std::size_t position) noexcept {
@@ -75,18 +46,9 @@ Pattern parse_pattern(std::string_view name) {
     throw std::invalid_argument("no machine for the pattern '" + std::string(name) + "'");
 }
 
-std::vector<SimdLevel> simd_levels() {
-    std::vector<SimdLevel> levels;
-    for (const SimdLevel level : {SimdLevel::kNone, SimdLevel::kWords, SimdLevel::kAvx2, SimdLevel::kAvx512,
-                                  SimdLevel::kNeon}) {
-        if (has(level)) levels.push_back(level);
-    }
-    return levels;
-}
-
 CutFunction find_cut(Pattern pattern, SimdLevel level) {
     using namespace pretokenize;
-    if (!has(level)) throw std::invalid_argument("this machine does not have the SIMD level asked for");
+    if (!has_simd(level)) throw std::invalid_argument("this machine does not have the SIMD level asked for");
     if (pattern == Pattern::kWhole) return find_cut_none(pattern);
     switch (level) {
         case SimdLevel::kNone: return find_cut_none(pattern);
@@ -98,12 +60,7 @@ CutFunction find_cut(Pattern pattern, SimdLevel level) {
     throw std::invalid_argument("no such SIMD level");
 }
 
-CutFunction find_cut(Pattern pattern) {
-    for (const SimdLevel level : {SimdLevel::kAvx512, SimdLevel::kNeon, SimdLevel::kAvx2}) {
-        if (has(level)) return find_cut(pattern, level);
-    }
-    return find_cut(pattern, SimdLevel::kWords);
-}
+CutFunction find_cut(Pattern pattern) { return find_cut(pattern, best_simd_level()); }
 
 std::size_t end_of_piece(Pattern pattern, std::string_view text, std::size_t start) noexcept {
     using namespace pretokenize;

@@ -13,7 +13,8 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
-#include <vector>
+
+#include "text/simd.hpp"
 
 namespace pylm {
 
@@ -33,18 +34,6 @@ enum class Pattern : std::uint8_t {
 
 // Pattern of a name. Throws std::invalid_argument.
 Pattern parse_pattern(std::string_view name);
-
-// How blocks of text are classified; pieces are the same at every level.
-enum class SimdLevel : std::uint8_t {
-    kNone,    // character by character, no blocks
-    kWords,   // eight bytes in a 64-bit register
-    kAvx2,
-    kAvx512,  // with VBMI2
-    kNeon,
-};
-
-// The levels that this machine has, slowest first. Never empty.
-std::vector<SimdLevel> simd_levels();
 
 // Write the ends of the next pieces from `position`, the start of a piece, as distances from `position`.
 // Returns their number: 0 only at the end of the text, or where the next piece has 2^32 bytes or more (then

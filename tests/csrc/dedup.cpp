@@ -12,6 +12,7 @@
 #include "dedup/lsh.hpp"
 #include "dedup/minhash.hpp"
 #include "dedup/near.hpp"
+#include "dedup/normalize.hpp"
 #include "dedup/shingle.hpp"
 #include "text/arrow.hpp"
 
@@ -28,10 +29,12 @@ struct Setting {
 const std::vector<Setting> kSettings = {
     {Scheme::kFast, ShingleKind::kWord},         {Scheme::kFast, ShingleKind::kCharacter},
     {Scheme::kClassic, ShingleKind::kWord},      {Scheme::kClassic, ShingleKind::kCharacter},
+    {Scheme::kFast, ShingleKind::kToken},        {Scheme::kClassic, ShingleKind::kToken},
     {Scheme::kTextDedup, ShingleKind::kJoined32}, {Scheme::kDatatrove, ShingleKind::kJoined64},
 };
 
-MinHasher make_hasher(Scheme scheme, std::size_t num_perm) {
+MinHasher make_hasher(Scheme scheme, std::size_t num_perm, bool wide = false,
+                      SimdLevel level = best_simd_level()) {
     Permutations given;
     Random random(4);
     const bool foreign = scheme == Scheme::kTextDedup || scheme == Scheme::kDatatrove;
@@ -39,7 +42,7 @@ MinHasher make_hasher(Scheme scheme, std::size_t num_perm) {
         given.multipliers.push_back(1 + random() % ((std::uint64_t{1} << 61) - 2));
         given.increments.push_back(random() % ((std::uint64_t{1} << 61) - 1));
     }
-    return MinHasher(scheme, num_perm, 42, std::move(given));
+    return MinHasher(scheme, num_perm, 42, std::move(given), wide, level);
 }
 
 std::vector<std::string_view> corpus_of(const std::vector<std::string>& texts) {
@@ -82,6 +85,15 @@ void check_signatures(const Setting& setting, const std::vector<std::string_view
                   "distinct shingles are the shingles");
             hasher.sign(distinct, again, scratch);
             check(signature == again, "repeats and order of the shingles do not matter");
+            for (const bool wide : {false, true}) {
+                make_hasher(setting.scheme, num_perm, wide, SimdLevel::kNone).sign(distinct, signature, scratch);
+                for (const SimdLevel level : simd_levels()) {
+                    check(std::ranges::equal(Shingler({setting.kind, 3, 42}, level)(text), shingles),
+                          "shingles do not depend on the level");
+                    make_hasher(setting.scheme, num_perm, wide, level).sign(distinct, again, scratch);
+                    check(signature == again, "signatures do not depend on the level");
+                }
+            }
         }
     }
 }
@@ -154,6 +166,11 @@ void check_errors() {
     };
     check(refuses(0, 1, texts) && refuses(1, 0, texts) && refuses(3, 3, texts), "bands and rows must fit");
     check(refuses(2, 2, std::span(texts).first(1)), "one normalised form a text");
+    const NearOptions unranked{.rule = {}, .bands = 2, .rows = 2, .threshold = 0.5, .keep = Keep::kPriority};
+    check(throws<std::invalid_argument>([&] { (void)near_duplicates(texts, texts, hasher, unranked); }),
+          "one priority a text");
+    check(throws<std::invalid_argument>([] { CharacterTable({CharacterTable::kReplace}, {}, false); }),
+          "a replacement is needed");
     check(throws<std::invalid_argument>([] { Shingler({ShingleKind::kWord, 0, 0}); }), "ngram 0 is refused");
     check(throws<std::invalid_argument>([] { MinHasher(Scheme::kFast, 0, 1); }), "num_perm 0 is refused");
     check(throws<std::invalid_argument>([] { MinHasher(Scheme::kDatatrove, 4, 1); }),

@@ -26,7 +26,7 @@ TESTS = (
     "suffix_array",
 )
 
-FUZZERS = ("fuzz_encode", "fuzz_pretokenize", "fuzz_sentencepiece", "fuzz_vocabulary")
+FUZZERS = ("fuzz_dedup", "fuzz_encode", "fuzz_pretokenize", "fuzz_sentencepiece", "fuzz_vocabulary")
 SEEDS = ROOT / "tests/csrc/seeds"
 
 # A report ends the process, and its exit code is no test's.

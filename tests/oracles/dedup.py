@@ -34,6 +34,11 @@ def words(text: str) -> list[str]:
     return [_lower(word) for word in _WORDS.findall(text)]
 
 
+def tokens(text: str) -> list[str]:
+    """Code points as ids of tokens."""
+    return list(text)
+
+
 def characters(text: str) -> list[str]:
     """Characters in lower case, white space collapsed and cut off at both ends."""
     return list(_lower(" ".join(text.split())))
@@ -64,6 +69,8 @@ ITEMS: dict[tuple[str, str], Callable[[str], list[str]]] = {
     ("classic", "word"): words,
     ("fast", "char"): characters,
     ("classic", "char"): characters,
+    ("fast", "token"): tokens,
+    ("classic", "token"): tokens,
     ("text-dedup", "word"): text_dedup_words,
     ("datatrove", "word"): datatrove_words,
 }
@@ -84,7 +91,7 @@ def _fold(a: int, b: int) -> int:
 
 
 def _hash_item(item: str, unit: str) -> int:
-    if unit == "char":
+    if unit != "word":
         return _fold(M1 ^ ord(item), M2)
     data = item.encode()
     state = M2 * len(data) & _64
@@ -116,16 +123,24 @@ def _split_mix(seed: int, count: int) -> list[int]:
     return values
 
 
-def _fast_values(hashes: list[int], num_perm: int, seed: int) -> list[int]:
+def _fast_values(hashes: list[int], num_perm: int, seed: int, bits: int) -> list[int]:
     """For every bin the least (round, value) over all shingles; see csrc/dedup/minhash.hpp."""
-    keys = _split_mix(seed, 2 * num_perm)
-    best = [(2 * num_perm, 0)] * num_perm
-    for number in range(2 * num_perm):
+    most = (1 << bits) - 1
+    num_rounds = 1 + num_perm // 256
+    drawn = _split_mix(seed, num_rounds + 2 * num_perm)
+    pairs = list(zip(drawn[num_rounds::2], drawn[num_rounds + 1 :: 2], strict=True))
+
+    def value(h: int) -> int:
+        return min(h & _32 if bits == 32 else (h >> 32) | ((h & _32) << 32), most - 1)
+
+    first = [value(_fold(x ^ drawn[0], M1)) for x in hashes]
+    best = [(num_rounds, min([most - 1, *((a | 1) * y + b & most for y in first)])) for a, b in pairs]
+    for number in range(num_rounds):
         for x in hashes:
-            h = _fold(x ^ keys[number], M1)
-            place = (h >> 32) * num_perm >> 32 if number < num_perm else number - num_perm
-            best[place] = min(best[place], (number, min(h & _32, _32 - 1)))
-    return [value for _, value in best]
+            h = _fold(x ^ drawn[number], M1)
+            place = (h >> 32) * num_perm >> 32
+            best[place] = min(best[place], (number, value(h)))
+    return [least for _, least in best]
 
 
 def signature(
@@ -137,17 +152,19 @@ def signature(
     num_perm: int,
     seed: int,
     permutations: tuple[Sequence[int], Sequence[int]],
+    bits: int = 32,
 ) -> list[int]:
     """One signature from the formulas; `permutations` as the tools draw them, for their schemes."""
     hashes = [_hash_shingle(s, scheme, unit, seed) for s in shingles(text, scheme, unit, ngram)]
     if not hashes:
-        return [_64 if scheme == "datatrove" else _32] * num_perm
+        return [(1 << bits) - 1] * num_perm
     if scheme == "fast":
-        return _fast_values(hashes, num_perm, seed)
+        return _fast_values(hashes, num_perm, seed, bits)
     if scheme == "classic":
         drawn = _split_mix(seed, 2 * num_perm)
         pairs = [(1 + a % (PRIME - 1), b % PRIME) for a, b in zip(drawn[::2], drawn[1::2], strict=True)]
-        return [min((a * (x % PRIME) + b) % PRIME >> 29 for x in hashes) for a, b in pairs]
+        shift = 0 if bits == 64 else 29
+        return [min((a * (x % PRIME) + b) % PRIME >> shift for x in hashes) for a, b in pairs]
     mask = _32 if scheme == "text-dedup" else _64
     return [
         min(((a * x + b) & _64) % PRIME & mask for x in hashes) for a, b in zip(*permutations, strict=True)

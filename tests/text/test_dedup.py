@@ -198,10 +198,78 @@ def test_nothing_to_compare() -> None:
     assert short.keep.all()
 
 
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("kind", ["int", "float", "date", "rank"])
+def test_priority(kind: str, verify: bool) -> None:
+    """The largest of a cluster stays, as if the texts had come in that order."""
+    texts: list[str | None] = [*_corpus(8, 150), None, "", None]
+    random.Random(2).shuffle(texts)
+    draw = np.random.default_rng(5)
+    priority = {
+        "int": draw.integers(-5, 5, len(texts)),
+        "float": draw.random(len(texts)).astype(np.float32),
+        "date": np.datetime64("2020-01-01") + draw.integers(0, 30, len(texts)),
+        "rank": [int(i) % 3 for i in range(len(texts))],
+    }[kind]
+    values = np.asarray(priority)
+    order = sorted(range(len(texts)), key=lambda i: (-values[i].astype(float), i))
+    found = dedup.near(
+        pa.array(texts, pa.string()), priority=priority, threshold=0.6, ngram=2, verify=verify, num_threads=3
+    )
+    moved = dedup.near(
+        pa.array([texts[i] for i in order], pa.string()), threshold=0.6, ngram=2, verify=verify
+    )
+    expected = np.empty(len(texts), np.int64)
+    expected[order] = np.asarray(order)[moved.cluster]
+    assert found.cluster.tolist() == expected.tolist()
+    assert len(found.pairs) > 10
+    assert (values[found.pairs[:, 0]] >= values[found.pairs[:, 1]]).all()
+    copies = dedup.near(["a b", "c d", "a b", "a b"], priority=[1, 1, 3, 2])
+    assert copies.cluster.tolist() == [2, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("priority", "error", "message"),
+    [
+        ([1], ValueError, "one priority is needed for every text"),
+        (["x", "y"], InputError, "priority must be numbers or datetime64 of one dimension, got <U1"),
+        ([[1], [2]], InputError, r"of shape \(2, 1\)"),
+        ([1.0, float("nan")], InputError, r"priority\[1\] is nan; give texts without one the least value"),
+        (np.array(["2020-01-01", "NaT"], "M8[D]"), InputError, r"priority\[1\] is NaT"),
+    ],
+)
+def test_bad_priorities_are_named(priority: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        dedup.near(["a b", "c d"], priority=priority)  # type: ignore[arg-type]
+
+
+def test_a_large_component() -> None:
+    """More texts than are verified at once, on any number of threads."""
+    words = [f"w{i}" for i in range(60)]
+    draw = random.Random(6)
+    texts = []
+    for i in range(1500):
+        changed = list(words)
+        for _ in range(draw.randrange(6)):
+            changed[draw.randrange(60)] = f"x{i}"
+        texts.append(" ".join(changed))
+    options = {"threshold": 0.75, "ngram": 1, "bands": 64, "rows": 2}
+    one = dedup.near(texts, num_threads=1, **options)
+    assert len(one.pairs) > 1000
+    sets = _sets(texts, "fast", 1)
+    for kept, removed in one.pairs[::10].tolist():
+        assert oracle.jaccard(sets[kept], sets[removed]) >= 0.75
+    for num_threads in (2, 3, 8):
+        other = dedup.near(texts, num_threads=num_threads, **options)
+        assert (other.cluster == one.cluster).all()
+        assert (other.similarity == one.similarity).all()
+
+
 def test_many_copies() -> None:
     """Pairs of 20,000 texts would be 200 million; equal ones, and ones equal in words, are seen once."""
     text = " ".join(f"word{i}" for i in range(100))
-    assert not dedup.near([text] * 20_000).cluster.any()
+    assert not dedup.near([text] * 100_000).cluster.any()
+    assert not dedup.near([f"{text} ." if i % 2 else f"{text} !" for i in range(100_000)]).cluster.any()
     cased = [text[:i].upper() + text[i:] + "!" * (i % 5) for i in range(400)] * 50
     for verify in (True, False):
         found = dedup.near(cased, threshold=1.0, verify=verify)
@@ -322,7 +390,7 @@ def test_bad_texts_are_named(
         ({"num_perm": 1.5}, TypeError, "num_perm must be an int, got float"),
         ({"ngram": 0}, InputError, "ngram must lie in"),
         ({"seed": -1}, InputError, "seed must lie in"),
-        ({"unit": "line"}, InputError, "unit must be one of 'word', 'char', got 'line'"),
+        ({"unit": "line"}, InputError, "unit must be one of 'word', 'char', 'token', got 'line'"),
         (
             {"scheme": "best"},
             InputError,
@@ -332,6 +400,12 @@ def test_bad_texts_are_named(
         ({"keep": "last"}, InputError, "keep must be one of 'first', 'longest', got 'last'"),
         ({"num_threads": -1}, InputError, "num_threads must lie in"),
         ({"bands": 4}, InputError, "bands and rows are given together"),
+        (
+            {"bands": 4, "rows": 4, "false_negative_weight": 0.5},
+            InputError,
+            "false_negative_weight chooses bands and rows",
+        ),
+        ({"false_negative_weight": 1.5}, InputError, r"false_negative_weight must lie in \[0, 1\]"),
         ({"bands": 64, "rows": 3}, InputError, r"bands \* rows must be at most num_perm=128, got 64 \* 3"),
     ],
 )

@@ -8,11 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import dedup as oracle
 
+from pylm import _core
 from pylm.errors import InputError
-from pylm.text import dedup
+from pylm.text import _minhash, _normalization, dedup
+from pylm.text.token_array import TokenArray
 
 SCHEMES = ["fast", "classic", "datatrove", "text-dedup"]
-KINDS = [*((scheme, "word") for scheme in SCHEMES), ("fast", "char"), ("classic", "char")]
+KINDS = [*((s, "word") for s in SCHEMES), *((s, u) for s in ("fast", "classic") for u in ("char", "token"))]
 
 # Letters of several cases and scripts, with and without spaces between words; numbers, marks, joiners, quotes
 # and separators on which the schemes differ.
@@ -39,19 +41,30 @@ def _expected(text: str, hasher: dedup.MinHasher) -> list[int]:
         num_perm=hasher.num_perm,
         seed=hasher.seed,
         permutations=(permutations[0], permutations[1]),
+        bits=hasher.bits,
     )
+
+
+def _as_tokens(texts: list[str]) -> list[np.ndarray]:
+    return [np.array([ord(char) for char in text], np.uint32) for text in texts]
 
 
 @pytest.mark.parametrize(("scheme", "unit"), KINDS)
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(texts=st.lists(TEXTS, max_size=4), ngram=st.integers(1, 6), num_perm=st.integers(1, 12))
+@given(
+    texts=st.lists(TEXTS, max_size=4),
+    ngram=st.integers(1, 6),
+    num_perm=st.integers(1, 12),
+    bits=st.sampled_from([32, 64]),
+)
 def test_signatures_follow_the_formulas(
-    scheme: dedup.Scheme, unit: dedup.Unit, texts: list[str], ngram: int, num_perm: int
+    scheme: dedup.Scheme, unit: dedup.Unit, texts: list[str], ngram: int, num_perm: int, bits: int
 ) -> None:
-    hasher = dedup.MinHasher(scheme=scheme, unit=unit, ngram=ngram, num_perm=num_perm, seed=7)
-    found = hasher.signatures(texts)
+    bits = {"datatrove": 64, "text-dedup": 32}.get(scheme, bits)
+    hasher = dedup.MinHasher(scheme=scheme, unit=unit, ngram=ngram, num_perm=num_perm, seed=7, bits=bits)
+    found = hasher.signatures(_as_tokens(texts) if unit == "token" else texts)
     assert found.shape == (len(texts), num_perm)
-    assert found.dtype == (np.uint64 if scheme == "datatrove" else np.uint32)
+    assert found.dtype == (np.uint64 if bits == 64 else np.uint32)
     assert found.tolist() == [_expected(text, hasher) for text in texts]
 
 
@@ -67,7 +80,88 @@ def test_long_texts_and_every_seed(scheme: dedup.Scheme, unit: dedup.Unit, seed:
     texts = [" ".join(draw.choices(vocabulary, k=num_words)) for num_words in (1, 4, 5, 6, 60, 400)]
     texts.append("same word " * 600)  # many shingles, few of them distinct
     hasher = dedup.MinHasher(scheme=scheme, unit=unit, num_perm=16, seed=seed)
+    given = _as_tokens(texts) if unit == "token" else texts
+    assert hasher.signatures(given).tolist() == [_expected(text, hasher) for text in texts]
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("num_perm", [255, 256, 300, 600])
+def test_bins_of_several_rounds(num_perm: int, bits: int) -> None:
+    draw = random.Random(num_perm)
+    texts = [" ".join(str(draw.randrange(10**9)) for _ in range(n)) for n in (1, 5, 60, 250)]
+    hasher = dedup.MinHasher(num_perm=num_perm, bits=bits, ngram=2)
     assert hasher.signatures(texts).tolist() == [_expected(text, hasher) for text in texts]
+
+
+@pytest.mark.parametrize("level", _core.simd_levels())
+@pytest.mark.parametrize(("scheme", "unit"), KINDS)
+def test_levels_do_not_matter(scheme: dedup.Scheme, unit: dedup.Unit, level: str) -> None:
+    """Runs that begin and end everywhere in a window and a block, and texts that end there."""
+    draw = random.Random(3)
+    texts = ["".join(draw.choices(ALPHABET, k=size)) for size in (0, 1, 15, 16, 17, 63, 64, 65, 300)]
+    texts += ["".join(draw.choices("abC1 -", k=size)) for size in (4095, 4096, 4097, 9000)]
+    texts += ["x" * 5000, "é" * 3000, " ".join(("y" * 4090, "z" * 4200, "é" * 4000))]
+    texts += ["a" * before + " " + "b" * size for before in (0, 4090) for size in range(1, 20)]
+    for num_perm in (1, 15, 40):
+        hasher = dedup.MinHasher(scheme=scheme, unit=unit, ngram=2, num_perm=num_perm, seed=5)
+        given = hasher._prepare(_as_tokens(texts) if unit == "token" else texts, 1)
+        multipliers, increments = [], []
+        if scheme in ("datatrove", "text-dedup"):
+            multipliers, increments = _minhash._permutations(5, num_perm)
+        forced = _core.MinHasher(
+            scheme=scheme,
+            num_perm=num_perm,
+            ngram=2,
+            unit=unit,
+            seed=5,
+            wide=False,
+            multipliers=multipliers,
+            increments=increments,
+            level=level,
+        )
+        assert (
+            forced.signatures(given, num_threads=1) == hasher._core.signatures(given, num_threads=1)
+        ).all()
+
+
+def test_tokens() -> None:
+    ids = [np.array([7, 8, 9], np.uint32), [7, 8, 9], np.array([], np.int64), [], np.array([2**32 - 1])]
+    hasher = dedup.MinHasher(unit="token", ngram=2, num_perm=8)
+    rows = hasher.signatures(ids)
+    flat = np.array([0, 7, 8, 9, 7, 8, 9, 2**32 - 1], np.uint32)
+    array = TokenArray(flat, np.array([1, 4, 7, 7, 7, 8]))
+    assert (hasher.signatures(array) == rows).all()
+    assert (rows[0] == rows[1]).all()
+    assert (rows[2:4] == 2**32 - 1).all()
+    found = dedup.near(array, unit="token", ngram=2)
+    assert found.cluster.tolist() == [0, 0, 2, 3, 4]
+    assert dedup.near(ids, unit="token", ngram=2).cluster.tolist() == [0, 0, 2, 3, 4]
+    for bad, error, message in (
+        ("abc", TypeError, "must be a TokenArray or a list of arrays of ids, got str"),
+        (["abc"], InputError, r"texts\[0\] must be a 1-D array of ids"),
+        ([[1], [0.5]], InputError, r"texts\[1\] must be a 1-D array of ids, got float64"),
+        ([[[1]]], InputError, r"of shape \(1, 1\)"),
+        ([[-1]], InputError, r"outside of 0 to 2\^32 - 1"),
+        ([[2**32]], InputError, r"outside of 0 to 2\^32 - 1"),
+        (TokenArray(flat, np.array([0, 9])), InputError, "offsets must rise"),
+        (TokenArray(flat, np.array([3, 2])), InputError, "offsets must rise"),
+    ):
+        with pytest.raises(error, match=message):
+            hasher.signatures(bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bits", "message"),
+    [
+        ("fast", 16, r"bits must lie in \[32, 64\], got 16"),
+        ("fast", 48, "bits must be 32 or 64"),
+        ("datatrove", 32, "bits must be 64 with scheme='datatrove'"),
+        ("text-dedup", 64, "bits must be 32 with scheme='text-dedup'"),
+    ],
+)
+def test_bits_are_checked(scheme: dedup.Scheme, bits: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        dedup.MinHasher(scheme=scheme, bits=bits)
 
 
 @pytest.mark.parametrize("scheme", ["datatrove", "text-dedup"])
@@ -79,6 +173,21 @@ def test_hashes_of_every_length(scheme: dedup.Scheme) -> None:
         dedup.MinHasher(scheme=scheme, num_perm=1, seed=1, ngram=1),
     ):
         assert hasher.signatures(texts).tolist() == [_expected(text, hasher) for text in texts]
+
+
+@pytest.mark.parametrize("scheme", ["datatrove", "text-dedup"])
+def test_words_of_every_character(scheme: str) -> None:
+    """Alone, between letters, and between digits."""
+    points = [point for point in range(0x30000) if not 0xD800 <= point < 0xE000]
+    points = [*points[:0x3400], *points[0x3400::7]]  # ideographs by sample
+    texts = [f"aB{chr(point)}C {chr(point)} 1{chr(point)}2.5" for point in points]
+    split = {"datatrove": oracle.datatrove_words, "text-dedup": oracle.text_dedup_words}[scheme]
+    joined = _normalization.join_words([*texts, "x y z"], scheme, 0)
+    assert 0 < len(joined.unknown) < len(points) // 2
+    pad = " v w x y z" if scheme == "text-dedup" else ""  # its oracle drops short texts
+    for text, found in zip(texts, joined, strict=False):  # __getitem__ until IndexError
+        expected = " ".join(split(text + pad))
+        assert found.decode() + pad == expected, text
 
 
 def test_published_values() -> None:

@@ -1,0 +1,36 @@
+#include "dedup/bloom.hpp"
+
+#include "dedup/xxhash.hpp"
+
+namespace pylm::dedup {
+namespace {
+
+constexpr std::uint64_t kSecondSeed = 0x9E3779B97F4A7C15ULL;
+
+// x of [0, 2^64) to [0, size), evenly (Lemire 2019).
+std::uint64_t scale(std::uint64_t x, std::uint64_t size) noexcept {
+    __extension__ using Wide = unsigned __int128;
+    return static_cast<std::uint64_t>((static_cast<Wide>(x) * size) >> 64);
+}
+
+}  // namespace
+
+Hash128 hash128(std::string_view text) noexcept { return {xxh3_64(text, 0), xxh3_64(text, kSecondSeed)}; }
+
+bool visit_bloom(std::span<std::uint64_t> words, std::size_t num_hashes, const Hash128& hash, bool add) noexcept {
+    const std::uint64_t num_bits = 64 * words.size();
+    std::uint64_t place = hash.first;
+    std::uint64_t step = hash.second;
+    bool member = true;
+    for (std::size_t i = 0; i < num_hashes; ++i) {
+        const std::uint64_t bit = scale(place, num_bits);
+        const std::uint64_t mask = std::uint64_t{1} << (bit & 63);
+        member = member && (words[bit >> 6] & mask) != 0;
+        if (add) words[bit >> 6] |= mask;
+        place += step;
+        step += i;
+    }
+    return member;
+}
+
+}  // namespace pylm::dedup
