@@ -19,6 +19,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "Qwen2": ({}, DENSE),
     "Qwen3": ({}, DENSE | WITH_QK_NORM),
     "Olmo2": ({}, DENSE | WITH_QK_NORM),
+    "Olmo3": ({"sliding_window": 8}, DENSE | WITH_QK_NORM),
     "Gemma": ({}, GEGLU),
     "Gemma2": ({"final_logit_softcapping": 5.0, "sliding_window": 8}, GEGLU | OF_ALL_SIDES),
     "Phi3": ({}, DENSE),
