@@ -8,7 +8,8 @@ and never waits for the GPU. No triton is loaded before an op runs on a CUDA ten
 from pylm.ops.gated import geglu, geglu_packed, swiglu, swiglu_packed
 from pylm.ops.logprob import LogProb, linear_logprob
 from pylm.ops.losses import dpo_loss, kto_loss, linear_cross_entropy
-from pylm.ops.modules import LinearCrossEntropy, RMSNorm, RotaryEmbedding, SwiGLU
+from pylm.ops.modules import LinearCrossEntropy, MoE, RMSNorm, RotaryEmbedding, SwiGLU
+from pylm.ops.moe import Routing, moe_experts, moe_route
 from pylm.ops.norm import rms_norm
 from pylm.ops.patch import Left, PatchReport, Swapped, patch, unpatch
 from pylm.ops.policy import PolicyLoss, group_advantages, grpo_loss
@@ -21,10 +22,12 @@ __all__ = [
     "Left",
     "LinearCrossEntropy",
     "LogProb",
+    "MoE",
     "PatchReport",
     "PolicyLoss",
     "RMSNorm",
     "RotaryEmbedding",
+    "Routing",
     "Swapped",
     "SwiGLU",
     "dpo_loss",
@@ -35,6 +38,8 @@ __all__ = [
     "kto_loss",
     "linear_cross_entropy",
     "linear_logprob",
+    "moe_experts",
+    "moe_route",
     "packed_position_ids",
     "patch",
     "rms_norm",

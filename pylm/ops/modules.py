@@ -1,7 +1,7 @@
 """The ops as modules, for models that are built from `torch.nn.Module`.
 
 Shapes: T time, H query heads, K key heads, C features of a head, D model dimension, F hidden dimension,
-V vocabulary.
+V vocabulary, E experts. In `MoE` H is the model dimension, I the hidden one, as in `moe_experts`.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pylm.errors import InputError
 from pylm.ops.gated import swiglu_packed
 from pylm.ops.losses import linear_cross_entropy
+from pylm.ops.moe import Routing, moe_experts, moe_route
 from pylm.ops.norm import rms_norm
 from pylm.ops.rotary import rope
 from pylm.ops.rotary_tables import rope_cache
@@ -219,3 +221,111 @@ class LinearCrossEntropy(nn.Module):
         """Describe the settings for `print(model)`."""
         num_classes, dim = self.weight.shape
         return f"{dim}, {num_classes}, z_loss={self.z_loss}, softcap={self.softcap}"
+
+
+class MoE(nn.Module):
+    """Hold a router and its experts: `moe_route`, then `moe_experts`.
+
+    The router computes in float32, under autocast too: rounded logits would choose other experts.
+
+    Args:
+        dim: H, the model dimension.
+        hidden_dim: I, the hidden dimension of an expert.
+        num_experts: E.
+        top_k: experts a token.
+        score: "softmax" or "sigmoid".
+        balance: "loss", where the caller adds `Routing.aux_loss` to the loss, or "bias", which
+            `update_bias` moves (DeepSeek-V3).
+        num_groups: groups of experts, see `moe_route`.
+        topk_groups: groups that a token's experts come from.
+        normalize: divide the weights of a token by their sum.
+        scale: factor of the weights.
+        device: of the weights.
+        dtype: of the weights.
+    """
+
+    expert_bias: Tensor | None
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        num_experts: int,
+        top_k: int,
+        *,
+        score: Literal["softmax", "sigmoid"] = "softmax",
+        balance: Literal["loss", "bias"] = "loss",
+        num_groups: int = 1,
+        topk_groups: int = 1,
+        normalize: bool = True,
+        scale: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if balance not in ("loss", "bias"):
+            raise InputError(f'MoE: balance must be "loss" or "bias", got {balance!r}')
+        self.top_k = top_k
+        self.score = score
+        self.num_groups = num_groups
+        self.topk_groups = topk_groups
+        self.normalize = normalize
+        self.scale = scale
+        self.router_weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
+        self.gate_up_weight = nn.Parameter(
+            torch.empty(num_experts, 2 * hidden_dim, dim, device=device, dtype=dtype)
+        )
+        self.down_weight = nn.Parameter(torch.empty(num_experts, dim, hidden_dim, device=device, dtype=dtype))
+        bias = torch.empty(num_experts, device=device, dtype=torch.float32) if balance == "bias" else None
+        self.register_buffer("expert_bias", bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights from N(0, 1 / fan-in); set the bias to zero."""
+        for weight in (self.router_weight, self.gate_up_weight, self.down_weight):
+            nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
+        if self.expert_bias is not None:
+            nn.init.zeros_(self.expert_bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
+        """Return y like x (..., H), and the routing with its losses and loads."""
+        with torch.autocast(x.device.type, enabled=False):
+            wide = torch.promote_types(x.dtype, torch.float32)
+            logits = F.linear(x.to(wide), self.router_weight.to(wide))
+        routing = moe_route(
+            logits,
+            self.top_k,
+            score=self.score,
+            bias=self.expert_bias,
+            num_groups=self.num_groups,
+            topk_groups=self.topk_groups,
+            normalize=self.normalize,
+            scale=self.scale,
+        )
+        return moe_experts(x, routing, self.gate_up_weight, self.down_weight), routing
+
+    @torch.no_grad()
+    def update_bias(self, load: Tensor, *, rate: float = 1e-3) -> None:
+        """Raise the bias of experts with less than the mean load and lower that of the others.
+
+        To be called once a step, after the optimizer.
+
+        Args:
+            load: (E,) `Routing.load`, summed over micro-batches and ranks.
+            rate: what the bias moves by; 1e-3 in DeepSeek-V3.
+
+        Raises:
+            InputError: the module has no bias.
+
+        Source:
+            Wang et al., "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts", 2024.
+        """
+        if self.expert_bias is None:
+            raise InputError('MoE.update_bias: there is no bias; make the module with balance="bias"')
+        excess = load.float() - load.float().mean()
+        self.expert_bias -= rate * excess.sign()
+
+    def extra_repr(self) -> str:
+        """Describe the settings for `print(model)`."""
+        num_experts, dim, hidden_dim = self.down_weight.shape
+        return f"{dim}, {hidden_dim}, num_experts={num_experts}, top_k={self.top_k}, score={self.score}"

@@ -86,9 +86,54 @@ def launch_all(dtype: torch.dtype) -> None:
             linear_cross_entropy.backward(*grads, hidden, weight)
 
 
+def launch_mixture(dtype: torch.dtype) -> None:
+    """Launch the kernels of experts with what a router of each kind gives."""
+    from pylm.kernels import moe_experts, moe_route
+
+    def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    # What the library would do, which needs rows that are really there.
+    moe_experts.gather = lambda x, rows: empty(rows.num_rows, x.shape[1])
+    moe_experts.grouped_product = lambda a, b, rows: empty(
+        *((rows.num_experts, a.shape[0]) if b.dim() == 2 else (a.shape[0],)), b.shape[-1]
+    )
+    moe_experts.LIBRARY_DTYPES.add(dtype)
+    for num_tokens, num_experts, top_k, groups in ((256, 128, 8, 1), (3, 5, 2, 1), (100, 160, 6, 8)):
+        logits, bias = empty(num_tokens, num_experts), empty(num_experts)
+        for score, b in (("softmax", None), ("sigmoid", bias)):
+            group_score = "top2" if score == "sigmoid" else "max"
+            options = top_k, score, group_score, groups, (groups + 1) // 2, score == "sigmoid", 1.0
+            weight, expert, _, _, load, aux, z, lse = moe_route.forward(logits, b, *options)
+            for grads in ((weight, aux, z), (weight, None, None)):
+                moe_route.backward(*grads, logits, expert, load, lse, score, score == "sigmoid", 1.0)
+    for num_tokens, num_experts, top_k, dim, hidden_dim in ((256, 64, 8, 2048, 768), (3, 5, 2, 33, 7)):
+        order = torch.zeros(num_tokens * top_k, dtype=torch.int32)
+        offsets = torch.zeros(num_experts + 1, dtype=torch.int32)
+        x, weight = empty(num_tokens, dim), empty(num_tokens, top_k, dtype=torch.float32)
+        weights = empty(num_experts, 2 * hidden_dim, dim), empty(num_experts, dim, hidden_dim)
+        arguments = x, weight, order, offsets, *weights
+        kept = empty(num_tokens * top_k, 2 * hidden_dim)
+        for products in ((), moe_experts.TILES):
+            moe_experts.LIBRARY_PRODUCTS.update(products)
+            moe_experts.forward(*arguments, True)
+            moe_experts.backward(x, *arguments, kept, [True] * 4)
+        moe_experts.LIBRARY_PRODUCTS.clear()
+        moe_experts.forward(*arguments, False)
+        moe_experts.backward(x.t().contiguous().t(), *arguments, empty(0, 0), [True, False, False, False])
+
+
 def launch_length(dtype: torch.dtype, num_rows: int) -> None:
     """Launch every kernel for a number of rows of one model."""
-    from pylm.kernels import linear_cross_entropy, linear_logprob, rms_norm, rope, swiglu
+    from pylm.kernels import (
+        linear_cross_entropy,
+        linear_logprob,
+        moe_experts,
+        moe_route,
+        rms_norm,
+        rope,
+        swiglu,
+    )
 
     weight, head, cos = torch.empty(64, dtype=dtype), torch.empty(160, 64, dtype=dtype), torch.empty(4096, 8)
     x, row = torch.empty(num_rows, 64, dtype=dtype), torch.empty(num_rows)
@@ -107,6 +152,13 @@ def launch_length(dtype: torch.dtype, num_rows: int) -> None:
         row, None, None, None, x, head, targets, None, row, row, row, torch.empty(0), 1.0, None, -100,
         [True, True, False],
     )  # fmt: skip
+    weight, expert, order, offsets, load, aux, z, lse = moe_route.forward(
+        torch.empty(num_rows, 8), None, 2, "softmax", "max", 1, 1, True, 1.0
+    )
+    moe_route.backward(weight, aux, z, torch.empty(num_rows, 8), expert, load, lse, "softmax", True, 1.0)
+    weights = torch.empty(8, 64, 64, dtype=dtype), torch.empty(8, 64, 32, dtype=dtype)
+    _, kept = moe_experts.forward(x, weight, order, offsets, *weights, True)
+    moe_experts.backward(x, x, weight, order, offsets, *weights, kept, [True] * 4)
 
 
 def main() -> None:
@@ -118,6 +170,7 @@ def main() -> None:
         launch_length(dtype, num_rows)
     if not lengths:
         launch_all(dtype)
+        launch_mixture(dtype)
     for name, kernel in compiled:
         row = {"kernel": name, "shared_bytes": kernel.metadata.shared, "has_cubin": "cubin" in kernel.asm}
         sys.stdout.write(json.dumps(row | {"hash": kernel.hash}) + "\n")

@@ -8,10 +8,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from oracles import moe as moe_oracle
 from torch import Tensor
 
 from pylm import ops
-from pylm.kernels import linear_logprob, rms_norm, swiglu
+from pylm.kernels import linear_logprob, moe_experts, moe_route, rms_norm, swiglu
 from pylm.kernels._launch import strided_rows
 from pylm.ops import logprob
 
@@ -208,7 +209,72 @@ def test_norm_of_strided_rows(name: str) -> None:
         assert_close(a, b)
 
 
+MOE_MODES = ["pointers", "descriptors", "walking", "library"]
+
+
+@pytest.mark.parametrize("mode", MOE_MODES)
+def test_experts_of_many_tiles(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Tiles of 64 rows, 32 columns and 32 features; descriptors and the library need rows of 16 bytes.
+    if mode == "descriptors":
+        monkeypatch.setattr(moe_experts, "DESCRIBED_BYTES", {4})
+    elif mode == "walking":
+        monkeypatch.setattr(moe_experts, "SMALL_TILES", {**moe_experts.SMALL_TILES, "PROGRAMS": 3})
+    elif mode == "library":
+        monkeypatch.setattr(moe_experts, "LIBRARY_PRODUCTS", set(moe_experts.TILES))
+        monkeypatch.setattr(moe_experts, "LIBRARY_DTYPES", {torch.float32})
+    num_tokens, num_experts, top_k, dim, hidden_dim = 70, 4, 2, 36, 20
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(num_tokens, num_experts, generator=generator)
+    logits[:, 0] += 2.0  # more than two tiles of rows
+    logits[:, 3] = -9.0  # none
+    routing = ops.moe_route(logits, top_k)
+    shapes = (num_tokens, dim), (num_experts, 2 * hidden_dim, dim), (num_experts, dim, hidden_dim)
+    x, gate_up, down = (torch.randn(shape, generator=generator) for shape in shapes)
+    inputs = [x, routing.weight, gate_up / dim**0.5, down / hidden_dim**0.5]
+    upstream = torch.randn(shapes[0], generator=generator)
+    wide = [t.double().requires_grad_() for t in inputs]
+    expected = moe_oracle.experts(wide[0], wide[1], routing.expert, *wide[2:])
+    truth = [expected, *torch.autograd.grad(expected, wide, upstream.double())]
+    narrow = [t.clone().requires_grad_() for t in inputs]
+    y = ops.moe_experts(narrow[0], routing._replace(weight=narrow[1]), *narrow[2:])
+    for a, b in zip([y, *torch.autograd.grad(y, narrow, upstream)], truth, strict=True):
+        assert_close(a, b)
+
+
+def test_what_is_not_finite_stays_with_its_token_and_expert(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moe_experts, "DESCRIBED_BYTES", {4})  # tiles that read over an expert's rows
+    generator = torch.Generator().manual_seed(4)
+    routing = ops.moe_route(torch.eye(3).repeat(5, 1), 1)
+    shapes = (15, 8), (3, 8, 8), (3, 8, 4)
+    x, gate_up, down = inputs = [torch.randn(s, generator=generator).requires_grad_() for s in shapes]
+    with torch.no_grad():
+        x[1] = torch.nan  # of expert 1
+        gate_up[2] = torch.nan
+    y = ops.moe_experts(x, routing, gate_up, down)
+    assert y.isfinite().all(1).nonzero().squeeze(1).tolist() == [
+        t for t in range(15) if t % 3 == 0 or t % 3 == 1 < t
+    ]
+    grads = torch.autograd.grad(y, inputs, torch.ones_like(y))
+    assert torch.equal(grads[0].isfinite().all(1), y.isfinite().all(1))
+    for grad in grads[1:]:
+        assert grad[0].isfinite().all()
+        assert not grad[1].isfinite().all()
+
+
+def test_a_nan_among_logits_is_seen_and_breaks_nothing() -> None:
+    logits = torch.randn(5, 6, generator=torch.Generator().manual_seed(5))
+    logits[1, 4] = torch.nan
+    logits[3] = torch.nan
+    for options in ({}, {"score": "sigmoid", "num_groups": 3, "topk_groups": 2}):
+        routing = ops.moe_route(logits, 2, **options)
+        assert routing.weight.isfinite().all(1).tolist() == [True, False, True, False, True]
+        assert int(routing.load.sum()) == 10
+        assert sorted(routing.order.tolist()) == list(range(10))
+
+
 def test_launchers_refuse_what_they_cannot_do() -> None:
+    with pytest.raises(ValueError, match="takes up to 16384 experts, got 16385"):
+        moe_route.forward(torch.ones(1, 16385), None, 1, "softmax", "max", 1, 1, True, 1.0)
     x = torch.ones(2, 4)
     with pytest.raises(ValueError, match="keeps nothing for the backward pass"):
         swiglu.forward(x, x, "silu", 1.0, None, 0.0, True)

@@ -45,6 +45,34 @@ def _loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, ...]
     return (F.cross_entropy(logits, targets, label_smoothing=0.1) + 1e-3 * squares,)
 
 
+def _route(logits: Tensor) -> tuple[Tensor, ...]:
+    """What ops.moe_route gives for 3 experts, weights not normalised."""
+    shares = logits.float().softmax(-1) if logits.dtype != torch.float64 else logits.softmax(-1)
+    expert = logits.sort(dim=1, descending=True, stable=True).indices[:, :3]
+    load = torch.zeros_like(shares).scatter(1, expert, 1.0).mean(0)
+    lse = torch.logsumexp(logits.to(shares.dtype), -1)
+    return shares.gather(1, expert), logits.shape[1] * (load * shares.mean(0)).sum(), lse.square().mean()
+
+
+def _experts(
+    x: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor, expert: Tensor, *_: Tensor
+) -> tuple[Tensor]:
+    y = torch.zeros_like(x)
+    for e in range(gate_up.shape[0]):
+        share = torch.where(expert == e, weight, 0.0).sum(1, keepdim=True).to(x.dtype)
+        gate, up = (x @ gate_up[e].T).chunk(2, 1)
+        y = y + share * ((F.silu(gate) * up) @ down[e].T)
+    return (y,)
+
+
+def _op_experts(
+    x: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor, expert: Tensor, order: Tensor, offsets: Tensor
+) -> tuple[Tensor]:
+    nothing = x.new_empty(0)
+    routing = ops.Routing(weight, expert, order, offsets, nothing, nothing, nothing)
+    return (ops.moe_experts(x, routing, gate_up, down),)
+
+
 def _cases(name: str, odd: bool, dtype: torch.dtype) -> tuple[Call, Call, list[Tensor], list[Tensor]]:
     """Return the op, the same by torch, the inputs with gradients, and those without."""
     generator = torch.Generator().manual_seed(0)
@@ -112,6 +140,20 @@ def _cases(name: str, odd: bool, dtype: torch.dtype) -> tuple[Call, Call, list[T
             [leaf(2, n, 5, features), leaf(2, n, 1, features)],
             tables,
         )
+    if name == "moe_route":
+        return (
+            lambda x: tuple(ops.moe_route(x, 3, normalize=False)[i] for i in (0, 5, 6)),
+            _route,
+            [leaf(n, 13 if odd else 128)],
+            [],
+        )
+    if name == "moe_experts":
+        experts, hidden_dim = (5, 33) if odd else (16, 384)
+        logits = torch.randn(n, experts, generator=generator).to(DEVICE)
+        logits[:, 1] = -9.0  # no token
+        routing = ops.moe_route(logits, 3)
+        weights = leaf(experts, 2 * hidden_dim, d, scale=d**-0.5), leaf(experts, d, hidden_dim, scale=0.1)
+        return _op_experts, _experts, [leaf(n, d), leaf(n, 3), *weights], list(routing[1:4])
     targets = torch.randint(0, v, (n,), generator=generator).to(DEVICE)
     targets[::5] = -100
     inputs = [leaf(n, d), leaf(v, d, scale=2.0 / d**0.5)]
@@ -123,7 +165,7 @@ def _cases(name: str, odd: bool, dtype: torch.dtype) -> tuple[Call, Call, list[T
 
 NAMES = [
     *("rms_norm", "add_rms_norm", "swiglu", "geglu", "swiglu_packed", "swiglu_interleaved", "geglu_exact"),
-    *("rope", "linear_cross_entropy", "linear_logprob"),
+    *("rope", "moe_route", "moe_experts", "linear_cross_entropy", "linear_logprob"),
 ]
 
 
@@ -176,6 +218,10 @@ def test_gradcheck_in_float64(name: str) -> None:
     elif name.startswith("linear"):
         few = [inputs[0].detach()[:3, :4].clone(), inputs[1].detach()[:70, :4].clone()]
         few, rest = [t.requires_grad_() for t in few], [torch.tensor([69, -100, 0], device=DEVICE)]
+    elif name == "moe_experts":
+        x, weight, gate_up, down = (t.detach() for t in inputs)
+        gate_up = torch.cat((gate_up[:, :2, :5], gate_up[:, -2:, :5]), 1)
+        few = [t.clone().requires_grad_() for t in (x[:, :5], weight, gate_up, down[:, :5, :2])]
     elif "norm" in name:
         few = [t.detach()[..., :5][:3].clone().requires_grad_() for t in inputs[:-1]]
         few.append(inputs[-1].detach()[:5].clone().requires_grad_())
@@ -347,6 +393,25 @@ def test_past_32_bits_rope() -> None:
         return ops.rope(x_BTHC, x_BTHC[:, :, :1], *tables)
 
     _tail_matches(rope, [_large(4096)], [], [True])
+
+
+@pytest.mark.usefixtures("memory")
+def test_past_32_bits_experts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    top_k, num_experts, dim, hidden_dim = 8, 16, 64, 512
+    num_tokens = LARGE // (2 * hidden_dim * top_k) + 1  # gate and up past 2^31 elements
+    x = torch.randn(num_tokens, dim, generator=generator).to(DEVICE, torch.bfloat16).requires_grad_()
+    logits = torch.randn(num_tokens, num_experts, generator=generator).to(DEVICE)
+    shapes = (num_experts, 2 * hidden_dim, dim), (num_experts, dim, hidden_dim)
+    weights = [
+        torch.randn(s, generator=generator).div_(s[2] ** 0.5).to(DEVICE, torch.bfloat16) for s in shapes
+    ]
+    _tail_matches(
+        lambda x, gate_up, down, logits: (ops.moe_experts(x, ops.moe_route(logits, top_k), gate_up, down),),
+        [x, *(w.requires_grad_() for w in weights)],
+        [logits],
+        [True, False, False],
+    )
 
 
 @pytest.mark.usefixtures("memory")

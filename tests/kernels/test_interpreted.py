@@ -17,19 +17,23 @@ ROWS = (
     " or outputs0-None or outputs3-2 or kto or robust or preference or transformers or kept-sigmoid)"
 )
 REST = "not (bfloat16 or errors or cache or gradcheck or gated-cpu or packed-cpu or logprob-cpu or triton)"
+MOE = "not (bfloat16 or errors or gradcheck or balances or transformers or choices or keeps or cpu)"
 RUNS = {
     "rows": (ROWS, ["ops/test_norm.py", "ops/test_gated.py", "ops/test_logprob.py", "ops/test_losses.py"]),
     "offsets": ("test", ["kernels/interpreted_offsets.py"]),
     "rest": (REST, ["kernels/interpreted_edges.py", "ops/test_rotary.py", "ops/test_registration.py"]),
+    "moe": (MOE, ["ops/test_moe.py"]),
 }
 GRADIENTS = [
     *("rms_norm_backward", "gated_backward", "gated_packed_backward", "linear_logprob_backward"),
     "linear_cross_entropy_backward",
 ]
+MIXTURE = {"moe_route", "moe_route_backward", "moe_experts", "moe_experts_backward"}
 LAUNCHERS = {
     "rows": {"add_rms_norm", *GRADIENTS},
     "offsets": set(),  # calls them itself
-    "rest": {"add_rms_norm", "rope", *GRADIENTS},
+    "rest": {"add_rms_norm", "rope", *GRADIENTS, *MIXTURE},
+    "moe": MIXTURE,
 }
 
 

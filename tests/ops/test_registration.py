@@ -25,6 +25,8 @@ def _cases(device: str) -> dict[str, tuple[object, ...]]:
     cos, sin = ops.rope_cache(7, 6, device=device)
     positions = torch.tensor([[1, 2, 3, 4, 6], [0, 0, 1, 1, 5]], device=device)
     targets = torch.tensor([0, 3, -100, 10], device=device)
+    routing = [t.detach() for t in ops.moe_route(leaf(5, 4), 2)[:4]]
+    choices = leaf(5, 2), *routing[2:]
     keeps = device == "cpu"
     flags = (True, True, keeps)
     return {
@@ -41,6 +43,10 @@ def _cases(device: str) -> dict[str, tuple[object, ...]]:
         "rope with positions": (q.transpose(0, 1), k.transpose(0, 1), cos, sin, positions.t(), True, True),
         "linear_logprob": (leaf(4, 8), leaf(11, 8), targets, leaf(11), 0.7, None, -100, *flags),
         "linear_cross_entropy": (leaf(4, 8), leaf(11, 8), targets, 5.0, -100, 0.1, 1e-4, [True, True]),
+        "moe_route": (leaf(5, 6), None, 2, "softmax", "max", 1, 1, True, 1.0),
+        "moe_route groups": (leaf(6, 5).t(), leaf(6).detach(), 2, "sigmoid", "top2", 3, 2, False, 2.5),
+        "moe_experts": (leaf(5, 3), *choices, leaf(4, 14, 3), leaf(4, 3, 7), True),
+        "moe_experts without what is kept": (leaf(5, 3), *choices, leaf(4, 14, 3), leaf(4, 3, 7), False),
         "linear_logprob softcap": (leaf(4, 8), leaf(11, 8), targets, None, 1.0, 5.0, -100, True, True, False),
     }
 
@@ -67,14 +73,18 @@ def _block(x: Tensor, weights: dict[str, Tensor], targets: Tensor) -> Tensor:
     x = x + ops.swiglu(y @ weights["q"], ops.swiglu_packed(wide)) + ops.geglu(y, y)
     x = x + ops.swiglu_packed(wide, interleaved=True, alpha=1.702, limit=1.0, up_offset=1.0)
     x = x + ops.geglu_packed(wide, approximate="none")
+    routing = ops.moe_route(y @ weights["router"], 2)
+    x = x + ops.moe_experts(y, routing, weights["gate_up"], weights["down"])
     logprob = ops.linear_logprob(x, weights["head"], targets).logprob.sum()
-    return ops.linear_cross_entropy(x, weights["head"], targets, z_loss=1e-4) - 0.1 * logprob
+    loss = ops.linear_cross_entropy(x, weights["head"], targets, z_loss=1e-4) - 0.1 * logprob
+    return loss + 0.1 * routing.aux_loss + 0.1 * routing.z_loss
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_full_graph_gives_the_same_gradients(device: str) -> None:
     generator = torch.Generator().manual_seed(1)
     shapes = {"norm": (16,), "q": (16, 16), "wide": (16, 32), "head": (23, 16)}
+    shapes |= {"router": (16, 4), "gate_up": (4, 12, 16), "down": (4, 16, 6)}
     weights = {n: torch.randn(s, generator=generator).to(device).requires_grad_() for n, s in shapes.items()}
     weights["cos"], weights["sin"] = ops.rope_cache(6, 8, device=device)
     x = torch.randn(2, 6, 16, generator=generator).to(device)
@@ -135,6 +145,10 @@ def test_a_second_derivative_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         "linear_logprob_backward": lambda: ops.linear_logprob(x, weight, targets).logprob,
         "linear_cross_entropy_backward": lambda: ops.linear_cross_entropy(x, weight, targets),
     }
+    routing = ops.moe_route(torch.randn(3, 5), 2)
+    gate_up, down = torch.randn(5, 6, 8), torch.randn(5, 8, 3)
+    calls["moe_route_backward"] = lambda: ops.moe_route(x, 2).weight[:, 0]
+    calls["moe_experts_backward"] = lambda: ops.moe_experts(x, routing, gate_up, down)
     for name, call in calls.items():
         (grad,) = torch.autograd.grad(call().sum(), x, create_graph=True)
         with pytest.raises(NotImplementedError, match=f"pylm::{name} has no derivative"):
@@ -164,6 +178,10 @@ def test_meta_tensors_have_shapes() -> None:
     assert ops.rope(x.unsqueeze(2), x.unsqueeze(2), cos, sin)[1].shape == (2, 3, 1, 8)
     targets = torch.empty(2, 3, dtype=torch.int64, device="meta")
     assert ops.linear_logprob(x, torch.empty(9, 8, device="meta"), targets).lse.shape == (2, 3)
+    routing = ops.moe_route(x, 2)
+    assert routing.order.shape == (12,)
+    gate_up, down = (torch.empty(shape, device="meta") for shape in ((8, 10, 8), (8, 8, 5)))
+    assert ops.moe_experts(x, routing, gate_up, down).shape == (2, 3, 8)
 
 
 def test_running_on_the_cpu_loads_no_triton() -> None:
@@ -171,6 +189,7 @@ def test_running_on_the_cpu_loads_no_triton() -> None:
         "import sys, torch, pylm.ops as ops\n"
         "x = torch.randn(2, 4, requires_grad=True)\n"
         "ops.linear_cross_entropy(ops.swiglu(ops.rms_norm(x), x), x, torch.tensor([0, 1])).backward()\n"
+        "ops.MoE(4, 3, 2, 1)(x)[0].sum().backward()\n"
         "print('triton' in sys.modules, 'pylm.kernels' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

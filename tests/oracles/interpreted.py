@@ -16,6 +16,8 @@ assert "triton" not in sys.modules, "load this plugin before triton"
 from pylm.kernels import (  # noqa: E402
     linear_cross_entropy,
     linear_logprob,
+    moe_experts,
+    moe_route,
     rms_norm,
     rope,
     swiglu,
@@ -34,6 +36,10 @@ LAUNCHERS = {
     "linear_logprob_backward": linear_logprob.backward,
     "linear_cross_entropy": linear_cross_entropy.forward,
     "linear_cross_entropy_backward": linear_cross_entropy.backward,
+    "moe_route": moe_route.forward,
+    "moe_route_backward": moe_route.backward,
+    "moe_experts": moe_experts.forward,
+    "moe_experts_backward": moe_experts.backward,
 }
 # On the CPU the public functions ask these to keep values for the backward pass, which their kernels do not.
 KEEPING = ("gated", "gated_packed")

@@ -1,0 +1,380 @@
+"""Router of a mixture of experts: scores, groups, top-k, both losses, and the choices sorted by expert.
+
+With l the logits of a token, s = softmax(l) or sigmoid(l), S its K experts, T = sum_{j in S} s_j:
+
+    weight_k = scale s_k / T,  aux_loss = E sum_e (load_e / N) (mean of s_e / sum_j s_j),  z_loss = mean lse^2
+
+    softmax:  dl = s (ds - sum_j ds_j s_j)      sigmoid:  dl = s (1 - s) ds      z_loss:  dl = 2 lse p g / N
+    weights:  ds_k = scale (g_k - sum_j g_j s_j / T) / T, or scale g_k where they are not divided by T
+
+Fedus et al., "Switch Transformers", 2021; Zoph et al., "ST-MoE", 2022; DeepSeek-AI, "DeepSeek-V3", 2024.
+Shapes: N tokens, E experts in G groups of M, K top-k, B blocks of tokens.
+
+Sorting is counting: the first kernel leaves the load of every block and expert, sums over the blocks give
+where each block's choices of each expert begin, and the second kernel numbers them. No atomics, no sort.
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# (the parameters of a kernel have Triton's types, which mypy does not know)
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pylm.kernels._launch import FUSED_MULTIPLY_ADD, cdiv, current_device, next_power_of_2, wide_dtype
+
+_TILE_ELEMENTS = 4096
+_MAX_EXPERTS = 16384
+
+
+@triton.jit
+def _first_largest(key, columns, is_open):
+    """Return the lowest of the columns that have the largest open key (BLOCK_N,)."""
+    peak = tl.max(tl.where(is_open, key, float("-inf")), axis=1)[:, None]
+    return tl.min(tl.where(is_open & (key == peak), columns, 1 << 30), axis=1)
+
+
+@triton.jit
+def _score(logits, USES_SIGMOID: tl.constexpr):
+    """Return scores, shares of the softmax (BLOCK_N, BLOCK_E) and log-sum-exp (BLOCK_N, 1)."""
+    peak = tl.max(logits, axis=1)[:, None]
+    exponentials = tl.exp(logits - peak)
+    total = tl.sum(exponentials, axis=1)[:, None]
+    shares = exponentials / total
+    scores = shares
+    if USES_SIGMOID:
+        scores = tl.sigmoid(logits)
+    return scores, shares, peak + tl.log(total)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _forward_kernel(
+    logits_ptr,
+    bias_ptr,
+    weight_ptr,
+    expert_ptr,
+    lse_ptr,
+    block_load_ptr,
+    block_share_ptr,
+    block_z_ptr,
+    stride_ln,
+    stride_le,
+    num_tokens,
+    num_experts,
+    group_size,
+    num_groups,
+    topk_groups,
+    top_k,
+    scale: tl.float64,
+    HAS_BIAS: tl.constexpr,
+    HAS_GROUPS: tl.constexpr,
+    SUMS_TWO: tl.constexpr,
+    USES_SIGMOID: tl.constexpr,
+    NORMALIZES: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    wide = lse_ptr.dtype.element_ty
+    block = tl.program_id(0).to(tl.int64)
+    rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_mask = rows < num_tokens
+    # Columns are padded group by group, so that a group is a row of a reshaped tile.
+    places = tl.arange(0, BLOCK_G * BLOCK_M)
+    group, member = places // BLOCK_M, places % BLOCK_M
+    is_expert = (group < num_groups) & (member < group_size)
+    experts = group * group_size + member
+    mask = row_mask[:, None] & is_expert[None, :]
+    offsets = rows[:, None] * stride_ln + experts[None, :].to(tl.int64) * stride_le
+    logits = tl.load(logits_ptr + offsets, mask=mask, other=0.0).to(wide)
+    logits = tl.where(is_expert[None, :], logits, float("-inf"))
+    scores, shares, lse = _score(logits, USES_SIGMOID)
+    key = scores
+    if HAS_BIAS:
+        key += tl.load(bias_ptr + experts, mask=is_expert, other=0.0).to(wide)[None, :]
+    key = tl.where(key == key, key, float("inf"))
+    is_open = tl.broadcast_to(is_expert[None, :], (BLOCK_N, BLOCK_G * BLOCK_M))
+    if HAS_GROUPS:
+        members = tl.arange(0, BLOCK_M)[None, None, :]
+        keys_NGM = tl.reshape(tl.where(is_open, key, float("-inf")), (BLOCK_N, BLOCK_G, BLOCK_M))
+        best = tl.max(keys_NGM, axis=2)
+        if SUMS_TWO:
+            first = tl.min(tl.where(keys_NGM == best[:, :, None], members, BLOCK_M), axis=2)
+            best += tl.max(tl.where(members == first[:, :, None], float("-inf"), keys_NGM), axis=2)
+        best = tl.where(best == best, best, float("inf"))
+        groups = tl.broadcast_to(tl.arange(0, BLOCK_G)[None, :], (BLOCK_N, BLOCK_G))
+        is_left = groups < num_groups
+        for _ in range(topk_groups):
+            group_index = _first_largest(best, groups, is_left)
+            is_left &= groups != group_index[:, None]
+        is_chosen = (groups < num_groups) & (is_left == 0)
+        spread = tl.broadcast_to(is_chosen[:, :, None].to(tl.int32), (BLOCK_N, BLOCK_G, BLOCK_M))
+        is_open &= tl.reshape(spread, (BLOCK_N, BLOCK_G * BLOCK_M)) != 0
+    columns = tl.broadcast_to(experts[None, :], (BLOCK_N, BLOCK_G * BLOCK_M))
+    slots = tl.arange(0, BLOCK_K)[None, :]
+    picked = tl.zeros((BLOCK_N, BLOCK_K), wide)
+    chosen = tl.zeros((BLOCK_N, BLOCK_K), tl.int32)
+    counts = tl.zeros((BLOCK_N, BLOCK_G * BLOCK_M), tl.int32)
+    for k in range(top_k):
+        index = _first_largest(key, columns, is_open)
+        is_index = (columns == index[:, None]) & is_expert[None, :]
+        is_open &= is_index == 0
+        counts += is_index.to(tl.int32)
+        picked = tl.where(slots == k, tl.sum(tl.where(is_index, scores, 0.0), axis=1)[:, None], picked)
+        chosen = tl.where(slots == k, index[:, None], chosen)
+    weight = picked
+    if NORMALIZES:
+        weight = picked / (tl.sum(picked, axis=1)[:, None] + 1e-20)
+    slot_offsets = rows[:, None] * top_k + slots
+    slot_mask = row_mask[:, None] & (slots < top_k)
+    tl.store(weight_ptr + slot_offsets, weight * tl.full((1, 1), scale, wide), mask=slot_mask)
+    tl.store(expert_ptr + slot_offsets, chosen.to(tl.int64), mask=slot_mask)
+    tl.store(lse_ptr + rows, tl.sum(lse, axis=1), mask=row_mask)
+    if USES_SIGMOID:
+        known = tl.where(is_expert[None, :], scores, 0.0)
+        shares = known / (tl.sum(known, axis=1)[:, None] + 1e-20)
+    block_offsets = block * num_experts + experts
+    counts = tl.where(row_mask[:, None], counts, 0)
+    tl.store(block_load_ptr + block_offsets, tl.sum(counts, axis=0), mask=is_expert)
+    shares = tl.where(row_mask[:, None], shares, 0.0)
+    tl.store(block_share_ptr + block_offsets, tl.sum(shares, axis=0), mask=is_expert)
+    squares = tl.where(row_mask[:, None], lse * lse, 0.0)
+    tl.store(block_z_ptr + block, tl.sum(tl.sum(squares, axis=1), axis=0))
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _order_kernel(
+    expert_ptr,
+    block_start_ptr,
+    order_ptr,
+    num_tokens,
+    num_experts,
+    top_k,
+    BLOCK_N: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    """Write the choices of a block of tokens to their places: after those of earlier blocks and tokens."""
+    block = tl.program_id(0).to(tl.int64)
+    rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_mask = rows < num_tokens
+    experts = tl.arange(0, BLOCK_E)
+    counts = tl.zeros((BLOCK_N, BLOCK_E), tl.int32)
+    for k in range(top_k):
+        chosen = tl.load(expert_ptr + rows * top_k + k, mask=row_mask, other=-1)
+        counts += (chosen[:, None] == experts[None, :]).to(tl.int32)
+    start = tl.load(block_start_ptr + block * num_experts + experts, mask=experts < num_experts, other=0)
+    places = tl.cumsum(counts, axis=0) - counts + start[None, :]
+    for k in range(top_k):
+        choices = rows * top_k + k
+        chosen = tl.load(expert_ptr + choices, mask=row_mask, other=-1)
+        place = tl.sum(tl.where(chosen[:, None] == experts[None, :], places, 0), axis=1)
+        tl.store(order_ptr + place, choices.to(tl.int32), mask=row_mask)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _backward_kernel(
+    grad_weight_ptr,
+    grad_aux_ptr,
+    grad_z_ptr,
+    logits_ptr,
+    expert_ptr,
+    load_ptr,
+    lse_ptr,
+    grad_ptr,
+    stride_gn,
+    stride_gk,
+    stride_ln,
+    stride_le,
+    num_tokens,
+    num_experts,
+    top_k,
+    scale: tl.float64,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_AUX: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    USES_SIGMOID: tl.constexpr,
+    NORMALIZES: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    wide = lse_ptr.dtype.element_ty
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    experts = tl.arange(0, BLOCK_E)
+    row_mask, is_expert = rows < num_tokens, experts < num_experts
+    mask = row_mask[:, None] & is_expert[None, :]
+    offsets = rows[:, None] * stride_ln + experts[None, :].to(tl.int64) * stride_le
+    logits = tl.load(logits_ptr + offsets, mask=mask, other=0.0).to(wide)
+    logits = tl.where(is_expert[None, :], logits, float("-inf"))
+    scores, shares, _ = _score(logits, USES_SIGMOID)
+    scores = tl.where(is_expert[None, :], scores, 0.0)
+    lse = tl.load(lse_ptr + rows, mask=row_mask, other=0.0)[:, None]
+    grad = tl.zeros((BLOCK_N, BLOCK_E), wide)
+    if HAS_AUX:
+        load = tl.load(load_ptr + experts, mask=is_expert, other=0).to(wide)
+        factor = tl.load(grad_aux_ptr).to(wide) * num_experts / num_tokens / num_tokens
+        grad += (load * factor)[None, :]
+        if USES_SIGMOID:
+            total = tl.sum(scores, axis=1)[:, None] + 1e-20
+            grad = (grad - tl.sum(grad * scores, axis=1)[:, None] / total) / total
+    if HAS_WEIGHT:
+        total = tl.zeros((BLOCK_N, 1), wide)
+        product = tl.zeros((BLOCK_N, 1), wide)
+        grad_picked = tl.zeros((BLOCK_N, BLOCK_E), wide)
+        is_picked = tl.zeros((BLOCK_N, BLOCK_E), tl.int32)
+        for k in range(top_k):
+            chosen = tl.load(expert_ptr + rows * top_k + k, mask=row_mask, other=-1)
+            upstream = tl.load(grad_weight_ptr + rows * stride_gn + k * stride_gk, mask=row_mask, other=0.0)
+            is_chosen = chosen[:, None] == experts[None, :]
+            is_picked += is_chosen.to(tl.int32)
+            grad_picked += tl.where(is_chosen, upstream.to(wide)[:, None], 0.0)
+        if NORMALIZES:
+            picked = tl.where(is_picked != 0, scores, 0.0)
+            total = tl.sum(picked, axis=1)[:, None] + 1e-20
+            product = tl.sum(grad_picked * picked, axis=1)[:, None] / total
+            grad_picked = tl.where(is_picked != 0, (grad_picked - product) / total, 0.0)
+        grad += grad_picked * tl.full((1, 1), scale, wide)
+    if USES_SIGMOID:
+        grad = grad * scores * (1.0 - scores)
+    else:
+        grad = scores * (grad - tl.sum(grad * scores, axis=1)[:, None])
+    if HAS_Z:
+        grad += shares * lse * (2.0 * tl.load(grad_z_ptr).to(wide) / num_tokens)
+    grad_offsets = rows[:, None] * num_experts + experts[None, :]
+    tl.store(grad_ptr + grad_offsets, grad.to(grad_ptr.dtype.element_ty), mask=mask)
+
+
+def _block_tokens(num_columns: int) -> tuple[int, int]:
+    """Return how many tokens a program takes, and its warps."""
+    block_n = max(1, min(64, _TILE_ELEMENTS // num_columns))
+    return block_n, min(16, max(4, block_n * num_columns // 1024))
+
+
+def forward(
+    logits: Tensor,
+    bias: Tensor | None,
+    top_k: int,
+    score: str,
+    group_score: str,
+    num_groups: int,
+    topk_groups: int,
+    normalize: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return weight and expert (N, K), order (N K,), offsets (E + 1,), load (E,), losses, lse (N,)."""
+    num_tokens, num_experts = logits.shape
+    if num_experts > _MAX_EXPERTS:
+        raise ValueError(f"moe_route: the kernel takes up to {_MAX_EXPERTS} experts, got {num_experts}")
+    wide, device = wide_dtype(logits), logits.device
+    group_size = num_experts // num_groups
+    block_m = next_power_of_2(group_size)
+    block_g = next_power_of_2(num_groups)
+    block_n, num_warps = _block_tokens(block_g * block_m)
+    num_blocks = cdiv(num_tokens, block_n)
+    weight = torch.empty((num_tokens, top_k), dtype=wide, device=device)
+    expert = torch.empty((num_tokens, top_k), dtype=torch.int64, device=device)
+    order = torch.empty(num_tokens * top_k, dtype=torch.int32, device=device)
+    lse = torch.empty(num_tokens, dtype=wide, device=device)
+    block_load = torch.empty((num_blocks, num_experts), dtype=torch.int32, device=device)
+    block_share = torch.empty((num_blocks, num_experts), dtype=wide, device=device)
+    block_z = torch.empty(num_blocks, dtype=wide, device=device)
+    options: dict[str, Any] = {"num_warps": num_warps, **FUSED_MULTIPLY_ADD}
+    with current_device(logits):
+        if num_tokens:
+            _forward_kernel[(num_blocks,)](
+                logits,
+                logits if bias is None else bias.contiguous(),
+                weight,
+                expert,
+                lse,
+                block_load,
+                block_share,
+                block_z,
+                *logits.stride(),
+                num_tokens,
+                num_experts,
+                group_size,
+                num_groups,
+                topk_groups,
+                top_k,
+                scale,
+                HAS_BIAS=bias is not None,
+                HAS_GROUPS=topk_groups < num_groups,
+                SUMS_TWO=group_score == "top2" and group_size > 1,
+                USES_SIGMOID=score == "sigmoid",
+                NORMALIZES=normalize,
+                BLOCK_N=block_n,
+                BLOCK_G=block_g,
+                BLOCK_M=block_m,
+                BLOCK_K=next_power_of_2(top_k),
+                **options,
+            )
+        through = block_load.cumsum(0, dtype=torch.int32)  # with this block
+        load = block_load.sum(0, dtype=torch.int32)
+        offsets = torch.zeros(num_experts + 1, dtype=torch.int32, device=device)
+        torch.cumsum(load, 0, dtype=torch.int32, out=offsets[1:])
+        if num_tokens:
+            _order_kernel[(num_blocks,)](
+                expert,
+                through - block_load + offsets[:-1],
+                order,
+                num_tokens,
+                num_experts,
+                top_k,
+                BLOCK_N=block_n,
+                BLOCK_E=next_power_of_2(num_experts),
+                **options,
+            )
+        size = max(1, num_tokens)
+        aux_loss = (load.to(wide) * block_share.sum(0)).sum() * (num_experts / size**2)
+        return weight, expert, order, offsets, load, aux_loss, block_z.sum() / size, lse
+
+
+def backward(
+    grad_weight: Tensor | None,
+    grad_aux: Tensor | None,
+    grad_z: Tensor | None,
+    logits: Tensor,
+    expert: Tensor,
+    load: Tensor,
+    lse: Tensor,
+    score: str,
+    normalize: bool,
+    scale: float,
+) -> Tensor:
+    """Return the gradient of the logits (N, E)."""
+    num_tokens, num_experts = logits.shape
+    grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    block_e = next_power_of_2(num_experts)
+    block_n, num_warps = _block_tokens(block_e)
+    if logits.numel():
+        with current_device(logits):
+            _backward_kernel[(cdiv(num_tokens, block_n),)](
+                lse if grad_weight is None else grad_weight,
+                lse if grad_aux is None else grad_aux,
+                lse if grad_z is None else grad_z,
+                logits,
+                expert,
+                load,
+                lse,
+                grad,
+                *((0, 0) if grad_weight is None else grad_weight.stride()),
+                *logits.stride(),
+                num_tokens,
+                num_experts,
+                expert.shape[1],
+                scale,
+                HAS_WEIGHT=grad_weight is not None,
+                HAS_AUX=grad_aux is not None,
+                HAS_Z=grad_z is not None,
+                USES_SIGMOID=score == "sigmoid",
+                NORMALIZES=normalize,
+                BLOCK_N=block_n,
+                BLOCK_E=block_e,
+                num_warps=num_warps,
+                **FUSED_MULTIPLY_ADD,
+            )
+    return grad
