@@ -26,14 +26,14 @@ from pylm.kernels._launch import FUSED_MULTIPLY_ADD, cdiv, next_power_of_2
 # tiles of rows share the weights in the second-level cache. PROGRAMS a multiprocessor walk over the tiles;
 # 0 is one program a tile. FLATTEN lets the next tile's loads begin before the last one's results are written.
 TILES: dict[str, dict[str, Any]] = {
-    name: {"BLOCK_M": 128, "BLOCK_N": columns, "BLOCK_K": 64, "GROUP": 16, "PROGRAMS": 0, "FLATTEN": False}
-    | {"num_warps": 8, "num_stages": stages}
-    for name, columns, stages in (
-        ("gate_up", 128, 3),
-        ("down", 256, 3),
-        ("grad_hidden", 128, 4),
-        ("grad_x", 256, 3),
-        ("grad_weight", 256, 5),
+    name: {"BLOCK_M": 128, "BLOCK_N": columns, "BLOCK_K": 64, "GROUP": group, "PROGRAMS": programs}
+    | {"FLATTEN": programs > 0, "num_warps": 8, "num_stages": stages}
+    for name, columns, group, programs, stages in (
+        ("gate_up", 128, 16, 0, 4),
+        ("down", 256, 16, 1, 3),
+        ("grad_hidden", 128, 4, 0, 4),
+        ("grad_x", 256, 16, 1, 3),
+        ("grad_weight", 256, 16, 0, 5),
     )
 }
 # Of wider inputs, and where rows are not aligned: many registers go into loads one by one.
@@ -148,12 +148,12 @@ def multiply(
         else:
             tile = load_rows(ptrs, k, dim, EVEN_K, BLOCK_K)
             ptrs += BLOCK_K * stride_ak
-        weight_tile = weight_tile(
+        weights = weight_tile(
             weight, expert, column, k, num_columns, dim, stride_we, stride_wn, stride_wk, DESCRIBES_W, K_LAST,
             BLOCK_N, BLOCK_K,
         )  # fmt: skip
         # "ieee" concerns float32 inputs only: no TensorFloat-32, as in torch by default.
-        acc = tl.dot(tile, weight_tile, acc, input_precision="ieee", out_dtype=WIDE)
+        acc = tl.dot(tile, weights, acc, input_precision="ieee", out_dtype=WIDE)
     return acc
 
 
@@ -455,12 +455,12 @@ def outer_products(a: Tensor, b: Tensor, rows: SortedRows, *, gathers_a: bool) -
         return grouped_product(a.t(), b, rows)
     tiles = rows.tiles("grad_weight")
     block_m, block_n, block_k = (tiles[f"BLOCK_{axis}"] for axis in "MNK")
-    describes = describes(b if gathers_a else a)
+    is_described = describes(b if gathers_a else a)
     out = torch.empty((rows.num_experts, num_a, num_b), dtype=a.dtype, device=a.device)
     num_tiles = rows.num_experts * cdiv(num_a, block_m) * cdiv(num_b, block_n)
     _grad_weight_kernel[rows.grid(num_tiles, tiles)](
-        descriptor(a, [block_k, block_m]) if describes and not gathers_a else a,
-        descriptor(b, [block_k, block_n]) if describes and gathers_a else b,
+        descriptor(a, [block_k, block_m]) if is_described and not gathers_a else a,
+        descriptor(b, [block_k, block_n]) if is_described and gathers_a else b,
         rows.token,
         rows.offsets,
         out,
@@ -470,7 +470,7 @@ def outer_products(a: Tensor, b: Tensor, rows: SortedRows, *, gathers_a: bool) -
         num_b,
         rows.num_experts,
         GATHERS_A=gathers_a,
-        DESCRIBES=describes,
+        DESCRIBES=is_described,
         EVEN_A=num_a % block_m == 0,
         EVEN_B=num_b % block_n == 0,
         **tiles,

@@ -14,8 +14,6 @@ The products and the table of their tiles are in `_grouped.py`.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 # (the parameters of a kernel have Triton's types, which mypy does not know)
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -267,11 +265,11 @@ def _gate_up(
     block_m, block_n, block_k = (tiles[f"BLOCK_{axis}"] for axis in "MNK")
     kept = torch.empty((rows.num_rows if keeps else 0, 2 * hidden_dim), dtype=x.dtype, device=x.device)
     hidden = torch.empty((rows.num_rows if activates else 0, hidden_dim), dtype=x.dtype, device=x.device)
-    describes = describes(weight)
+    is_described = describes(weight)
     grid = rows.grid(rows.bound(block_m) * cdiv(hidden_dim, block_n), tiles)
     _gate_up_kernel[grid](
         x,
-        descriptor(weight, [1, block_n, block_k]) if describes else weight,
+        descriptor(weight, [1, block_n, block_k]) if is_described else weight,
         rows.token,
         rows.offsets,
         rows.table(block_m),
@@ -284,7 +282,7 @@ def _gate_up(
         rows.bound(block_m),
         KEEPS=keeps,
         ACTIVATES=activates,
-        DESCRIBES=describes,
+        DESCRIBES=is_described,
         EVEN_K=dim % block_k == 0,
         **tiles,
     )
@@ -307,25 +305,25 @@ def _grad_hidden(
     grad_gate_up = torch.empty_like(gate_up) if needs_gate_up else gate_up.new_empty((0, 0))
     tiles = rows.tiles("grad_hidden")
     block_m, block_n, block_k = (tiles[f"BLOCK_{axis}"] for axis in "MNK")
-    uses_library = uses_library("grad_hidden", grad, down_weight)
-    if uses_library:
+    by_library = uses_library("grad_hidden", grad, down_weight)
+    if by_library:
         block_n = next_power_of_2(hidden_dim)
         block_m = max(1, _ACTIVATE_ELEMENTS // block_n)
     num_parts = cdiv(hidden_dim, block_n) if needs_share else 0
     partial = torch.empty((num_parts, num_rows), dtype=wide_dtype(grad), device=device)
     flags = {"NEEDS_SHARE": needs_share, "NEEDS_DOWN": needs_down, "NEEDS_GATE_UP": needs_gate_up}
-    if uses_library:
+    if by_library:
         back = grouped_product(gather(grad, rows), down_weight, rows)
         _activate_back_kernel[(cdiv(num_rows, block_m),)](
             back, gate_up, share, rows.order, weighted, grad_gate_up, partial, hidden_dim, num_rows,
             BLOCK_M=block_m, BLOCK_N=block_n, WIDE=rows.wide, **flags, **FUSED_MULTIPLY_ADD,
         )  # fmt: skip
         return partial, weighted, grad_gate_up
-    describes = describes(down_weight)
+    is_described = describes(down_weight)
     grid = rows.grid(rows.bound(block_m) * cdiv(hidden_dim, block_n), tiles)
     _grad_hidden_kernel[grid](
         grad,
-        descriptor(down_weight, [1, block_k, block_n]) if describes else down_weight,
+        descriptor(down_weight, [1, block_k, block_n]) if is_described else down_weight,
         gate_up,
         share,
         rows.order,
@@ -341,7 +339,7 @@ def _grad_hidden(
         hidden_dim,
         num_rows,
         rows.bound(block_m),
-        DESCRIBES=describes,
+        DESCRIBES=is_described,
         EVEN_K=dim % block_k == 0,
         **flags,
         **tiles,

@@ -12,7 +12,7 @@ from oracles import moe as moe_oracle
 from torch import Tensor
 
 from pylm import ops
-from pylm.kernels import linear_logprob, moe_experts, moe_route, rms_norm, swiglu
+from pylm.kernels import _grouped, linear_logprob, moe_route, rms_norm, swiglu
 from pylm.kernels._launch import strided_rows
 from pylm.ops import logprob
 
@@ -216,12 +216,12 @@ MOE_MODES = ["pointers", "descriptors", "walking", "library"]
 def test_experts_of_many_tiles(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Tiles of 64 rows, 32 columns and 32 features; descriptors and the library need rows of 16 bytes.
     if mode == "descriptors":
-        monkeypatch.setattr(moe_experts, "DESCRIBED_BYTES", {4})
+        monkeypatch.setattr(_grouped, "DESCRIBED_BYTES", {4})
     elif mode == "walking":
-        monkeypatch.setattr(moe_experts, "SMALL_TILES", {**moe_experts.SMALL_TILES, "PROGRAMS": 3})
+        monkeypatch.setattr(_grouped, "SMALL_TILES", {**_grouped.SMALL_TILES, "PROGRAMS": 3})
     elif mode == "library":
-        monkeypatch.setattr(moe_experts, "LIBRARY_PRODUCTS", set(moe_experts.TILES))
-        monkeypatch.setattr(moe_experts, "LIBRARY_DTYPES", {torch.float32})
+        monkeypatch.setattr(_grouped, "LIBRARY_PRODUCTS", set(_grouped.TILES))
+        monkeypatch.setattr(_grouped, "LIBRARY_DTYPES", {torch.float32})
     num_tokens, num_experts, top_k, dim, hidden_dim = 70, 4, 2, 36, 20
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(num_tokens, num_experts, generator=generator)
@@ -242,7 +242,7 @@ def test_experts_of_many_tiles(mode: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_is_not_finite_stays_with_its_token_and_expert(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moe_experts, "DESCRIBED_BYTES", {4})  # tiles that read over an expert's rows
+    monkeypatch.setattr(_grouped, "DESCRIBED_BYTES", {4})  # tiles that read over an expert's rows
     generator = torch.Generator().manual_seed(4)
     routing = ops.moe_route(torch.eye(3).repeat(5, 1), 1)
     shapes = (15, 8), (3, 8, 8), (3, 8, 4)
