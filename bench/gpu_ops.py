@@ -10,6 +10,7 @@ is what one call takes the CPU where the tensors are small.
 
 import argparse
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,8 +59,11 @@ class Case:
 
 def _liger() -> dict[str, Call]:
     """Return the functions of Liger-Kernel by our names; empty where it is not installed."""
+    # One configuration a kernel: trying all of them takes longer than all the rest here.
+    os.environ.setdefault("LIGER_FUSED_MOE_AUTOTUNE", "0")
     try:
         from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+        from liger_kernel.ops.fused_moe import LigerFusedMoEFunction
         from liger_kernel.ops.geglu import LigerGELUMulFunction
         from liger_kernel.ops.rms_norm import LigerRMSNormFunction
         from liger_kernel.ops.rope import LigerRopeFunction
@@ -71,6 +75,7 @@ def _liger() -> dict[str, Call]:
         "swiglu": LigerSiLUMulFunction.apply,
         "geglu": LigerGELUMulFunction.apply,
         "rope": LigerRopeFunction.apply,
+        "moe_experts": LigerFusedMoEFunction.apply,
         "linear_cross_entropy": lambda h, w, t: LigerFusedLinearCrossEntropyFunction.apply(h, w, t)[0],
     }
 
@@ -216,6 +221,69 @@ class Cases:
         calls = self._calls("", lambda h, w: ops.linear_logprob(h, w, targets).logprob, torch_logprob)
         return Case(f"linear_logprob {rows} x {dim} x {vocab}", calls, inputs, products=products)
 
+    def route(self, rows: int, experts: int, top_k: int) -> Case:
+        def torch_route(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            scores = logits.softmax(-1)
+            best, expert = scores.topk(top_k, -1)
+            share = F.one_hot(expert, experts).sum(1).float().mean(0)
+            aux_loss = experts * (share * scores.mean(0)).sum()
+            weight = best / best.sum(-1, keepdim=True)
+            expert.flatten().sort(stable=True)
+            return weight, aux_loss, torch.logsumexp(logits, -1).square().mean()
+
+        def route(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            routing = ops.moe_route(logits, top_k)
+            return routing.weight, routing.aux_loss, routing.z_loss
+
+        logits = torch.randn(rows, experts, generator=self._generator, device=self._device).requires_grad_()
+        size = 4 * rows * experts
+        calls = self._calls("", route, torch_route)
+        return Case(f"moe_route {rows} x {experts}, top {top_k}", calls, [logits], (size, 2 * size))
+
+    def experts(self, rows: int, experts: int, top_k: int, dim: int, hidden: int) -> Case:
+        logits = torch.randn(rows, experts, generator=self._generator, device=self._device)
+        routing = ops.moe_route(logits, top_k)
+        order, tokens = routing.order.long(), (routing.order // top_k).long()
+        ends = routing.offsets[1:].to(torch.int32)
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(rows * top_k, device=self._device)
+
+        def multiply(a: Tensor, b: Tensor) -> Tensor:
+            if a.device.type == "cuda":
+                return F.grouped_mm(a, b, offs=ends)
+            parts = zip(a.split(routing.load.tolist()), b, strict=True)
+            return torch.cat([part @ weight for part, weight in parts])
+
+        def torch_experts(x: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+            gate, up = multiply(x[tokens], gate_up.transpose(1, 2)).chunk(2, -1)
+            out = multiply(F.silu(gate) * up, down.transpose(1, 2))[inverse].view(rows, top_k, dim)
+            return (out * weight[..., None]).sum(1).to(x.dtype)
+
+        inputs = [
+            self.leaf(rows, dim),
+            routing.weight.detach().requires_grad_(),
+            self.leaf(experts, 2 * hidden, dim, scale=dim**-0.5),
+            self.leaf(experts, dim, hidden, scale=hidden**-0.5),
+        ]
+        calls = self._calls(
+            "", lambda x, w, g, d: ops.moe_experts(x, routing._replace(weight=w), g, d), torch_experts
+        )
+        if "moe_experts" in self._liger:
+            expert = routing.expert.int()
+            calls["liger"] = lambda x, w, g, d: self._liger["moe_experts"](x, g, d, expert, w)
+        size = 2 * rows * top_k * dim * hidden
+        product = torch.randn(2, 4096, 4096, device=self._device).bfloat16()
+
+        def forward() -> object:
+            # As many operations in dense products.
+            return [product[0] @ product[1] for _ in range(max(1, round(3 * size / (2 * 4096**3))))]
+
+        def backward() -> object:
+            return forward(), forward()
+
+        name = f"moe_experts {rows} x {dim} x {hidden}, {top_k} of {experts}"
+        return Case(name, calls, inputs, products=(forward, backward))
+
     def all(self) -> list[Callable[[], Case]]:
         """Return what builds each case, so that only one is in memory."""
         if self._dry_run:
@@ -230,6 +298,8 @@ class Cases:
                 lambda: self.rope(24, 4, 2, 16, interleaved=True),
                 lambda: self.cross_entropy(24, 64, 160),
                 lambda: self.logprob(24, 64, 160),
+                lambda: self.route(24, 8, 2),
+                lambda: self.experts(24, 8, 2, 64, 32),
             ]
         # The layers of Llama 3 8B and Qwen 3 with 8,192 tokens, few rows, and sizes that nothing divides.
         return [
@@ -252,6 +322,8 @@ class Cases:
             lambda: self.cross_entropy(8192, 4096, 151936),
             lambda: self.cross_entropy(16384, 4096, 128256),
             lambda: self.logprob(8192, 4096, 151936),
+            lambda: self.route(32768, 128, 8),
+            lambda: self.experts(32768, 128, 8, 2048, 768),
         ]
 
 

@@ -27,7 +27,7 @@ def test_dry_run_of_the_ops(tmp_path: Path) -> None:
     cases = {row["case"].split()[0] for row in result["rows"]}
     assert cases == {
         "rms_norm", "add_rms_norm", "swiglu", "swiglu_packed", "geglu", "rope", "linear_cross_entropy",
-        "linear_logprob",
+        "linear_logprob", "moe_route", "moe_experts",
     }  # fmt: skip
     for row in result["rows"]:
         assert "note" not in row
