@@ -106,7 +106,9 @@ def describe(device: torch.device) -> dict[str, Any]:
     return {"hardware": hardware, "versions": versions, "checkout": checkout or "no git"}
 
 
-def write_results(folder: Path, name: str, result: dict[str, Any], table: list[list[str]]) -> None:
+def write_results(
+    folder: Path, name: str, result: dict[str, Any], table: list[list[str]], *, show: bool = True
+) -> None:
     """Write NAME.json and NAME.md, and print the latter; the first row of the table is its head."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -124,4 +126,5 @@ def write_results(folder: Path, name: str, result: dict[str, Any], table: list[l
     lines += ["| " + " | ".join(row) + " |" for row in table[1:]]
     text = "\n".join(lines) + "\n"
     (folder / f"{name}.md").write_text(text)
-    print(text)
+    if show:
+        print(text)

@@ -476,12 +476,16 @@ def main() -> None:
     overall = measure_ceilings(device, dry_run=options.dry_run)
     ceilings = Ceilings(device, rounds)
     rows: list[dict[str, Any]] = []
+    result = {"about": describe(device), "ceilings": overall, "rows": rows}
     for build in Cases(device, dry_run=options.dry_run).all():
+        start = time.perf_counter()
         torch.compiler.reset()
         rows += measure(build(), device, ceilings, rounds)
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    result = {"about": describe(device), "ceilings": overall, "rows": rows}
+        # Written after each case: nothing is lost when the time is over.
+        write_results(options.out, "ops", result, tabulate(rows), show=False)
+        print(f"{rows[-1]['case']}: {time.perf_counter() - start:.0f} s", flush=True)
     write_results(options.out, "ops", result, tabulate(rows))
     wrong = [row["case"] for row in rows if row["implementation"] == "pylm" and "note" in row]
     if wrong:

@@ -200,6 +200,20 @@ def main() -> None:
     batch = torch.randint(0, config.vocab_size, shape, generator=generator).to(device)
     ceilings = measure_ceilings(device, dry_run=options.dry_run)
     rows: list[dict[str, Any]] = []
+    peak = bf16_peak(device)
+    with torch.device("meta"):
+        num_params = Transformer(config).num_params()
+    result = {
+        "about": describe(device),
+        "ceilings": ceilings,
+        "model": {
+            "num_params": num_params,
+            "tokens_a_step": shape[0] * config.max_seq_len,
+            **config.model_dump(),
+        },
+        "bf16_peak_flops_per_s": peak,
+        "rows": rows,
+    }
     expected: list[float] | None = None
     for name in (
         ("torch", "pylm") if options.dry_run else ("torch", "pylm", "torch, compiled", "pylm, compiled")
@@ -215,21 +229,10 @@ def main() -> None:
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    peak = bf16_peak(device)
-    with torch.device("meta"):
-        num_params = Transformer(config).num_params()
-    result = {
-        "about": describe(device),
-        "ceilings": ceilings,
-        "model": {
-            "num_params": num_params,
-            "tokens_a_step": shape[0] * config.max_seq_len,
-            **config.model_dump(),
-        },
-        "bf16_peak_flops_per_s": peak,
-        "rows": rows,
-    }
-    write_results(options.out, "train", result, tabulate(rows, peak, ceilings["matmul_flops_per_s"]))
+        # Written after each variant: nothing is lost when the time is over.
+        table = tabulate(rows, peak, ceilings["matmul_flops_per_s"])
+        write_results(options.out, "train", result, table, show=False)
+    write_results(options.out, "train", result, table)
     if "note" in rows[1]:
         raise SystemExit(f"pylm and plain torch disagree: losses {rows[1]['losses']} and {rows[0]['losses']}")
 
