@@ -24,9 +24,10 @@ TESTS = (
     "sentencepiece",
     "shards",
     "suffix_array",
+    "substring",
 )
 
-FUZZERS = ("fuzz_encode", "fuzz_pretokenize", "fuzz_sentencepiece", "fuzz_vocabulary")
+FUZZERS = ("fuzz_encode", "fuzz_pretokenize", "fuzz_sentencepiece", "fuzz_substring", "fuzz_vocabulary")
 SEEDS = ROOT / "tests/csrc/seeds"
 
 # A report ends the process, and its exit code is no test's.
