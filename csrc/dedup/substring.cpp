@@ -81,7 +81,7 @@ Spans find(std::span<const std::string_view> texts, std::span<const std::string_
     check(sources, options);
     const Documents documents(sources, texts, options.length, options.symbol_bytes);
     if (documents.first_text() == documents.count()) return {};
-    WindowMarks marks(documents.num_places(), options.first_stays || has_sources);
+    WindowMarks marks(documents, options.first_stays || has_sources);
     (options.method == SubstringMethod::kSampled ? mark_by_anchors : mark_by_suffix_array)(
         documents, has_sources, options, marks);
     return gather(documents, marks.removed(), options.on_characters);

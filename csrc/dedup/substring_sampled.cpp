@@ -39,7 +39,7 @@ constexpr std::size_t kParts = 4;              // of a large group's windows
 constexpr std::size_t kMoreSymbols = 4096;     // compared at a time beyond the windows of an anchor
 constexpr std::size_t kPartitionSize = 1 << 15;  // anchors: in the cache of a core
 constexpr std::size_t kLeastTask = std::size_t{1} << 20;  // symbols
-constexpr std::size_t kAhead = 12;             // anchors between a prefetch and its use
+constexpr std::size_t kBatch = 64;               // anchors whose marks and texts are fetched ahead
 
 std::uint64_t load64(const char* data) noexcept {
     std::uint64_t word;
@@ -79,63 +79,68 @@ struct Sampling {
         : length(window), core((window + 1) / 2), spread(window - core + 1) {}
 };
 
-// The key that decides among the places of a window: its upper half.
-class PlaceKey {
-public:
-    PlaceKey(const Sampling& sampling, unsigned shift) noexcept
-        : bytes_(std::min<std::size_t>(8, sampling.core << shift)) {}
-
-    // `left` bytes are to be read, at least those of a core.
+// The key that decides among the places of a window, without its lower half: the hash of the first 8 bytes of the core.
+struct WholeKey {
+    std::uint64_t operator()(const char* data, std::size_t) const noexcept { return hash(load64(data)); }
+    static std::uint64_t hash(std::uint64_t word) noexcept { return (word + 1) * 0x9E3779B97F4A7C15ULL & kMask; }
+    static constexpr std::uint64_t kMask = ~std::uint64_t{0xFFFFFFFF};
+};
+// Of cores that are smaller; `left` bytes are to be read.
+struct ShortKey {
+    std::size_t size;
     std::uint64_t operator()(const char* data, std::size_t left) const noexcept {
         std::uint64_t word = 0;
-        if (left >= 8) [[likely]] {
-            word = load64(data);
-            if (bytes_ < 8) word &= (std::uint64_t{1} << 8 * bytes_) - 1;
+        if (left >= 8) {
+            word = load64(data) & ((std::uint64_t{1} << 8 * size) - 1);
         } else {
-            std::memcpy(&word, data, bytes_);
+            std::memcpy(&word, data, size);
         }
-        return (word + 1) * 0x9E3779B97F4A7C15ULL & kMask;
+        return WholeKey::hash(word);
     }
-    static constexpr std::uint64_t kMask = ~std::uint64_t{0xFFFFFFFF};
-
-private:
-    std::size_t bytes_;
 };
 
-// Calls visit(anchor, first window, last window), counted from the first of `num_windows` windows that begin
+// Calls visit(key, anchor, first window, last window), counted from the first of `num_windows` windows that begin
 // with `data`, for each anchor in order. Van Herk's sliding minimum: a window over blocks of `spread` places is
-// the end of one and the beginning of the next.
-template <typename Visit>
-void select_anchors(const Sampling& sampling, const PlaceKey& key, unsigned shift, std::string_view data,
-                    std::size_t num_windows, std::vector<std::uint64_t>& least, Visit&& visit) {
-    const std::size_t spread = sampling.spread;
-    const auto key_at = [&](std::size_t place) {
-        return key(data.data() + (place << shift), data.size() - (place << shift)) | place;
+// the end of one and the beginning of the next. The lower half of a key in `least` is its place, so that the
+// first of equal ones is the least.
+template <unsigned kShift, typename Key, typename Visit>
+void select_anchors(std::size_t spread, const Key key_of, std::string_view data, std::size_t num_windows,
+                    std::vector<std::uint64_t>& least, Visit&& visit) {
+    const auto key_at = [=](std::size_t place) {
+        return key_of(data.data() + (place << kShift), data.size() - (place << kShift)) | place;
     };
     least.resize(spread);
     for (std::size_t i = 0; i < spread; ++i) least[i] = key_at(i);
-    std::uint64_t current = 0;
+    std::uint64_t current = ~std::uint64_t{0};
     std::size_t first = 0;
-    const auto change = [&](std::size_t window, std::uint64_t now) {
-        if (window != 0) visit(current & ~PlaceKey::kMask, first, window - 1);
-        current = now;
+    const auto leave = [&](std::size_t window) {
+        visit(current & WholeKey::kMask, current & ~WholeKey::kMask, first, window - 1);
         first = window;
     };
     for (std::size_t block = 0; block < num_windows; block += spread) {
-        for (std::size_t i = spread - 1; i > 0; --i) least[i - 1] = std::min(least[i - 1], least[i]);
+        std::uint64_t* const blocks_least = least.data();
+        for (std::size_t i = spread - 1; i > 0; --i) {
+            blocks_least[i - 1] = std::min(blocks_least[i - 1], blocks_least[i]);
+        }
+        if (blocks_least[0] != current) {
+            if (block != 0) leave(block);
+            current = blocks_least[0];
+        }
         const std::size_t count = std::min(spread, num_windows - block);
-        if (least[0] != current || block == 0) change(block, least[0]);
         std::uint64_t begun = ~std::uint64_t{0};
         for (std::size_t i = 1; i < count; ++i) {
             const std::uint64_t next = key_at(block + spread + i - 1);
             begun = std::min(begun, next);
-            const std::uint64_t now = std::min(least[i], begun);
-            least[i - 1] = next;
-            if (now != current) change(block + i, now);
+            const std::uint64_t now = std::min(blocks_least[i], begun);
+            blocks_least[i - 1] = next;
+            if (now != current) {
+                leave(block + i);
+                current = now;
+            }
         }
-        if (block + spread < num_windows) least[spread - 1] = key_at(block + 2 * spread - 1);
+        if (block + spread < num_windows) blocks_least[spread - 1] = key_at(block + 2 * spread - 1);
     }
-    visit(current & ~PlaceKey::kMask, first, num_windows - 1);
+    leave(num_windows);
 }
 
 // An anchor and the windows that may have it as theirs: those that begin in [begin, end).
@@ -148,7 +153,7 @@ struct Member {
 class Matcher {
 public:
     Matcher(const Documents& documents, bool has_sources, const Sampling& sampling, WindowMarks& marks) noexcept
-        : documents_(documents), sampling_(sampling), key_(sampling, documents.shift()), marks_(marks),
+        : documents_(documents), sampling_(sampling), marks_(marks),
           sources_end_(has_sources ? documents.sources_end() : documents.num_places()),
           targets_begin_(has_sources ? documents.sources_end() : 0) {}
 
@@ -202,6 +207,11 @@ public:
         marks_.set_equal(place - left, earlier - left, left + right - length + 1);
     }
 
+    // Whether nothing is left to find out about the windows that hold the core at `place`.
+    bool is_settled(std::size_t place) const noexcept {
+        return is_known(place - std::min(place, sampling_.spread - 1), place);
+    }
+
     // `places` rise and have the same fingerprint. Keeps memory for the next call; a Matcher has one thread.
     void match(std::span<const std::size_t> places) {
         if (places.size() < 2 || !is_source(places.front()) || places.back() < targets_begin_) return;
@@ -211,7 +221,7 @@ public:
             const Documents::Place at = documents_.place(place);
             std::size_t begin = place - std::min(at.before, sampling_.spread - 1);
             // Of two places with equal keys in a window the first one is the anchor.
-            if (i > 0 && places[i - 1] >= begin && key_of(places[i - 1]) == key_of(place)) {
+            if (i > 0 && places[i - 1] >= begin && have_equal_keys(places[i - 1], place)) {
                 begin = places[i - 1] + 1;
             }
             const std::size_t end = place + std::min(at.behind, sampling_.length) + 1;
@@ -221,9 +231,10 @@ public:
     }
 
 private:
-    std::uint64_t key_of(std::size_t place) const noexcept {
-        const Documents::Place at = documents_.place(place);
-        return key_(at.at, at.behind << documents_.shift());
+    // Whether two places compete with equal keys.
+    bool have_equal_keys(std::size_t a, std::size_t b) const noexcept {
+        const std::size_t size = std::min<std::size_t>(8, sampling_.core << documents_.shift());
+        return count_equal(documents_.place(a).at, documents_.place(b).at, size) == size;
     }
 
     // Whether nothing is left to find out about those windows of a member that begin `least` to `end` - 1
@@ -303,7 +314,6 @@ private:
 
     const Documents& documents_;
     const Sampling& sampling_;
-    PlaceKey key_;
     WindowMarks& marks_;
     std::size_t sources_end_;
     std::size_t targets_begin_;
@@ -342,6 +352,11 @@ private:
         std::vector<std::uint64_t> anchors;
         std::vector<std::uint32_t> ends;
     };
+    // The same before it is put in order.
+    struct Collected {
+        std::vector<std::uint64_t> anchors;
+        std::vector<std::uint32_t> partitions;
+    };
 
     std::size_t num_partitions() const noexcept { return std::size_t{1} << partition_bits_; }
     std::size_t partition_of(std::uint64_t hash) const noexcept {
@@ -358,44 +373,20 @@ private:
 
     // The anchors of the windows that begin in [begin, end).
     void collect(Task& task, std::size_t begin, std::size_t end) {
-        Matcher matcher(documents_, has_sources_, sampling_, marks_);
+        Collected collected;
         const unsigned shift = documents_.shift();
-        const PlaceKey key(sampling_, shift);
-        std::vector<std::uint64_t> least;
-        std::vector<std::uint64_t> anchors;
-        std::vector<std::uint32_t> partitions;
-        for (std::size_t i = documents_.document_at(begin);
-             i < documents_.count() && documents_.start(i) < end; ++i) {
-            const std::size_t first = std::max(begin, documents_.start(i));
-            const std::size_t last = std::min(end, documents_.windows_end(i));
-            if (first >= last) continue;
-            const std::string_view data(documents_.data(i) + ((first - documents_.start(i)) << shift),
-                                        (documents_.end(i) - first) << shift);
-            std::size_t previous = 0;
-            std::uint64_t previous_key = 1;  // of no place
-            const auto visit = [&](std::size_t anchor, std::size_t first_window, std::size_t last_window) {
-                const char* at = data.data() + (anchor << shift);
-                const std::uint64_t now = key(at, data.size() - (anchor << shift));
-                // In a run, windows that are equal to those one period before need no anchor.
-                if (now == previous_key && anchor - previous < sampling_.spread && matcher.is_source(first)) {
-                    if (!matcher.is_known(first + first_window, first + last_window)) {
-                        matcher.compare(first + anchor, first + previous, sampling_.spread - 1);
-                    }
-                    if (matcher.is_known(first + first_window, first + last_window)) {
-                        previous = anchor;
-                        return;
-                    }
-                }
-                previous = anchor;
-                previous_key = now;
-                const std::uint64_t hash = xxh3_64({at, sampling_.core << shift}, 0);
-                const std::size_t partition = partition_of(hash);
-                if (partition < begin_ || partition >= end_) return;
-                anchors.push_back(hash << partition_bits_ >> place_bits_ << place_bits_ | (first + anchor));
-                partitions.push_back(static_cast<std::uint32_t>(partition - begin_));
-            };
-            select_anchors(sampling_, key, shift, data, last - first, least, visit);
+        const std::size_t core_bytes = sampling_.core << shift;
+        if (core_bytes < 8) {
+            const ShortKey key{core_bytes};
+            if (shift == 0) collect<0>(key, begin, end, collected);
+            if (shift == 1) collect<1>(key, begin, end, collected);
+            if (shift == 2) collect<2>(key, begin, end, collected);
+        } else {
+            if (shift == 0) collect<0>(WholeKey(), begin, end, collected);
+            if (shift == 1) collect<1>(WholeKey(), begin, end, collected);
+            if (shift == 2) collect<2>(WholeKey(), begin, end, collected);
         }
+        const auto& [anchors, partitions] = collected;
         task.ends.assign(end_ - begin_, 0);
         for (const std::uint32_t partition : partitions) ++task.ends[partition];
         std::uint32_t sum = 0;
@@ -406,6 +397,44 @@ private:
         }
         task.anchors.resize(anchors.size());
         for (std::size_t i = 0; i < anchors.size(); ++i) task.anchors[task.ends[partitions[i]]++] = anchors[i];
+    }
+
+    template <unsigned kShift, typename Key>
+    void collect(const Key key, std::size_t begin, std::size_t end, Collected& collected) {
+        Matcher matcher(documents_, has_sources_, sampling_, marks_);
+        std::vector<std::uint64_t> least;
+        for (std::size_t i = documents_.document_at(begin);
+             i < documents_.count() && documents_.start(i) < end; ++i) {
+            const std::size_t base = std::max(begin, documents_.start(i));
+            const std::size_t windows_end = std::min(end, documents_.windows_end(i));
+            if (base >= windows_end) continue;
+            const std::string_view data(documents_.data(i) + ((base - documents_.start(i)) << kShift),
+                                        (documents_.end(i) - base) << kShift);
+            std::size_t previous = 0;
+            std::uint64_t previous_key = 1;  // no key
+            const auto visit = [&](std::uint64_t now, std::size_t anchor, std::size_t first, std::size_t last) {
+                // In a run, windows that are equal to those one period before need no anchor.
+                if (now == previous_key && anchor - previous < sampling_.spread && matcher.is_source(base)) {
+                    if (!matcher.is_known(base + first, base + last)) {
+                        matcher.compare(base + anchor, base + previous, sampling_.spread - 1);
+                    }
+                    if (matcher.is_known(base + first, base + last)) {
+                        previous = anchor;
+                        return;
+                    }
+                }
+                previous = anchor;
+                previous_key = now;
+                const std::uint64_t hash =
+                    xxh3_64({data.data() + (anchor << kShift), sampling_.core << kShift}, 0);
+                const std::size_t partition = partition_of(hash);
+                if (partition < begin_ || partition >= end_) return;
+                collected.anchors.push_back(hash << partition_bits_ >> place_bits_ << place_bits_ |
+                                            (base + anchor));
+                collected.partitions.push_back(static_cast<std::uint32_t>(partition - begin_));
+            };
+            select_anchors<kShift>(sampling_.spread, key, data, windows_end - base, least, visit);
+        }
     }
 
     void match_partition(std::size_t partition) {
@@ -419,25 +448,48 @@ private:
         std::sort(anchors.begin(), anchors.end());
         anchors.erase(std::unique(anchors.begin(), anchors.end()), anchors.end());  // from two tasks each
         Matcher matcher(documents_, has_sources_, sampling_, marks_);
+        match_groups(matcher, anchors);
+    }
+
+    // Memory is the bound, so it is fetched ahead: the marks of a batch of anchors while the batch before is matched,
+    // and the text of those that the marks leave while the rest of the batch is looked through.
+    void match_groups(Matcher& matcher, std::span<const std::uint64_t> anchors) const {
         std::vector<std::size_t> places;
-        const std::uint64_t place_mask = (std::uint64_t{1} << place_bits_) - 1;
+        std::vector<std::size_t> ends;
+        std::size_t fetched = 0;
         for (std::size_t i = 0; i < anchors.size();) {
             places.clear();
-            const std::uint64_t fingerprint = anchors[i] >> place_bits_;
-            for (; i < anchors.size() && anchors[i] >> place_bits_ == fingerprint; ++i) {
-                if (i + kAhead < anchors.size()) prefetch(anchors[i + kAhead] & place_mask);
-                places.push_back(static_cast<std::size_t>(anchors[i] & place_mask));
+            ends.clear();
+            for (; fetched < std::min(anchors.size(), i + 2 * kBatch); ++fetched) {
+                marks_.later().prefetch(anchors[fetched] & place_mask());
             }
-            matcher.match(places);
+            while (i < anchors.size() && places.size() < kBatch) {
+                const std::uint64_t fingerprint = anchors[i] >> place_bits_;
+                const std::size_t begin = places.size();
+                for (; i < anchors.size() && anchors[i] >> place_bits_ == fingerprint; ++i) {
+                    const auto place = static_cast<std::size_t>(anchors[i] & place_mask());
+                    if (!matcher.is_settled(place)) places.push_back(place);
+                }
+                if (places.size() - begin < 2) {
+                    places.resize(begin);
+                    continue;
+                }
+                for (std::size_t j = begin; j < std::min(places.size(), begin + kBatch); ++j) prefetch(places[j]);
+                ends.push_back(places.size());
+            }
+            std::size_t begin = 0;
+            for (const std::size_t end : ends) {
+                matcher.match(std::span(places).subspan(begin, end - begin));
+                begin = end;
+            }
         }
     }
+    std::uint64_t place_mask() const noexcept { return (std::uint64_t{1} << place_bits_) - 1; }
 
     void prefetch(std::size_t place) const noexcept {
         const Documents::Place at = documents_.place(place);
-        marks_.prefetch(place);
         __builtin_prefetch(at.at);
         __builtin_prefetch(at.at - std::min<std::size_t>(64, at.before << documents_.shift()));
-        __builtin_prefetch(at.at + std::min<std::size_t>(64, at.behind << documents_.shift()));
     }
 
     // Drop most anchors whose fingerprint occurs once: those alone in their slot of a table.

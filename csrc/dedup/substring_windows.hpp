@@ -159,10 +159,16 @@ private:
 // What is known of windows.
 class WindowMarks {
 public:
-    WindowMarks(std::size_t num_places, bool first_stays)
-        : later_(num_places), repeated_(first_stays ? 0 : num_places), first_stays_(first_stays) {}
+    WindowMarks(const Documents& documents, bool first_stays)
+        : later_(documents.num_places()), repeated_(first_stays ? 0 : documents.num_places()),
+          first_stays_(first_stays) {
+        if (documents.length() == 1) return;
+        for (std::size_t i = 0; i < documents.count(); ++i)
+            later_.set(documents.windows_end(i), documents.end(i) - 1);
+    }
 
-    const WindowBits& later() const noexcept { return later_; }  // windows that occurred earlier
+    // Windows that occurred earlier, and places where no window begins, for lack of symbols.
+    const WindowBits& later() const noexcept { return later_; }
     const WindowBits& removed() const noexcept { return first_stays_ ? later_ : repeated_; }
 
     // `count` windows from `place` on equal those from the smaller `earlier` on.
@@ -172,7 +178,6 @@ public:
         repeated_.set(place, place + count - 1);
         repeated_.set(earlier, earlier + count - 1);
     }
-    void prefetch(std::size_t place) const noexcept { later_.prefetch(place); }
 
 private:
     WindowBits later_;
