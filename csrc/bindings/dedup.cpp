@@ -212,7 +212,9 @@ py::tuple repeated_substrings(const py::object& object, const std::optional<py::
     if (against) sources.emplace(*against, "against");
     dedup::SubstringOptions options = substring_options(length, keep, method, wide, anchor_bytes, num_threads);
     options.on_characters = true;
-    return find_spans(texts.views(), sources ? std::optional(sources->views()) : std::nullopt, options);
+    const py::tuple spans =
+        find_spans(texts.views(), sources ? std::optional(sources->views()) : std::nullopt, options);
+    return py::make_tuple(texts.size(), spans[0], spans[1], spans[2]);
 }
 
 // Ids end to end, as bytes.
@@ -246,15 +248,19 @@ py::tuple repeated_tokens(const py::array& ids, const py::array_t<std::int64_t>&
                       options);
 }
 
-py::tuple cut_spans(const py::object& object, const py::array_t<std::int64_t>& text,
+py::tuple cut_spans(const py::object& object, std::size_t num_texts, const py::array_t<std::int64_t>& text,
                     const py::array_t<std::int64_t>& start, const py::array_t<std::int64_t>& end,
                     unsigned num_threads) {
     const Texts texts(object);
+    if (texts.size() != num_texts) {
+        throw_input_error("texts must be the " + std::to_string(num_texts) + " texts that the spans are of, got " +
+                          std::to_string(texts.size()));
+    }
     const auto view = [](const py::array_t<std::int64_t>& array) {
         return std::span(array.data(), static_cast<std::size_t>(array.size()));
     };
     const dedup::Ranges ranges{view(text), view(start), view(end)};
-    std::vector<std::int64_t> offsets = dedup::cut_offsets(texts.views(), ranges);
+    std::vector<std::int64_t> offsets = dedup::cut_offsets(texts.views(), ranges, !texts.is_binary());
     const auto size = static_cast<std::size_t>(offsets.back());
     py::array_t<std::uint8_t> rest = huge_array<std::uint8_t>(size);
     std::vector<std::uint8_t> valid((texts.size() + 7) / 8);  // a bit a text, as in Arrow
@@ -281,7 +287,7 @@ void bind_dedup(py::module_& module) {
     module.def("repeated_tokens", &repeated_tokens, py::arg("ids"), py::arg("offsets"), py::arg("against_ids"),
                py::arg("against_offsets"), py::arg("length"), py::arg("keep"), py::arg("method"),
                py::arg("wide"), py::arg("anchor_bytes"), py::arg("num_threads"));
-    module.def("cut_spans", &cut_spans, py::arg("texts"), py::arg("text"), py::arg("start"), py::arg("end"),
+    module.def("cut_spans", &cut_spans, py::arg("texts"), py::arg("num_docs"), py::arg("text"), py::arg("start"), py::arg("end"),
                py::arg("num_threads"));
     py::class_<Hasher>(module, "MinHasher")
         .def(py::init(&make_hasher), py::arg("scheme"), py::arg("num_perm"), py::arg("ngram"),

@@ -98,7 +98,8 @@ Spans repeated_substrings(std::span<const std::string_view> texts, std::span<con
     return find(texts, sources, true, options);
 }
 
-std::vector<std::int64_t> cut_offsets(std::span<const std::string_view> texts, const Ranges& ranges) {
+std::vector<std::int64_t> cut_offsets(std::span<const std::string_view> texts, const Ranges& ranges,
+                                      bool on_characters) {
     const std::size_t count = ranges.text.size();
     if (ranges.start.size() != count || ranges.end.size() != count) {
         throw std::invalid_argument("ranges need as many starts and ends as texts");
@@ -123,6 +124,11 @@ std::vector<std::int64_t> cut_offsets(std::span<const std::string_view> texts, c
         if (i > 0 && (text < ranges.text[i - 1] || (text == ranges.text[i - 1] && start <= ranges.end[i - 1]))) {
             fail("which is not behind the span before it");
         }
+        const auto cuts = [&](std::int64_t place) {
+            const auto here = static_cast<std::size_t>(place);
+            return character_around(texts[static_cast<std::size_t>(text)], here).end != here;
+        };
+        if (on_characters && (cuts(start) || cuts(end))) fail("which cuts a character");
         offsets[static_cast<std::size_t>(text) + 1] -= end - start;
     }
     for (std::size_t i = 0; i < texts.size(); ++i) offsets[i + 1] += offsets[i];

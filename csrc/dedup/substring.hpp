@@ -50,13 +50,15 @@ Spans repeated_substrings(std::span<const std::string_view> texts, std::span<con
                           const SubstringOptions& options);
 
 // Where the texts begin when ranges of bytes are cut out and the rest is put end to end: texts.size() + 1
-// offsets. Throws std::invalid_argument unless the ranges are as in Spans and lie in the texts.
+// offsets. Throws std::invalid_argument unless the ranges are as in Spans and lie in the texts, and with
+// `on_characters` cut no well-formed character of UTF-8.
 struct Ranges {
     std::span<const std::int64_t> text;
     std::span<const std::int64_t> start;
     std::span<const std::int64_t> end;
 };
-std::vector<std::int64_t> cut_offsets(std::span<const std::string_view> texts, const Ranges& ranges);
+std::vector<std::int64_t> cut_offsets(std::span<const std::string_view> texts, const Ranges& ranges,
+                                      bool on_characters);
 
 // Write that rest; `ranges` as for cut_offsets, which gave `offsets`, and `rest` has offsets.back() bytes.
 void cut(std::span<const std::string_view> texts, const Ranges& ranges, std::span<const std::int64_t> offsets,

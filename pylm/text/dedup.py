@@ -1,4 +1,4 @@
-"""Duplicates in a collection of texts: equal ones, near ones by MinHash, repeated parts by suffix arrays.
+"""Duplicates in a collection of texts: equal ones, near ones by MinHash, repeated parts by what they hold.
 
 >>> from pylm import dedup
 >>> texts = ["a b c d e f g h i j", "A b c d e f g h i j!", "nothing like the others"]
@@ -18,16 +18,22 @@ from numpy.typing import NDArray
 
 from pylm import _core
 from pylm.errors import InputError
+from pylm.text._substrings import KeepCopies, Method, Spans, Tokens, substrings
 from pylm.text.texts import Texts
 
 __all__ = [
+    "KeepCopies",
+    "Method",
     "MinHasher",
     "NearDuplicates",
+    "Spans",
+    "Tokens",
     "exact",
     "lcp_array",
     "match_probability",
     "near",
     "optimal_bands",
+    "substrings",
     "suffix_array",
 ]
 

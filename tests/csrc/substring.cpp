@@ -83,7 +83,7 @@ void check_cut() {
     const std::vector<std::int64_t> start = {0, 3, 0};
     const std::vector<std::int64_t> end = {1, 5, 3};
     const Ranges ranges{text, start, end};
-    const std::vector<std::int64_t> offsets = cut_offsets(views, ranges);
+    const std::vector<std::int64_t> offsets = cut_offsets(views, ranges, true);
     check(offsets == std::vector<std::int64_t>{0, 3, 3, 3, 3}, "offsets behind cuts");
     for (const unsigned num_threads : {1U, 2U}) {
         std::string rest(3, ' ');
@@ -94,18 +94,23 @@ void check_cut() {
     for (const auto& span : wrong) {
         const std::span<const std::int64_t> all(span);
         check(throws<std::invalid_argument>([&] {
-                  (void)cut_offsets(views, {all.first(1), all.subspan(1, 1), all.last(1)});
+                  (void)cut_offsets(views, {all.first(1), all.subspan(1, 1), all.last(1)}, false);
               }),
               "a span outside of its text");
     }
+    const std::vector<std::string_view> accents = {"a\xC3\xA9z"};
+    const std::vector<std::int64_t> zero = {0};
+    const std::vector<std::int64_t> two = {2};
+    check(cut_offsets(accents, {zero, zero, two}, false) == std::vector<std::int64_t>{0, 2}, "a cut in bytes");
+    check(throws<std::invalid_argument>([&] { (void)cut_offsets(accents, {zero, zero, two}, true); }), "a cut in a character");
     const std::vector<std::int64_t> same = {0, 0};
     for (const std::int64_t second : {0, 1}) {
         const std::vector<std::int64_t> from = {0, second};
         const std::vector<std::int64_t> to = {1, 2};
-        check(throws<std::invalid_argument>([&] { (void)cut_offsets(views, {same, from, to}); }),
+        check(throws<std::invalid_argument>([&] { (void)cut_offsets(views, {same, from, to}, false); }),
               "spans that overlap or touch");
     }
-    check(throws<std::invalid_argument>([&] { (void)cut_offsets(views, {same, same, text}); }), "lists of two sizes");
+    check(throws<std::invalid_argument>([&] { (void)cut_offsets(views, {same, same, text}, false); }), "lists of two sizes");
 }
 
 void check_errors() {
