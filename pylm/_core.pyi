@@ -198,7 +198,6 @@ def suffix_array(data: _Symbols, wide: bool, num_threads: int) -> NDArray[np.int
 def lcp_array(
     data: _Symbols, suffix_array: NDArray[np.int32] | NDArray[np.int64], num_threads: int
 ) -> NDArray[np.int32] | NDArray[np.int64]: ...
-
 def repeated_substrings(
     texts: Texts,
     against: Texts | None,

@@ -4,8 +4,9 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args, overload
+from typing import Literal, TypeAlias, cast, get_args, overload
 
 import numpy as np
 import pyarrow as pa
@@ -73,8 +74,8 @@ class Spans:
             num_threads: 0 uses all cores.
 
         Returns:
-            (num_docs,) Arrow large_string, or large_binary for a binary column: what is left of every text, ""
-            where that is nothing, nulls as they were. For token ids what `texts` is: a TokenArray, or a
+            (num_docs,) Arrow large_string, or large_binary for a binary column: what is left of every text,
+            "" where that is nothing, nulls as they were. For token ids what `texts` is: a TokenArray, or a
             list of arrays.
 
         Raises:
@@ -88,21 +89,21 @@ class Spans:
             ['same words', 'the ', 'other']
         """
         num_threads = check_threads(num_threads)
-        unit, array = _as_tokens("texts", texts)
+        plain, tokens = _part("texts", texts)
+        unit = "token" if plain is None else "byte"
         if unit != self.unit:
             raise InputError(f"texts must be counted in {self.unit}s as the spans are, got {unit}s")
-        if array is not None:
-            self._check_count(len(array[1]) - 1)
-            ids, offsets = self._cut_ids(*array)
+        if tokens is not None:
+            ids, offsets = self._cut_ids(tokens)
             if isinstance(texts, TokenArray):
                 return TokenArray(ids.astype(np.uint32, copy=False), offsets)
-            return [ids[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+            return [ids[begin:end] for begin, end in pairwise(offsets)]
         offsets, data, valid, is_binary = _core.cut_spans(
-            texts, self.num_docs, self.doc, self.start, self.end, num_threads=num_threads
+            cast(Texts, plain), self.num_docs, self.doc, self.start, self.end, num_threads=num_threads
         )
         buffers = [pa.py_buffer(buffer) for buffer in (valid, offsets, data)]
-        type_ = pa.large_binary() if is_binary else pa.large_string()
-        return pa.Array.from_buffers(type_, self.num_docs, buffers)
+        layout = pa.large_binary() if is_binary else pa.large_string()
+        return pa.Array.from_buffers(layout, self.num_docs, buffers)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a Parquet file beside the texts: a row a span with its doc, start and end.
@@ -134,21 +135,20 @@ class Spans:
         try:
             table = pq.read_table(path)
             about = json.loads((table.schema.metadata or {})[_METADATA])
-            columns = [table.column(name).cast(pa.int64()).to_numpy() for name in _SCHEMA.names]
-            return cls(*columns, num_docs=int(about["num_docs"]), unit=about["unit"])
+            doc, start, end = (table.column(name).cast(pa.int64()).to_numpy() for name in _SCHEMA.names)
+            return cls(doc, start, end, int(about["num_docs"]), about["unit"])
         except (pa.ArrowInvalid, KeyError, ValueError) as error:
             raise InputError(
                 f"{os.fspath(path)}: expected a Parquet file written by Spans.save, got {error!r}"
             ) from error
 
-    def _check_count(self, num_docs: int) -> None:
-        if num_docs != self.num_docs:
-            raise InputError(f"texts must be the {self.num_docs} texts that the spans are of, got {num_docs}")
-
-    def _cut_ids(
-        self, ids: NDArray[np.uint16] | NDArray[np.uint32], offsets: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint16] | NDArray[np.uint32], NDArray[np.int64]]:
+    def _cut_ids(self, tokens: "_Ids") -> "_Ids":
+        ids, offsets = tokens
         sizes = np.diff(offsets)
+        if len(sizes) != self.num_docs:
+            raise InputError(
+                f"texts must be the {self.num_docs} texts that the spans are of, got {len(sizes)}"
+            )
         inside = (self.doc >= 0) & (self.doc < len(sizes)) & (self.start >= 0) & (self.start < self.end)
         inside &= self.end <= np.append(sizes, 0)[np.clip(self.doc, 0, len(sizes))]
         inside[1:] &= (self.doc[1:] > self.doc[:-1]) | (
@@ -157,8 +157,8 @@ class Spans:
         if not inside.all():
             i = int(np.argmin(inside))
             raise InputError(
-                f"span {i} is [{self.start[i]}, {self.end[i]}) of text {self.doc[i]}, which lies outside of it, is "
-                "empty or is not behind the span before it"
+                f"span {i} is [{self.start[i]}, {self.end[i]}) of text {self.doc[i]}, which lies outside of "
+                "it, is empty or is not behind the span before it"
             )
         steps = np.zeros(len(ids) + 1, np.int8)
         steps[offsets[self.doc] + self.start] += 1
@@ -187,9 +187,9 @@ def substrings(
     - equals any other window, with `keep="none"`: all copies go, as in deduplicate-text-datasets;
     - equals a window of `against`, where that is given, whatever `keep` says.
 
-    A copy may overlap the first occurrence: of "aaaaaaaa" with windows of four bytes all but the first "a" goes. Ends
-    of spans that lie inside a character move inward to its border, so what is left is UTF-8 again. Bytes that are no
-    UTF-8, in binary columns, are cut anywhere.
+    A copy may overlap the first occurrence: of "aaaaaaaa" with windows of four bytes all but the first "a"
+    goes. Ends of spans that lie inside a character move inward to its border, so what is left is UTF-8 again.
+    Bytes that are no UTF-8, in binary columns, are cut anywhere.
 
     `sampled` names a place of every window by the window's own bytes (winnowing: Schleimer, Wilkerson, Aiken,
     SIGMOD 2003), looks for equal bytes around equal names only, and compares them. It reads the texts in
@@ -197,12 +197,13 @@ def substrings(
     (Lee et al., ACL 2022), for comparison: the same spans, at least ten times the memory and time.
 
     Args:
-        texts: num_docs texts; nulls have no windows. Or token ids: a TokenArray, or one contiguous array (size,) of
-            uint16 or uint32 for every text, all of one dtype, which are copied.
+        texts: num_docs texts; nulls have no windows. Or token ids: a TokenArray, or one contiguous array
+            (size,) of uint16 or uint32 for every text, all of one dtype, which are copied.
         min_bytes: size of a window of texts, at least 1 and less than 2^31.
         min_tokens: size of a window of token ids, alike.
         keep: "first" or "none".
-        against: other texts, or token ids of the same dtype, to look for in `texts`; repeats within `texts` stay.
+        against: other texts, or token ids of the same dtype, to look for in `texts`; repeats within `texts`
+            stay.
         method: "sampled" or "suffix_array".
         num_threads: 0 uses all cores; the result does not depend on it.
 
@@ -246,14 +247,15 @@ def _find(
     anchor_bytes: int = 0,
 ) -> Spans:
     """The same behind the checks, with what only tests choose: 64-bit indices, memory for anchors."""
-    unit, array = _as_tokens("texts", texts)
-    other_unit, other = (unit, None) if against is None else _as_tokens("against", against)
-    if other_unit != unit:
-        raise InputError(f"against must hold {unit}s as texts does, got {other_unit}s")
-    if array is None:
+    plain, tokens = _part("texts", texts)
+    plain_sources, token_sources = (None, None) if against is None else _part("against", against)
+    if (token_sources if tokens is None else plain_sources) is not None:
+        kinds = ("bytes", "tokens") if tokens is None else ("tokens", "bytes")
+        raise InputError(f"against must hold {kinds[0]} as texts does, got {kinds[1]}")
+    if tokens is None:
         num_docs, doc, start, end = _core.repeated_substrings(
-            texts,
-            against,
+            cast(Texts, plain),
+            plain_sources,
             length=min_bytes,
             keep=keep,
             method=method,
@@ -262,16 +264,14 @@ def _find(
             num_threads=num_threads,
         )
         return Spans(doc, start, end, num_docs, "byte")
-    ids, offsets = array
-    if other is not None and len(other[0]) == 0:
-        other = (other[0].astype(ids.dtype), other[1])
-    if other is not None and other[0].dtype != ids.dtype:
-        raise InputError(f"against must have the dtype of texts, {ids.dtype}, got {other[0].dtype}")
+    ids, offsets = tokens
+    if token_sources is not None and token_sources[0].dtype != ids.dtype:
+        raise InputError(f"against must have the dtype of texts, {ids.dtype}, got {token_sources[0].dtype}")
     doc, start, end = _core.repeated_tokens(
         ids,
         offsets,
-        None if other is None else other[0],
-        None if other is None else other[1],
+        None if token_sources is None else token_sources[0],
+        None if token_sources is None else token_sources[1],
         length=min_tokens,
         keep=keep,
         method=method,
@@ -285,18 +285,20 @@ def _find(
 _Ids = tuple[NDArray[np.uint16] | NDArray[np.uint32], NDArray[np.int64]]
 
 
-def _as_tokens(name: str, texts: Texts | Tokens) -> tuple[Unit, _Ids | None]:
-    """Ids end to end and where each text begins; None for texts."""
+def _part(name: str, texts: Texts | Tokens) -> tuple[Texts | None, _Ids | None]:
+    """Texts, or ids end to end and where each text begins."""
     if isinstance(texts, TokenArray):
         check_array(f"{name}.ids", texts.ids, (np.uint32,))
         check_array(f"{name}.offsets", texts.offsets, (np.int64,))
-        return "token", (texts.ids, texts.offsets)
+        return None, (texts.ids, texts.offsets)
     if not isinstance(texts, list | tuple) or not texts or not isinstance(texts[0], np.ndarray):
-        return "byte", None
+        return cast(Texts, texts), None
     for i, ids in enumerate(texts):
         check_array(f"{name}[{i}]", ids, (np.uint16, np.uint32))
         if ids.dtype != texts[0].dtype:
-            raise InputError(f"{name}[{i}] must have the dtype of {name}[0], {texts[0].dtype}, got {ids.dtype}")
+            raise InputError(
+                f"{name}[{i}] must have the dtype of {name}[0], {texts[0].dtype}, got {ids.dtype}"
+            )
     offsets = np.zeros(len(texts) + 1, np.int64)
     np.cumsum([len(ids) for ids in texts], out=offsets[1:])
-    return "token", (np.concatenate(texts), offsets)
+    return None, (np.concatenate(texts), offsets)
