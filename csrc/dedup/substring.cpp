@@ -29,8 +29,8 @@ void check(std::span<const std::string_view> texts, const SubstringOptions& opti
     }
 }
 
-// Where the well-formed character begins that `place` lies inside of, and where it ends; both `place` where there is
-// none.
+// Where the well-formed character begins that `place` lies inside of, and where it ends; both `place` where
+// there is none.
 struct Character {
     std::size_t begin;
     std::size_t end;

@@ -3,8 +3,8 @@
 // A window is any `length` successive symbols of one text; a symbol has 1, 2 or 4 bytes. Windows never cross
 // from one text to the next. Places are ordered by text, then by offset.
 //
-// The functions are safe to call from several threads at the same time, give the same result for any `num_threads` (0:
-// all cores), and throw std::invalid_argument, named below, or std::bad_alloc.
+// The functions are safe to call from several threads at the same time, give the same result for any
+// `num_threads` (0: all cores), and throw std::invalid_argument, named below, or std::bad_alloc.
 #pragma once
 
 #include <cstddef>
@@ -39,12 +39,15 @@ struct Spans {
 // - at an earlier place of `texts`, with `first_stays`;
 // - at another place of `texts`, without it;
 // - anywhere in `sources`, when those are given (even when empty); `first_stays` then says nothing.
-// An end inside a well-formed character then moves to that character's border on the inside, and spans of which nothing is left
-// go. Both methods give the same. Throws std::invalid_argument for options outside of their ranges.
+// An end inside a well-formed character then moves to that character's border on the inside, and spans of
+// which nothing is left go. Both methods give the same. Throws std::invalid_argument for options outside of
+// their ranges.
 //
-// kSampled reads the texts once, or more often where the anchors outgrow `anchor_bytes`, and takes these anchors, an eighth of
-// the texts' symbols in bytes (a quarter without `first_stays`) and about 28 bytes a text. Time is linear in
-// the texts for real ones. kSuffixArray copies the texts and takes 9 to 18 times as many bytes as there are symbols.
+// kSampled reads the texts once, or more often where the anchors outgrow `anchor_bytes`, and takes these
+// anchors, an eighth of the texts' symbols in bytes (a quarter without `first_stays`) and about 32 bytes a
+// text. Time is linear in the texts for real ones. Texts with many anchors of one fingerprint, all in one
+// group, take up to 70 bytes more for each of these. kSuffixArray copies the texts and takes 9 to 18 times
+// as many bytes as there are symbols.
 Spans repeated_substrings(std::span<const std::string_view> texts, const SubstringOptions& options);
 Spans repeated_substrings(std::span<const std::string_view> texts, std::span<const std::string_view> sources,
                           const SubstringOptions& options);

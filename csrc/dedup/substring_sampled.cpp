@@ -1,22 +1,22 @@
-// Every window names one of its places as its anchor, by its own symbols alone: the place with the least hash of
-// the 8 bytes there, the first of equal ones, among those with `core` symbols of the window to come (Schleimer, Wilkerson,
-// Aiken, "Winnowing", 2003). So equal windows have their anchors at the same distance from their beginnings, and anchors of
-// equal windows share a core. One place in about (length - core) / 2 is an anchor, and only its core's
-// fingerprint and its place are kept.
+// Every window names one of its places as its anchor, by its own symbols alone: the place with the least hash
+// of the 8 bytes there, the first of equal ones, among those with `core` symbols of the window to come
+// (Schleimer, Wilkerson, Aiken, "Winnowing", 2003). So equal windows have their anchors at the same distance
+// from their beginnings, and anchors of equal windows share a core. One place in about (length - core) / 2 is
+// an anchor, and only its core's fingerprint and its place are kept.
 //
-// Places with one fingerprint are a group. Two of them are compared to both sides as far as they agree; all windows in
-// a stretch of `length` or more symbols are then known to have an earlier equal one. That is sound, since these windows were
-// compared in full, and once all pairs are compared it is complete, since equal windows have their anchors in one
-// group, and between these the stretch holds both.
+// Places with one fingerprint are a group. Two of them are compared to both sides as far as they agree; all
+// windows in a stretch of `length` or more symbols are then known to have an earlier equal one. That is
+// sound, since these windows were compared in full, and once all pairs are compared it is complete, since
+// equal windows have their anchors in one group, and between these the stretch holds both.
 //
-// A window that is known to have an earlier equal one needs no more comparisons. Nor need others be compared with
-// it: the earliest of equal windows is never known so, and stays. (The second earliest was found equal to the very
-// earliest, so the earliest is marked as repeated too.) This is what keeps runs and masses of copies linear: a
-// comparison that goes on for longer than a window does so over windows that were not known.
+// A window that is known to have an earlier equal one needs no more comparisons. Nor need others be compared
+// with it: the earliest of equal windows is never known so, and stays. (The second earliest was found equal
+// to the very earliest, so the earliest is marked as repeated too.) This is what keeps runs and masses of
+// copies linear: a comparison that goes on for longer than a window does so over windows that were not known.
 //
-// Large groups are not compared pair by pair. Members are compared with the first one and the last one before them. Then
-// the windows left, by their distance from the anchor, are split into parts; those of a part share more than the
-// core, and the hash of that divides the group further, down to single windows.
+// Large groups are not compared pair by pair. Members are compared with the first one and the last one before
+// them. Then the windows left, by their distance from the anchor, are split into parts; those of a part share
+// more than the core, and the hash of that divides the group further, down to single windows.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -79,7 +79,8 @@ struct Sampling {
         : length(window), core((window + 1) / 2), spread(window - core + 1) {}
 };
 
-// The key that decides among the places of a window, without its lower half: the hash of the first 8 bytes of the core.
+// The key that decides among the places of a window, without its lower half: the hash of the first 8 bytes of
+// the core.
 struct WholeKey {
     std::uint64_t operator()(const char* data, std::size_t) const noexcept { return hash(load64(data)); }
     static std::uint64_t hash(std::uint64_t word) noexcept { return (word + 1) * 0x9E3779B97F4A7C15ULL & kMask; }
@@ -99,10 +100,10 @@ struct ShortKey {
     }
 };
 
-// Calls visit(key, anchor, first window, last window), counted from the first of `num_windows` windows that begin
-// with `data`, for each anchor in order. Van Herk's sliding minimum: a window over blocks of `spread` places is
-// the end of one and the beginning of the next. The lower half of a key in `least` is its place, so that the
-// first of equal ones is the least.
+// Calls visit(key, anchor, first window, last window), counted from the first of `num_windows` windows that
+// begin with `data`, for each anchor in order. Van Herk's sliding minimum: a window over blocks of `spread`
+// places is the end of one and the beginning of the next. The lower half of a key in `least` is its place, so
+// that the first of equal ones is the least.
 template <unsigned kShift, typename Key, typename Visit>
 void select_anchors(std::size_t spread, const Key key_of, std::string_view data, std::size_t num_windows,
                     std::vector<std::uint64_t>& least, Visit&& visit) {
@@ -286,7 +287,8 @@ private:
         }
     }
 
-    // Windows that begin `least` to `end` - 1 symbols before their anchor share all symbols but end - 1 - least.
+    // Windows that begin `least` to `end` - 1 symbols before their anchor share all symbols but end - 1 -
+    // least.
     void match_part(std::span<const Member> members, std::size_t least, std::size_t end) {
         struct Hashed {
             std::uint64_t hash;
@@ -451,8 +453,8 @@ private:
         match_groups(matcher, anchors);
     }
 
-    // Memory is the bound, so it is fetched ahead: the marks of a batch of anchors while the batch before is matched,
-    // and the text of those that the marks leave while the rest of the batch is looked through.
+    // Memory is the bound, so it is fetched ahead: the marks of a batch of anchors while the batch before is
+    // matched, and the text of those that the marks leave while the rest of the batch is looked through.
     void match_groups(Matcher& matcher, std::span<const std::uint64_t> anchors) const {
         std::vector<std::size_t> places;
         std::vector<std::size_t> ends;
@@ -490,6 +492,7 @@ private:
         const Documents::Place at = documents_.place(place);
         __builtin_prefetch(at.at);
         __builtin_prefetch(at.at - std::min<std::size_t>(64, at.before << documents_.shift()));
+        __builtin_prefetch(at.at + std::min<std::size_t>(64, at.behind << documents_.shift()));
     }
 
     // Drop most anchors whose fingerprint occurs once: those alone in their slot of a table.

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "dedup/substring.hpp"
+#include "huge_pages.hpp"
 
 namespace pylm::dedup {
 
@@ -153,7 +154,7 @@ private:
         return true;
     }
 
-    std::vector<std::atomic<std::uint64_t>> words_;
+    std::vector<std::atomic<std::uint64_t>, HugePageAllocator<std::atomic<std::uint64_t>>> words_;
 };
 
 // What is known of windows.

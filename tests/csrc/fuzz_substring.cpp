@@ -1,5 +1,5 @@
-// Texts of few different symbols, of parts of each other and of hostile bytes: both methods find what looking at every window
-// finds.
+// Texts of few different symbols, of parts of each other and of hostile bytes: both methods find what looking
+// at every window finds.
 #include "fuzz_input.hpp"
 #include "spans.hpp"
 
