@@ -210,6 +210,36 @@ def suffix_array(data: _Symbols, wide: bool, num_threads: int) -> NDArray[np.int
 def lcp_array(
     data: _Symbols, suffix_array: NDArray[np.int32] | NDArray[np.int64], num_threads: int
 ) -> NDArray[np.int32] | NDArray[np.int64]: ...
+def repeated_substrings(
+    texts: Texts,
+    against: Texts | None,
+    length: int,
+    keep: str,
+    method: str,
+    wide: bool,
+    anchor_bytes: int,
+    num_threads: int,
+) -> tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
+def repeated_tokens(
+    ids: NDArray[np.uint16] | NDArray[np.uint32],
+    offsets: NDArray[np.int64],
+    against_ids: NDArray[np.uint16] | NDArray[np.uint32] | None,
+    against_offsets: NDArray[np.int64] | None,
+    length: int,
+    keep: str,
+    method: str,
+    wide: bool,
+    anchor_bytes: int,
+    num_threads: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
+def cut_spans(
+    texts: Texts,
+    num_docs: int,
+    text: NDArray[np.int64],
+    start: NDArray[np.int64],
+    end: NDArray[np.int64],
+    num_threads: int,
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint8], bool]: ...
 
 class CharacterTable:
     def __init__(self, actions: NDArray[np.uint32], replacements: Sequence[str], numbers: bool) -> None: ...

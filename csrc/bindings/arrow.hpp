@@ -45,6 +45,8 @@ public:
 
     std::span<const std::string_view> views() const noexcept { return views_; }
     std::size_t size() const noexcept { return views_.size(); }
+    // Whether an Arrow column holds binary and not text.
+    bool is_binary() const noexcept { return is_binary_; }
 
 private:
     template <typename T>
@@ -58,6 +60,8 @@ private:
         arrays_.emplace_back(producer);
         try {
             arrow::append_texts(schema, arrays_.back().get(), views_);
+            const std::string_view format = schema.format;
+            is_binary_ = format.back() == 'z' || format.back() == 'Z';
         } catch (const std::invalid_argument& error) {
             throw_input_error(argument + ": " + error.what());
         }
@@ -126,6 +130,7 @@ private:
     }
 
     std::vector<std::string_view> views_;
+    bool is_binary_ = false;
     std::vector<arrow::Owned<arrow::Array>> arrays_;
     pybind11::object items_;
 };

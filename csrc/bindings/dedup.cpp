@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -22,6 +23,7 @@
 #include "dedup/near.hpp"
 #include "dedup/normalize.hpp"
 #include "dedup/shingle.hpp"
+#include "dedup/substring.hpp"
 #include "dedup/suffix_array.hpp"
 #include "parallel.hpp"
 
@@ -198,6 +200,103 @@ py::array lcp_array_of(const py::array& data, const py::array& suffixes, unsigne
                                     : lcp_array<std::int32_t>(data, suffixes, num_threads);
 }
 
+py::tuple find_spans(std::span<const std::string_view> texts,
+                     const std::optional<std::span<const std::string_view>>& sources,
+                     const dedup::SubstringOptions& options) {
+    dedup::Spans spans;
+    {
+        const py::gil_scoped_release release;
+        spans = sources ? dedup::repeated_substrings(texts, *sources, options)
+                        : dedup::repeated_substrings(texts, options);
+    }
+    return py::make_tuple(to_array(std::move(spans.text)), to_array(std::move(spans.start)),
+                          to_array(std::move(spans.end)));
+}
+
+dedup::SubstringOptions substring_options(std::size_t length, const std::string& keep, const std::string& method,
+                                          bool wide, std::size_t anchor_bytes, unsigned num_threads) {
+    if (keep != "first" && keep != "none") throw std::invalid_argument("unknown keep " + keep);
+    if (method != "sampled" && method != "suffix_array") throw std::invalid_argument("unknown method " + method);
+    return {.length = length,
+            .first_stays = keep == "first",
+            .method = method == "sampled" ? dedup::SubstringMethod::kSampled
+                                          : dedup::SubstringMethod::kSuffixArray,
+            .wide = wide,
+            .anchor_bytes = anchor_bytes,
+            .num_threads = num_threads};
+}
+
+py::tuple repeated_substrings(const py::object& object, const std::optional<py::object>& against,
+                              std::size_t length, const std::string& keep, const std::string& method, bool wide,
+                              std::size_t anchor_bytes, unsigned num_threads) {
+    const Texts texts(object);
+    std::optional<Texts> sources;
+    if (against) sources.emplace(*against, "against");
+    dedup::SubstringOptions options = substring_options(length, keep, method, wide, anchor_bytes, num_threads);
+    options.on_characters = true;
+    const py::tuple spans =
+        find_spans(texts.views(), sources ? std::optional(sources->views()) : std::nullopt, options);
+    return py::make_tuple(texts.size(), spans[0], spans[1], spans[2]);
+}
+
+// Ids end to end, as bytes.
+std::vector<std::string_view> views_of_ids(const py::array& ids, const py::array_t<std::int64_t>& offsets) {
+    const auto* bytes = static_cast<const char*>(ids.data());
+    const auto width = static_cast<std::size_t>(ids.itemsize());
+    std::vector<std::string_view> views;
+    views.reserve(static_cast<std::size_t>(std::max<py::ssize_t>(offsets.size(), 1) - 1));
+    for (py::ssize_t i = 1; i < offsets.size(); ++i) {
+        const auto begin = static_cast<std::size_t>(offsets.at(i - 1));
+        const auto end = static_cast<std::size_t>(offsets.at(i));
+        if (end < begin || end > static_cast<std::size_t>(ids.size())) {
+            throw std::invalid_argument("offsets must rise from 0 to the number of ids");
+        }
+        views.emplace_back(bytes + begin * width, (end - begin) * width);
+    }
+    return views;
+}
+
+py::tuple repeated_tokens(const py::array& ids, const py::array_t<std::int64_t>& offsets,
+                          const std::optional<py::array>& against_ids,
+                          const std::optional<py::array_t<std::int64_t>>& against_offsets, std::size_t length,
+                          const std::string& keep, const std::string& method, bool wide,
+                          std::size_t anchor_bytes, unsigned num_threads) {
+    const std::vector<std::string_view> texts = views_of_ids(ids, offsets);
+    std::optional<std::vector<std::string_view>> sources;
+    if (against_ids && against_offsets) sources = views_of_ids(*against_ids, *against_offsets);
+    dedup::SubstringOptions options = substring_options(length, keep, method, wide, anchor_bytes, num_threads);
+    options.symbol_bytes = static_cast<std::size_t>(ids.itemsize());
+    return find_spans(texts, sources ? std::optional(std::span<const std::string_view>(*sources)) : std::nullopt,
+                      options);
+}
+
+py::tuple cut_spans(const py::object& object, std::size_t num_texts, const py::array_t<std::int64_t>& text,
+                    const py::array_t<std::int64_t>& start, const py::array_t<std::int64_t>& end,
+                    unsigned num_threads) {
+    const Texts texts(object);
+    if (texts.size() != num_texts) {
+        throw_input_error("texts must be the " + std::to_string(num_texts) + " texts that the spans are of, got " +
+                          std::to_string(texts.size()));
+    }
+    const auto view = [](const py::array_t<std::int64_t>& array) {
+        return std::span(array.data(), static_cast<std::size_t>(array.size()));
+    };
+    const dedup::Ranges ranges{view(text), view(start), view(end)};
+    std::vector<std::int64_t> offsets = dedup::cut_offsets(texts.views(), ranges, !texts.is_binary());
+    const auto size = static_cast<std::size_t>(offsets.back());
+    py::array_t<std::uint8_t> rest = huge_array<std::uint8_t>(size);
+    std::vector<std::uint8_t> valid((texts.size() + 7) / 8);  // a bit a text, as in Arrow
+    {
+        char* data = reinterpret_cast<char*>(rest.mutable_data());
+        const py::gil_scoped_release release;
+        dedup::cut(texts.views(), ranges, offsets, {data, size}, num_threads);
+        for (std::size_t i = 0; i < texts.size(); ++i) {
+            valid[i / 8] |= static_cast<std::uint8_t>(!arrow::is_null(texts.views()[i]) << (i % 8));
+        }
+    }
+    return py::make_tuple(to_array(std::move(offsets)), rest, to_array(std::move(valid)), texts.is_binary());
+}
+
 }  // namespace
 
 void bind_dedup(py::module_& module) {
@@ -218,6 +317,14 @@ void bind_dedup(py::module_& module) {
         })
         .def_property_readonly("unknown", &NormalizedTexts::unknown)
         .def("set", &NormalizedTexts::set, py::arg("index"), py::arg("text"));
+    module.def("repeated_substrings", &repeated_substrings, py::arg("texts"), py::arg("against"), py::arg("length"),
+               py::arg("keep"), py::arg("method"), py::arg("wide"), py::arg("anchor_bytes"),
+               py::arg("num_threads"));
+    module.def("repeated_tokens", &repeated_tokens, py::arg("ids"), py::arg("offsets"), py::arg("against_ids"),
+               py::arg("against_offsets"), py::arg("length"), py::arg("keep"), py::arg("method"),
+               py::arg("wide"), py::arg("anchor_bytes"), py::arg("num_threads"));
+    module.def("cut_spans", &cut_spans, py::arg("texts"), py::arg("num_docs"), py::arg("text"), py::arg("start"), py::arg("end"),
+               py::arg("num_threads"));
     py::class_<Hasher>(module, "MinHasher")
         .def(py::init(&make_hasher), py::arg("scheme"), py::arg("num_perm"), py::arg("ngram"),
              py::arg("unit"), py::arg("seed"), py::arg("wide"), py::arg("multipliers"),

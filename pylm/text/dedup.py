@@ -17,6 +17,7 @@ from pylm.text._exact import (
 )
 from pylm.text._minhash import MinHasher, Scheme, Unit
 from pylm.text._near import Keep, NearDuplicates, match_probability, near, optimal_bands
+from pylm.text._substrings import KeepCopies, Method, Spans, Tokens, substrings
 from pylm.text._suffix_arrays import Symbols, lcp_array, suffix_array
 from pylm.text._urls import normalize_url
 
@@ -24,12 +25,16 @@ __all__ = [
     "BatchDuplicates",
     "BloomFilter",
     "Keep",
+    "KeepCopies",
+    "Method",
     "MinHasher",
     "NearDuplicates",
     "PartDuplicates",
     "PartUnit",
     "Scheme",
+    "Spans",
     "Symbols",
+    "Tokens",
     "Unit",
     "exact",
     "exact_batches",
@@ -39,5 +44,6 @@ __all__ = [
     "near",
     "normalize_url",
     "optimal_bands",
+    "substrings",
     "suffix_array",
 ]

@@ -63,5 +63,6 @@ void test_dedup();
 void test_signals();
 void test_shards();
 void test_suffix_array();
+void test_substring();
 
 }  // namespace pylm::tests

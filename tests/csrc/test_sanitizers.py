@@ -24,9 +24,13 @@ TESTS = (
     "sentencepiece",
     "shards",
     "suffix_array",
+    "substring",
 )
 
-FUZZERS = ("fuzz_dedup", "fuzz_encode", "fuzz_pretokenize", "fuzz_sentencepiece", "fuzz_vocabulary")
+FUZZERS = (
+    *("fuzz_dedup", "fuzz_encode", "fuzz_pretokenize", "fuzz_sentencepiece", "fuzz_substring"),
+    "fuzz_vocabulary",
+)
 SEEDS = ROOT / "tests/csrc/seeds"
 
 # A report ends the process, and its exit code is no test's.
