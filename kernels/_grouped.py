@@ -14,7 +14,6 @@ Gale et al., "MegaBlocks", 2022. Shapes: N tokens, E experts, K top-k, R = N K r
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -41,9 +40,6 @@ SMALL_TILES = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32, "GROUP": 8, "PROGRAM
     "num_warps": 4,
     "num_stages": 2,
 }
-# Products that torch's grouped_mm makes, of rows that are gathered before.
-LIBRARY_PRODUCTS: set[str] = set()
-LIBRARY_DTYPES = {torch.bfloat16}
 # Sizes in bytes of the elements that come through the tensor memory accelerator.
 DESCRIBED_BYTES = {2}
 _COMBINE_ELEMENTS = 1024
@@ -391,29 +387,10 @@ def descriptor(x: Tensor, block: list[int]) -> TensorDescriptor:
     return TensorDescriptor(x, list(x.shape), list(x.stride()), block)
 
 
-def uses_library(product: str, *tensors: Tensor) -> bool:
-    """Whether torch's grouped_mm makes the product: it needs bfloat16 and rows that begin at 16 bytes."""
-    return product in LIBRARY_PRODUCTS and all(
-        x.dtype in LIBRARY_DTYPES and x.is_contiguous() and _is_aligned(x) for x in tensors
-    )
-
-
-def gather(x: Tensor, rows: SortedRows) -> Tensor:
-    """Return the row of x of every row's token, (R, H)."""
-    return x.index_select(0, rows.token)
-
-
-def grouped_product(a: Tensor, b: Tensor, rows: SortedRows) -> Tensor:
-    """Return the products of sorted rows (R, K) with (E, K, N), or of columns (M, R) with rows (R, N)."""
-    return F.grouped_mm(a, b, offs=rows.offsets[1:])
-
-
 def multiply_rows(product: str, a: Tensor, weight_EKN: Tensor, rows: SortedRows) -> Tensor:
     """Return sorted rows a (R, K) times their experts' weights, (R, N)."""
     _, dim, num_columns = weight_EKN.shape
     stored = weight_EKN if weight_EKN.stride(2) == 1 else weight_EKN.transpose(1, 2)
-    if uses_library(product, a, stored):
-        return grouped_product(a, weight_EKN, rows)
     tiles = rows.tiles(product)
     block_m, block_n, block_k = (tiles[f"BLOCK_{axis}"] for axis in "MNK")
     out = torch.empty((rows.num_rows, num_columns), dtype=a.dtype, device=a.device)
@@ -447,12 +424,6 @@ def multiply_rows(product: str, a: Tensor, weight_EKN: Tensor, rows: SortedRows)
 def outer_products(a: Tensor, b: Tensor, rows: SortedRows, *, gathers_a: bool) -> Tensor:
     """Return a^T b (E, num_a, num_b) over the rows of every expert; one of a and b is gathered by token."""
     num_a, num_b = a.shape[1], b.shape[1]
-    if uses_library("grad_weight", a, b):
-        if gathers_a:
-            a = gather(a, rows)
-        else:
-            b = gather(b, rows)
-        return grouped_product(a.t(), b, rows)
     tiles = rows.tiles("grad_weight")
     block_m, block_n, block_k = (tiles[f"BLOCK_{axis}"] for axis in "MNK")
     is_described = describes(b if gathers_a else a)

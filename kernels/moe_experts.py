@@ -19,28 +19,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pylm.kernels import swiglu
 from pylm.kernels._grouped import (
     SortedRows,
     combine,
     describes,
     descriptor,
-    gather,
-    grouped_product,
     grouped_tile,
     load_rows,
     multiply,
     multiply_rows,
     outer_products,
     tile_rows,
-    uses_library,
     weight_tile,
 )
 from pylm.kernels._launch import (
-    FUSED_MULTIPLY_ADD,
     cdiv,
     current_device,
-    next_power_of_2,
     rows_of,
     wide_dtype,
 )
@@ -210,57 +204,11 @@ def _grad_hidden_kernel(
             tl.store(partial_ptr + column_tile.to(tl.int64) * num_rows + choices, part, mask=row_mask)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
-def _activate_back_kernel(
-    back_ptr,
-    gate_up_ptr,
-    share_ptr,
-    order_ptr,
-    weighted_ptr,
-    grad_gate_up_ptr,
-    partial_ptr,
-    hidden_dim,
-    num_rows,
-    NEEDS_SHARE: tl.constexpr,
-    NEEDS_DOWN: tl.constexpr,
-    NEEDS_GATE_UP: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """Do what _grad_hidden_kernel does with its product, for a product that was made before."""
-    num_column_tiles = tl.cdiv(hidden_dim, BLOCK_N)
-    column_tile = tl.program_id(0) % num_column_tiles
-    first_row = (tl.program_id(0) // num_column_tiles) * BLOCK_M
-    rows = first_row + tl.arange(0, BLOCK_M)
-    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    row_mask = rows < num_rows
-    mask = row_mask[:, None] & (columns < hidden_dim)[None, :]
-    start = first_row.to(tl.int64) * hidden_dim
-    offsets = tl.arange(0, BLOCK_M)[:, None] * hidden_dim + columns[None, :]
-    back = tl.load(back_ptr + start + offsets, mask=mask, other=0.0).to(WIDE)
-    choices = tl.load(order_ptr + rows, mask=row_mask, other=0)
-    share = tl.load(share_ptr + choices, mask=row_mask, other=0.0).to(WIDE)
-    part = _activate_back(
-        back, gate_up_ptr + 2 * start, weighted_ptr + start, grad_gate_up_ptr + 2 * start, share, row_mask,
-        column_tile * BLOCK_N, hidden_dim, NEEDS_DOWN, NEEDS_GATE_UP, BLOCK_M, BLOCK_N,
-    )  # fmt: skip
-    if NEEDS_SHARE:
-        tl.store(partial_ptr + column_tile.to(tl.int64) * num_rows + choices, part, mask=row_mask)
-
-
-def _activate(gate_up: Tensor) -> Tensor:
-    return swiglu.packed_forward(gate_up, False, "silu", 1.0, None, 0.0, False)[0]
-
-
 def _gate_up(
     x: Tensor, weight: Tensor, rows: SortedRows, *, keeps: bool, activates: bool
 ) -> tuple[Tensor, Tensor]:
     """Return gate and up (R, 2 I), and silu(gate) * up (R, I), each empty where it is not asked for."""
     hidden_dim, dim = weight.shape[1] // 2, weight.shape[2]
-    if uses_library("gate_up", x, weight):
-        gate_up = grouped_product(gather(x, rows), weight.transpose(1, 2), rows)
-        return gate_up, _activate(gate_up) if activates else gate_up[:0]
     tiles = rows.tiles("gate_up")
     block_m, block_n, block_k = (tiles[f"BLOCK_{axis}"] for axis in "MNK")
     kept = torch.empty((rows.num_rows if keeps else 0, 2 * hidden_dim), dtype=x.dtype, device=x.device)
@@ -305,20 +253,9 @@ def _grad_hidden(
     grad_gate_up = torch.empty_like(gate_up) if needs_gate_up else gate_up.new_empty((0, 0))
     tiles = rows.tiles("grad_hidden")
     block_m, block_n, block_k = (tiles[f"BLOCK_{axis}"] for axis in "MNK")
-    by_library = uses_library("grad_hidden", grad, down_weight)
-    if by_library:
-        block_n = next_power_of_2(hidden_dim)
-        block_m = max(1, _ACTIVATE_ELEMENTS // block_n)
     num_parts = cdiv(hidden_dim, block_n) if needs_share else 0
     partial = torch.empty((num_parts, num_rows), dtype=wide_dtype(grad), device=device)
     flags = {"NEEDS_SHARE": needs_share, "NEEDS_DOWN": needs_down, "NEEDS_GATE_UP": needs_gate_up}
-    if by_library:
-        back = grouped_product(gather(grad, rows), down_weight, rows)
-        _activate_back_kernel[(cdiv(num_rows, block_m),)](
-            back, gate_up, share, rows.order, weighted, grad_gate_up, partial, hidden_dim, num_rows,
-            BLOCK_M=block_m, BLOCK_N=block_n, WIDE=rows.wide, **flags, **FUSED_MULTIPLY_ADD,
-        )  # fmt: skip
-        return partial, weighted, grad_gate_up
     is_described = describes(down_weight)
     grid = rows.grid(rows.bound(block_m) * cdiv(hidden_dim, block_n), tiles)
     _grad_hidden_kernel[grid](

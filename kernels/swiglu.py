@@ -21,7 +21,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pylm.kernels._launch import FUSED_MULTIPLY_ADD, current_device, rows_of, wide_dtype
+from pylm.kernels._launch import (
+    FUSED_MULTIPLY_ADD,
+    cdiv,
+    current_device,
+    next_power_of_2,
+    rows_of,
+    wide_dtype,
+)
 
 _TILE_ELEMENTS = 4096
 _MAX_BLOCK_F = 1024
@@ -203,7 +210,7 @@ def _options(
     limit: float | None,
     up_offset: float,
 ) -> dict[str, Any]:
-    block_f = min(_MAX_BLOCK_F, triton.next_power_of_2(max(1, dim)))
+    block_f = min(_MAX_BLOCK_F, next_power_of_2(max(1, dim)))
     return {
         "WIDE": tl.float64 if dtype == torch.float64 else tl.float32,
         "INTERLEAVED": interleaved,
@@ -218,7 +225,7 @@ def _options(
 
 
 def _grid(num_rows: int, dim: int, options: dict[str, Any]) -> tuple[int]:
-    return (triton.cdiv(num_rows, options["BLOCK_N"]) * triton.cdiv(dim, options["BLOCK_F"]),)
+    return (cdiv(num_rows, options["BLOCK_N"]) * cdiv(dim, options["BLOCK_F"]),)
 
 
 def _refuse_keep(keep: bool) -> None:

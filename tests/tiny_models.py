@@ -1,15 +1,13 @@
 """Tiny random transformers models, as the tests of patching use them."""
 
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-HAS_MOE = importlib.util.find_spec("pylm.ops.moe") is not None
 VOCABULARY, LAYERS = 61, 2
 DENSE = {"rms_norm": 5, "rope": 2, "swiglu": 2, "linear_cross_entropy": 1}
-SPARSE = {"rms_norm": 5, "rope": 2, "linear_cross_entropy": 1} | ({"moe_experts": 2} if HAS_MOE else {})
+SPARSE = {"rms_norm": 5, "rope": 2, "linear_cross_entropy": 1, "moe_experts": 2}
 WITH_QK_NORM, OF_ALL_SIDES = {"rms_norm": 9}, {"rms_norm": 9}
 GEGLU = {k: v for k, v in DENSE.items() if k != "swiglu"} | {"geglu": 2}
 # Settings, and what is swapped in two layers.

@@ -55,11 +55,14 @@ class DeferredLogits:
         self._dtype = _product_dtype(hidden)
         kind = hidden.device.type
         self._autocast = (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        self._needs_grad = torch.is_grad_enabled()
         self._logits: Tensor | None = None
         self._computed = [False]  # shared by all that is noted from here on
         # A weight that changes before the logits are asked for would give those of another model.
         weight: Any = head.weight
-        self._seen = None if torch.compiler.is_compiling() else (id(weight), weight._version)
+        self._seen = (
+            None if torch.compiler.is_compiling() else (id(weight), weight._version, is_plain(weight))
+        )
 
     def _noted(
         self,
@@ -72,6 +75,7 @@ class DeferredLogits:
         other._steps = self._steps if step is None else (*self._steps, step)
         other._dtype = self._dtype if dtype is None else dtype
         other._autocast = self._autocast
+        other._needs_grad = self._needs_grad
         other._seen = self._seen
         other._computed = self._computed
         return other
@@ -103,12 +107,10 @@ class DeferredLogits:
         Raises:
             InputError: the output layer's weight was written to since the forward pass, or is not whole.
         """
-        kept = self._logits
-        # What was computed without gradients must not be given to someone who wants them.
-        if kept is not None and (kept.requires_grad or not torch.is_grad_enabled()):
-            return kept
+        if self._logits is not None:
+            return self._logits
         weight: Any = self._head.weight
-        if self._seen is not None and self._seen[0] == id(weight) and self._seen[1] != weight._version:
+        if self._seen is not None and self._has_changed(weight):
             raise InputError(
                 "patch: logits were asked for after the weights of the model had changed; "
                 "look at outputs.logits before optimizer.step(), or copy them"
@@ -122,12 +124,26 @@ class DeferredLogits:
             )
         self._computed[0] = True
         kind, enabled, dtype = self._autocast
-        with torch.autocast(kind, dtype=dtype, enabled=enabled):
+        # As they would have been made in the forward pass.
+        with (
+            torch.autocast(kind, dtype=dtype, enabled=enabled),
+            torch.set_grad_enabled(self._needs_grad),
+        ):
             logits: Tensor = self._head(self._hidden, F.linear)
-        for step, value in self._steps:
-            logits = logits / value if step == "div" else logits * value if step == "mul" else logits.tanh()
-        self._logits = logits.to(self._dtype)
+            for step, value in self._steps:
+                logits = (
+                    logits / value if step == "div" else logits * value if step == "mul" else logits.tanh()
+                )
+            self._logits = logits.to(self._dtype)
         return self._logits
+
+    def _has_changed(self, weight: Any) -> bool:
+        assert self._seen is not None
+        seen_id, seen_version, was_plain = self._seen
+        if seen_id == id(weight):
+            return bool(seen_version != weight._version)
+        # FSDP2 puts the whole weight in the place of its part and back; otherwise it is another model's.
+        return was_plain and is_plain(weight)
 
     def float(self) -> "DeferredLogits":
         """Note the conversion to float32."""
@@ -273,8 +289,19 @@ def _through_logits(name: str) -> Callable[..., Any]:
 
 # Operators are looked up on the class, past __getattr__.
 for _name in (
-    *("__getitem__", "__len__", "__iter__", "__neg__", "__abs__", "__invert__", "__bool__", "__float__"),
+    *(
+        "__getitem__",
+        "__setitem__",
+        "__len__",
+        "__iter__",
+        "__neg__",
+        "__abs__",
+        "__invert__",
+        "__bool__",
+        "__float__",
+    ),
     *("__add__", "__radd__", "__sub__", "__rsub__", "__rtruediv__", "__pow__", "__rpow__", "__matmul__"),
+    *("__floordiv__", "__rfloordiv__", "__mod__", "__rmod__"),
     *("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__array__"),
 ):
     setattr(DeferredLogits, _name, _through_logits(_name))

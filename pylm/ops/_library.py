@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.autograd import forward_ad
 
 from pylm.errors import InputError
 
@@ -30,6 +31,13 @@ def define_op(schema: str, *, cpu: Implementation, kernel: str, fake: Implementa
     name = schema.partition("(")[0]
     module, launcher = kernel.split(".")
 
+    def on_cpu(*args: object) -> Tensor | tuple[Tensor, ...]:
+        # Autocast would reach the operations inside, which are in float32 for a reason.
+        if not torch.is_autocast_enabled("cpu"):
+            return cpu(*args)
+        with torch.autocast("cpu", enabled=False):
+            return cpu(*args)
+
     found: list[Implementation] = []
 
     def cuda(*args: object) -> Tensor | tuple[Tensor, ...]:
@@ -38,7 +46,7 @@ def define_op(schema: str, *, cpu: Implementation, kernel: str, fake: Implementa
         return found[0](*args)
 
     LIBRARY.define(schema)  # type: ignore[no-untyped-call]
-    LIBRARY.impl(name, cpu, "CPU")  # type: ignore[no-untyped-call]
+    LIBRARY.impl(name, on_cpu, "CPU")  # type: ignore[no-untyped-call]
     LIBRARY.impl(name, cuda, "CUDA")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"pylm::{name}", fake, lib=LIBRARY)
     overload: OpOverload = getattr(torch.ops.pylm, name).default
@@ -75,7 +83,9 @@ def register_autograd(
             return backward(ctx, *grads)
 
     def autograd(*args: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        needs_grad = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+        # In forward mode Function says that there is no jvp; the op alone would drop the tangents.
+        if needs_grad or forward_ad._current_level >= 0:
             return Function.apply(*args)  # type: ignore[no-untyped-call]
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
@@ -121,6 +131,21 @@ def check_float(op: str, **tensors: Tensor | None) -> None:
             raise InputError(
                 f"{op}: {name} must be a floating-point tensor, got {tensor.dtype}; convert it first"
             )
+
+
+def autocast_like_linear(x: Tensor) -> Tensor:
+    """Convert to the dtype that `torch.autocast` wants products in, as `F.linear` does.
+
+    Not on the CPU, where the products are in float32 in any case and would only lose digits.
+    """
+    if x.device.type != "cuda" or x.dtype == torch.float64 or not torch.is_autocast_enabled("cuda"):
+        return x
+    return x.to(torch.get_autocast_dtype("cuda"))
+
+
+def is_integral(x: Tensor) -> bool:
+    """Return whether x holds integers: neither floats nor complex numbers nor bools."""
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
 def check_device(op: str, reference: Tensor, /, **tensors: Tensor | None) -> None:

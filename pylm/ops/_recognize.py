@@ -8,7 +8,6 @@ tokens, K choices of each, E experts, H model dimension, I hidden dimension.
 """
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from pylm.ops._deferred import DEFERS, DeferredLogits, Request, is_plain
 from pylm.ops._rebind import find_global, rebind_global
 from pylm.ops._swap import Swap, Verdict, original, set_class, swap_of, swapped_class, why_not_effective
 from pylm.ops.gated import geglu, swiglu
+from pylm.ops.moe import Routing, moe_experts
 from pylm.ops.norm import rms_norm
 from pylm.ops.rotary import rope
 
@@ -69,7 +69,12 @@ def _agree(actual: Any, expected: Tensor) -> bool:
     return (
         isinstance(actual, Tensor)
         and actual.shape == expected.shape
-        and torch.allclose(actual.float(), expected.float(), rtol=_TOLERANCE, atol=_TOLERANCE)
+        and torch.allclose(
+            actual.float(),
+            expected.float(),
+            rtol=_TOLERANCE,
+            atol=_TOLERANCE * max(1.0, float(expected.detach().abs().max())),
+        )
     )
 
 
@@ -121,7 +126,8 @@ def recognize_norm(module: nn.Module) -> Verdict:
 
 
 def _norm_forward(base: Any, eps_name: str, weight_offset: float) -> Callable[..., Any]:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, *args: Tensor, **named: Tensor) -> Tensor:
+        (x,) = (*args, *named.values())  # by whatever name the base has for it
         if not is_plain(x, self.weight):
             y: Tensor = base.forward(self, x)
             return y
@@ -214,6 +220,7 @@ def _swapped_rotation(rotation: Callable[..., Any]) -> Callable[..., Any]:
             and q.dim() == 4
             and cos.dim() == 3
             and cos.shape[0] in (1, q.shape[0])
+            and cos.shape[1] == q.shape[2 if unsqueeze_dim == 1 else 1]
             and q.dtype == k.dtype
         )
         if not fits:
@@ -236,6 +243,8 @@ def _attention_forward(base: Any) -> Callable[..., Any]:
 
 # Names of the layers for gate, up and down; of the packed layer for gate and up, and down.
 _MLP_LAYERS = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), ("gate_up_proj", "down_proj"))
+# Small inputs show the activation, large ones a limit of it.
+_SCALES = (1.0, 64.0)
 _GATED: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"swiglu": swiglu, "geglu": geglu}
 
 
@@ -257,23 +266,27 @@ def recognize_mlp(module: nn.Module) -> Verdict:
     projections = [_small_linear(8, 24)] if packed else [_small_linear(8, 12), _small_linear(8, 12)]
     down = _small_linear(12, 8)
     x = 4.0 * _randn(2, 3, 8)
-    gate, up = torch.cat([layer(x) for layer in projections], -1).chunk(2, -1)
-    expected = down(_GATED[op](gate, up))
+
+    def expected(x: Tensor) -> Tensor:
+        gate, up = torch.cat([layer(x) for layer in projections], -1).chunk(2, -1)
+        y: Tensor = down(_GATED[op](gate, up))
+        return y
+
     for training in (False, True):
         clone = _clone(module, training=training)
         clone._modules.update(zip(layers, (*projections, down), strict=True))
         try:
-            actual = clone.forward(x)
+            if not all(_agree(clone.forward(scale * x), expected(scale * x)) for scale in _SCALES):
+                return f"computes something else than {op}"
         except Exception as error:
             return f"its forward could not be probed ({_say(error)})"
-        if not _agree(actual, expected):
-            return f"computes something else than {op}"
     return Swap(kind, op, _mlp_forward, (op, layers, act_name))
 
 
 def _gated_op(activation: Callable[[Tensor], Tensor]) -> str | None:
     """Tell which op has this activation. The two forms of GELU are 5e-4 apart at most."""
-    points = torch.linspace(-6.0, 6.0, 1001, dtype=torch.float32)
+    # Far out too, where a limit would show.
+    points = torch.cat((torch.linspace(-6.0, 6.0, 1001), torch.linspace(-1e3, 1e3, 401))).float()
     for op, gated in _GATED.items():
         if torch.allclose(activation(points), gated(points, torch.ones_like(points)), rtol=1e-5, atol=1e-5):
             return op
@@ -284,7 +297,8 @@ def _mlp_forward(base: Any, op: str, layers: tuple[str, ...], act_name: str) -> 
     *projections, down = layers
     gated = _GATED[op]
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, *args: Tensor, **named: Tensor) -> Tensor:
+        (x,) = (*args, *named.values())
         outputs = [getattr(self, name)(x) for name in projections]
         gate, up = outputs if len(outputs) == 2 else outputs[0].chunk(2, -1)
         # An adapter may have given one of them another dtype.
@@ -301,13 +315,6 @@ def _mlp_forward(base: Any, op: str, layers: tuple[str, ...], act_name: str) -> 
 # Experts
 
 
-def _moe() -> Any:
-    try:
-        return importlib.import_module("pylm.ops.moe")
-    except ModuleNotFoundError:
-        return None
-
-
 def recognize_experts(module: nn.Module) -> Verdict:
     kind = type(module)
     shapes = {n: tuple(p.shape) for n, p in module._parameters.items() if p is not None}
@@ -316,8 +323,6 @@ def recognize_experts(module: nn.Module) -> Verdict:
             isinstance(module, nn.ModuleList) and len(module) > 0 and _MLP_LAYERS[1][0] in module[0]._modules
         )
         return "a list of experts; moe_experts takes their weights in one tensor" if is_list else None
-    if _moe() is None:
-        return "this pylm has no moe_experts"
     if set(shapes) != {"gate_up_proj", "down_proj"} or module._buffers:
         return f"has more than gate_up_proj and down_proj: {', '.join(sorted({*shapes, *module._buffers}))}"
     if any(len(shape) != 3 for shape in shapes.values()) or not callable(getattr(module, "act_fn", None)):
@@ -333,22 +338,22 @@ def recognize_experts(module: nn.Module) -> Verdict:
     x, gate_up, down = _randn(5, 8), _randn(3, 12, 8), _randn(3, 8, 6)
     index = torch.tensor([[0, 2], [2, 0], [0, 1], [2, 1], [0, 2]])
     weight = _randn(5, 2).abs()
-    expected = _run_experts(_moe(), x, index, weight, gate_up, down)
     for training in (False, True):
         clone = _clone(module, training=training)
         clone._parameters.update(gate_up_proj=nn.Parameter(gate_up), down_proj=nn.Parameter(down))
         clone.__dict__["num_experts"] = 3
         try:
             # Below the wrapper that chooses an implementation lies what defines the result.
-            actual = inspect.unwrap(kind.forward)(clone, x, index, weight)
+            for scale in _SCALES:
+                actual = inspect.unwrap(kind.forward)(clone, scale * x, index, weight)
+                if not _agree(actual, _run_experts(scale * x, index, weight, gate_up, down)):
+                    return "computes something else than moe_experts"
         except Exception as error:
             return f"its forward could not be probed ({_say(error)})"
-        if not _agree(actual, expected):
-            return "computes something else than moe_experts"
     return Swap(kind, "moe_experts", _experts_forward)
 
 
-def _run_experts(moe: Any, x: Tensor, index: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def _run_experts(x: Tensor, index: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """Call `moe_experts` on x (N, H) with the choices index and their weight, both (N, K)."""
     choices = index.reshape(-1)
     load = torch.zeros(gate_up.shape[0], dtype=torch.int32, device=x.device)
@@ -357,21 +362,18 @@ def _run_experts(moe: Any, x: Tensor, index: Tensor, weight: Tensor, gate_up: Te
     offsets = torch.cat((load.new_zeros(1), load.cumsum(0, dtype=torch.int32)))
     zero = weight.new_zeros(())
     wide = weight if weight.dtype == torch.float64 else weight.float()
-    routing = moe.Routing(wide, index, order, offsets, load, zero, zero)
-    y: Tensor = moe.moe_experts(x, routing, gate_up, down)
-    return y
+    routing = Routing(wide, index, order, offsets, load, zero, zero)
+    return moe_experts(x, routing, gate_up, down)
 
 
 def _experts_forward(base: Any) -> Callable[..., Any]:
-    moe = _moe()
-
     def forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         weights = self.gate_up_proj, self.down_proj
         is_here = is_plain(hidden_states, *weights) and not getattr(self, "_is_expert_parallel", False)
         if not is_here or hidden_states.dim() != 2:
             y: Tensor = base.forward(self, hidden_states, top_k_index, top_k_weights)
             return y
-        return _run_experts(moe, hidden_states, top_k_index, top_k_weights, *weights)
+        return _run_experts(hidden_states, top_k_index, top_k_weights, *weights)
 
     return forward
 

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from pylm.ops._library import (
     as_rows,
+    autocast_like_linear,
     compute_dtype,
     define_op,
     refuse_second_derivative,
     register_autograd,
 )
-from pylm.ops.logprob import autocast, backward_cpu, chunk_rows, chunks, forward_cpu, may_keep, rows_to_keep
+from pylm.ops.logprob import backward_cpu, chunk_rows, chunks, forward_cpu, may_keep, rows_to_keep
 
 
 def _forward_cpu(
@@ -34,7 +35,7 @@ def _forward_cpu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide, (num_rows, num_classes) = compute_dtype(hidden), (hidden.shape[0], weight.shape[0])
     needs_hidden, needs_weight = needs
-    wide_weight = weight.to(wide)
+    wide_weight = weight.to(hidden.dtype).to(wide)
     loss = torch.zeros((), dtype=wide)
     grad_hidden = torch.zeros(hidden.shape if needs_hidden else (0, 0), dtype=hidden.dtype)
     grad_weight = torch.zeros(weight.shape if needs_weight else (0,), dtype=wide)
@@ -153,7 +154,7 @@ def summed_cross_entropy(
 
     The op takes a weight of another dtype than the hidden states', since its gradient is there in float32.
     """
-    rows = as_rows(autocast(hidden))
+    rows = as_rows(autocast_like_linear(hidden))
     needs = [rows.requires_grad, weight.requires_grad]
     loss: Tensor = _FORWARD(
         rows, weight, targets.reshape(-1), softcap, ignore_index, label_smoothing, z_loss, needs

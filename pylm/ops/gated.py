@@ -271,7 +271,8 @@ def _gated_packed(op: str, gate_up: Tensor, interleaved: bool, form: _Form) -> T
 def _silu_form(op: str, alpha: float, limit: float | None, up_offset: float) -> _Form:
     if limit is not None and not limit > 0.0:
         raise InputError(f"{op}: limit must be positive or None, got {limit}")
-    if not (math.isfinite(alpha) and math.isfinite(up_offset)):
+    # No math.isfinite: Dynamo follows comparisons of symbolic numbers alone.
+    if not (abs(alpha) < float("inf") and abs(up_offset) < float("inf")):
         raise InputError(f"{op}: alpha and up_offset must be finite, got {alpha} and {up_offset}")
     return _Form("silu", float(alpha), None if limit is None else float(limit), float(up_offset))
 

@@ -24,10 +24,12 @@ from torch import Tensor
 from pylm.errors import InputError
 from pylm.ops._library import (
     as_rows,
+    autocast_like_linear,
     check_device,
     check_float,
     compute_dtype,
     define_op,
+    is_integral,
     refuse_second_derivative,
     register_autograd,
 )
@@ -116,7 +118,7 @@ def _selected_rows(targets: Tensor, ignore_index: int, num_classes: int) -> Tens
         low, high = torch.aminmax(kept)
         if int(low) < 0 or int(high) >= num_classes:
             raise InputError(
-                f"linear_logprob: targets must be in [0, {num_classes}) or ignore_index={ignore_index}, "
+                f"targets must be in [0, {num_classes}) or ignore_index={ignore_index}, "
                 f"got {int(low)} to {int(high)}"
             )
     return None if kept is targets else is_kept.nonzero().squeeze(1)
@@ -359,8 +361,8 @@ register_autograd("linear_logprob", _backward, setup_context=_save)
 refuse_second_derivative("linear_logprob_backward")
 
 
-def check_linear(op: str, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:
-    """Raise InputError unless the arguments of a linear_* op fit each other."""
+def check_linear(op: str, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the targets as int64; raise InputError unless the arguments of a linear_* op fit each other."""
     check_float(op, hidden=hidden, weight=weight, bias=bias)
     check_device(op, hidden, weight=weight, targets=targets, bias=bias)
     if hidden.dim() == 0 or weight.dim() != 2 or hidden.shape[-1] != weight.shape[1]:
@@ -368,23 +370,14 @@ def check_linear(op: str, hidden: Tensor, weight: Tensor, targets: Tensor, bias:
             f"{op}: expected hidden (..., D) and weight (V, D), "
             f"got {tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
-    if targets.is_floating_point() or targets.shape != hidden.shape[:-1]:
+    if not is_integral(targets) or targets.shape != hidden.shape[:-1]:
         raise InputError(
             f"{op}: targets must be integers of shape {tuple(hidden.shape[:-1])}, "
             f"got {targets.dtype} {tuple(targets.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise InputError(f"{op}: bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
-
-
-def autocast(hidden: Tensor) -> Tensor:
-    """Convert to the dtype that `torch.autocast` wants products in, as `F.linear` does.
-
-    Not on the CPU, where the product is in float32 in any case and would only lose digits.
-    """
-    if hidden.device.type != "cuda" or hidden.dtype == torch.float64 or not torch.is_autocast_enabled("cuda"):
-        return hidden
-    return hidden.to(torch.get_autocast_dtype("cuda"))
+    return targets.long()
 
 
 def target_logprob(
@@ -404,7 +397,7 @@ def target_logprob(
     Returns:
         logprob, lse, entropy and mean logit, each of the shape of `targets`; zeros where not asked for.
     """
-    rows = as_rows(autocast(hidden))
+    rows = as_rows(autocast_like_linear(hidden))
     weight = weight.to(rows.dtype)
     needs_grad = torch.is_grad_enabled() and (
         hidden.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
@@ -463,7 +456,7 @@ def linear_logprob(
         >>> logprob, lse, entropy = linear_logprob(hidden_BTD, head_VD, targets_BT)
         >>> loss = -logprob.sum() / (targets_BT != -100).sum()
     """
-    check_linear("linear_logprob", hidden, weight, targets, bias)
+    targets = check_linear("linear_logprob", hidden, weight, targets, bias)
     if temperature <= 0.0:
         raise InputError(f"linear_logprob: temperature must be positive, got {temperature}")
     if softcap is not None and softcap <= 0.0:

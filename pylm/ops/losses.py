@@ -51,7 +51,7 @@ def linear_cross_entropy(
     Source:
         Szegedy et al., 2016 (label smoothing); Chowdhery et al., "PaLM", 2022 (z-loss).
     """
-    check_linear("linear_cross_entropy", hidden, weight, targets, None)
+    targets = check_linear("linear_cross_entropy", hidden, weight, targets, None)
     if not 0.0 <= label_smoothing <= 1.0:
         raise InputError(f"linear_cross_entropy: label_smoothing must be in [0, 1], got {label_smoothing}")
     if softcap is not None and softcap <= 0.0:

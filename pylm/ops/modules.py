@@ -5,6 +5,7 @@ V vocabulary, E experts. In `MoE` H is the model dimension, I the hidden one, as
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, Literal, Self
 
 import torch
@@ -280,6 +281,15 @@ class MoE(nn.Module):
         self.register_buffer("expert_bias", bias)
         self.reset_parameters()
 
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        # A bias of bfloat16 would be too coarse for its steps: only the device is followed.
+        bias = self.expert_bias
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        applied = self.expert_bias
+        if bias is not None and applied is not None and applied.dtype != bias.dtype:
+            self.expert_bias = bias.to(applied.device)
+        return self
+
     def reset_parameters(self) -> None:
         """Draw the weights from N(0, 1 / fan-in); set the bias to zero."""
         for weight in (self.router_weight, self.gate_up_weight, self.down_weight):
@@ -289,8 +299,10 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         """Return y like x (..., H), and the routing with its losses and loads."""
-        with torch.autocast(x.device.type, enabled=False):
-            wide = torch.promote_types(x.dtype, torch.float32)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        # There is no autocast for every type of device, meta for one.
+        has_autocast = torch.amp.is_autocast_available(x.device.type)
+        with torch.autocast(x.device.type, enabled=False) if has_autocast else nullcontext():
             logits = F.linear(x.to(wide), self.router_weight.to(wide))
         routing = moe_route(
             logits,

@@ -27,6 +27,7 @@ from torch import Tensor
 from pylm.errors import InputError
 from pylm.ops._library import (
     as_rows,
+    autocast_like_linear,
     check_device,
     check_float,
     compute_dtype,
@@ -468,13 +469,6 @@ register_autograd("moe_experts", _experts_backward, setup_context=_save_experts)
 refuse_second_derivative("moe_experts_backward")
 
 
-def _autocast(x: Tensor) -> Tensor:
-    """Convert to the dtype that `torch.autocast` wants products in; on the CPU they are in float32."""
-    if x.device.type != "cuda" or x.dtype == torch.float64 or not torch.is_autocast_enabled("cuda"):
-        return x
-    return x.to(torch.get_autocast_dtype("cuda"))
-
-
 def moe_experts(x: Tensor, routing: Routing, gate_up_weight: Tensor, down_weight: Tensor) -> Tensor:
     """Send every token through its experts and add up what they give, weighted.
 
@@ -525,7 +519,7 @@ def moe_experts(x: Tensor, routing: Routing, gate_up_weight: Tensor, down_weight
             f"moe_experts: down_weight must be (E, H, I) = {(shape[0], shape[2], shape[1] // 2)}, "
             f"got {tuple(down_weight.shape)}"
         )
-    rows = as_rows(_autocast(x))
+    rows = as_rows(autocast_like_linear(x))
     if weight.dim() != 2 or weight.shape[0] != rows.shape[0] or order.shape != (weight.numel(),):
         raise InputError(
             f"moe_experts: routing is of {tuple(weight.shape)} choices and {order.shape[0]} rows, expected "

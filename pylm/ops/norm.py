@@ -78,10 +78,11 @@ def _backward_cpu(
     wide = rstd.dtype
     dim = x.shape[-1]
     if x.numel() == 0:
-        return x.new_empty(x.shape), x.new_zeros(dim if needs_weight_grad else 0)
+        like = x if weight is None else weight
+        return x.new_empty(x.shape), like.new_zeros(dim if needs_weight_grad and weight is not None else 0)
     rows, grad, rstd = as_rows(x).to(wide), as_rows(grad_y).to(wide), rstd.reshape(-1, 1)
     scale = None if weight is None else _scale(weight, wide, weight_offset)
-    needs = [True, needs_weight_grad, False]
+    needs = [True, needs_weight_grad and weight is not None, False]
     grad_x, grad_weight, _ = torch.ops.aten.native_layer_norm_backward.default(
         grad, rows, (dim,), torch.zeros_like(rstd), rstd, scale, None, needs
     )

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from pylm.errors import InputError
-from pylm.ops._library import check_device, check_float, compute_dtype, define_op, register_autograd
+from pylm.ops._library import (
+    check_device,
+    check_float,
+    compute_dtype,
+    define_op,
+    is_integral,
+    register_autograd,
+)
 
 # On the CPU the passes over a chunk of this many elements stay in the second-level cache.
 _CHUNK_ELEMENTS = 1 << 17
@@ -94,6 +101,7 @@ def _rope_cpu(
                     f"rope: position_ids must be in [0, {num_positions}), the rows of cos, "
                     f"got {int(low)} to {int(high)}; build a longer table with rope_cache"
                 )
+        position_ids = position_ids.long()  # uint8 would select by mask
         cos, sin = cos[position_ids], sin[position_ids]
     wide = compute_dtype(q)
     cos, sin = cos.to(wide), sin.to(wide)
@@ -186,7 +194,7 @@ def rope(
                 f"rope: q has {q.shape[-3]} positions but cos only {cos.shape[0]} rows; "
                 f"build a longer table with rope_cache"
             )
-    elif position_ids.is_floating_point() or position_ids.shape not in (q.shape[-3:-2], q.shape[:-2]):
+    elif not is_integral(position_ids) or position_ids.shape not in (q.shape[-3:-2], q.shape[:-2]):
         raise InputError(
             f"rope: position_ids must be integers of shape ({q.shape[-3]},) or {tuple(q.shape[:-2])}, "
             f"got {position_ids.dtype} {tuple(position_ids.shape)}"

@@ -6,7 +6,8 @@ The whole is
 
     lse = log sum_r exp(L_r)     logprob = z_target - lse     entropy = lse - sum_r exp(L_r - lse) m_r
 
-so three numbers a row are exchanged, and the local gradients follow from those of the sums.
+so four numbers a row are exchanged, the fourth telling whether a rank has the target, and the local gradients
+follow from those of the sums.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pylm.errors import InputError
-from pylm.ops.logprob import LogProb, linear_logprob
+from pylm.ops.logprob import LogProb, check_linear, linear_logprob
 
 
 class _Replicate(torch.autograd.Function):
@@ -93,6 +94,7 @@ def vocab_parallel_logprob(
             f"vocab_parallel_logprob: weight must be (V_r, D) with at least one row on each rank, "
             f"got {tuple(weight.shape)}; use fewer ranks"
         )
+    targets = check_linear("vocab_parallel_logprob", hidden, weight, targets, bias)
     is_kept = targets != ignore_index
     local_targets = targets - first_class
     is_local = is_kept & (local_targets >= 0) & (local_targets < weight.shape[0])

@@ -88,18 +88,11 @@ def launch_all(dtype: torch.dtype) -> None:
 
 def launch_mixture(dtype: torch.dtype) -> None:
     """Launch the kernels of experts with what a router of each kind gives."""
-    from pylm.kernels import _grouped, moe_experts, moe_route
+    from pylm.kernels import moe_experts, moe_route
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype)
 
-    # What the library would do, which needs rows that are really there.
-    for module in (_grouped, moe_experts):
-        module.gather = lambda x, rows: empty(rows.num_rows, x.shape[1])
-        module.grouped_product = lambda a, b, rows: empty(
-            *((rows.num_experts, a.shape[0]) if b.dim() == 2 else (a.shape[0],)), b.shape[-1]
-        )
-    _grouped.LIBRARY_DTYPES.add(dtype)
     for num_tokens, num_experts, top_k, groups in ((256, 128, 8, 1), (3, 5, 2, 1), (100, 160, 6, 8)):
         logits, bias = empty(num_tokens, num_experts), empty(num_experts)
         for score, b in (("softmax", None), ("sigmoid", bias)):
@@ -115,11 +108,8 @@ def launch_mixture(dtype: torch.dtype) -> None:
         weights = empty(num_experts, 2 * hidden_dim, dim), empty(num_experts, dim, hidden_dim)
         arguments = x, weight, order, offsets, *weights
         kept = empty(num_tokens * top_k, 2 * hidden_dim)
-        for products in ((), _grouped.TILES):
-            _grouped.LIBRARY_PRODUCTS.update(products)
-            moe_experts.forward(*arguments, True)
-            moe_experts.backward(x, *arguments, kept, [True] * 4)
-        _grouped.LIBRARY_PRODUCTS.clear()
+        moe_experts.forward(*arguments, True)
+        moe_experts.backward(x, *arguments, kept, [True] * 4)
         moe_experts.forward(*arguments, False)
         moe_experts.backward(x.t().contiguous().t(), *arguments, empty(0, 0), [True, False, False, False])
 

@@ -209,19 +209,16 @@ def test_norm_of_strided_rows(name: str) -> None:
         assert_close(a, b)
 
 
-MOE_MODES = ["pointers", "descriptors", "walking", "library"]
+MOE_MODES = ["pointers", "descriptors", "walking"]
 
 
 @pytest.mark.parametrize("mode", MOE_MODES)
 def test_experts_of_many_tiles(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Tiles of 64 rows, 32 columns and 32 features; descriptors and the library need rows of 16 bytes.
+    # Tiles of 64 rows, 32 columns and 32 features; descriptors need rows of 16 bytes.
     if mode == "descriptors":
         monkeypatch.setattr(_grouped, "DESCRIBED_BYTES", {4})
     elif mode == "walking":
         monkeypatch.setattr(_grouped, "SMALL_TILES", {**_grouped.SMALL_TILES, "PROGRAMS": 3})
-    elif mode == "library":
-        monkeypatch.setattr(_grouped, "LIBRARY_PRODUCTS", set(_grouped.TILES))
-        monkeypatch.setattr(_grouped, "LIBRARY_DTYPES", {torch.float32})
     num_tokens, num_experts, top_k, dim, hidden_dim = 70, 4, 2, 36, 20
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(num_tokens, num_experts, generator=generator)

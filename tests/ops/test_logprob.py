@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from pylm import ops
 from pylm.errors import InputError
 from pylm.ops import logprob as module
+from pylm.ops._library import autocast_like_linear
 
 # In units of float32 eps. A logit of D = 127 unit products is off by sqrt(D) eps |z|, here |z| < 40; the
 # gradients multiply probabilities by weights and sum over V or N below 300.
@@ -195,13 +196,36 @@ def test_low_precision_computes_in_float32() -> None:
 def test_autocast_decides_the_dtype_of_products_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
-    hidden, weight, _, targets = _inputs(4, 3, 6)
     with FakeTensorMode():  # stands for tensors of a GPU that need not be there
-        assert module.autocast(torch.empty(4, 3, device="cuda")).dtype == torch.bfloat16
-        assert module.autocast(torch.empty(4, 3, device="cuda").double()).dtype == torch.float64
-    with_autocast = ops.linear_logprob(hidden, weight, targets)
-    monkeypatch.undo()
-    assert torch.equal(with_autocast.lse, ops.linear_logprob(hidden, weight, targets).lse)
+        assert autocast_like_linear(torch.empty(4, 3, device="cuda")).dtype == torch.bfloat16
+        assert autocast_like_linear(torch.empty(4, 3, device="cuda").double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 20])
+def test_autocast_changes_nothing_on_the_cpu(keep_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_KEEP_BYTES", {"cpu": keep_bytes})
+    leaves = [t.requires_grad_() for t in _inputs(9, 7, 31)[:2]]
+    targets = torch.arange(9)
+
+    def run() -> list[Tensor]:
+        result = ops.linear_logprob(*leaves, targets)
+        loss = ops.linear_cross_entropy(*leaves, targets, z_loss=0.1)
+        total = result.logprob.sum() + result.entropy.square().sum() + loss
+        return [*result, loss, *torch.autograd.grad(total, leaves)]
+
+    expected = run()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = run()
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_targets_of_any_integers(dtype: torch.dtype) -> None:
+    hidden, weight, _, targets = _inputs(4, 3, 6)
+    expected = ops.linear_logprob(hidden, weight, targets).logprob
+    assert torch.equal(ops.linear_logprob(hidden, weight, targets.to(dtype)).logprob, expected)
+    with pytest.raises(InputError, match=r"targets must be integers of shape \(4,\), got torch.bool"):
+        ops.linear_logprob(hidden, weight, targets > 0)
 
 
 def test_errors_name_what_is_wrong() -> None:

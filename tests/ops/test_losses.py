@@ -135,9 +135,11 @@ def test_cross_entropy_of_bfloat16_keeps_the_float32_gradient_of_the_weight(
     loss = ops.linear_cross_entropy(low, single, targets)
     grads = torch.autograd.grad(loss, (low, single))
     assert [g.dtype for g in grads] == [torch.bfloat16, torch.float32]
-    exact = F.cross_entropy(low.double() @ weight.T, targets)
-    (expected,) = torch.autograd.grad(exact, weight)
-    # On the CPU everything is in float32; nothing is rounded to bfloat16 on the weight's side.
+    # The weight is converted to the dtype of the hidden states; its gradient is not.
+    rounded = weight.detach().bfloat16().double().requires_grad_()
+    exact = F.cross_entropy(low.double() @ rounded.T, targets)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=1e-6)
+    (expected,) = torch.autograd.grad(exact, rounded)
     torch.testing.assert_close(grads[1].double(), expected, rtol=1e-5, atol=1e-6)
 
 

@@ -229,3 +229,20 @@ def test_a_decoder_of_the_modules_compiles_and_checkpoints() -> None:
     y = torch.utils.checkpoint.checkpoint(block, h, model.rope, use_reentrant=False)
     (got,) = torch.autograd.grad(y.sum(), h)
     assert torch.equal(got, torch.autograd.grad(block(h, model.rope).sum(), h)[0])
+
+
+def test_the_bias_of_experts_stays_float32() -> None:
+    module = ops.MoE(8, 4, 3, 2, balance="bias").bfloat16()
+    assert module.router_weight.dtype == torch.bfloat16
+    assert module.expert_bias.dtype == torch.float32
+    module.expert_bias.fill_(0.5)
+    for _ in range(100):
+        module.update_bias(torch.tensor([1, 2, 3]))
+    torch.testing.assert_close(module.expert_bias, torch.tensor([0.6, 0.5, 0.4]))
+
+
+def test_experts_on_the_meta_device_have_shapes() -> None:
+    module = ops.MoE(8, 4, 3, 2, device="meta")
+    y, routing = module(torch.empty(5, 8, device="meta"))
+    assert y.shape == (5, 8)
+    assert routing.expert.shape == (5, 2)

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pylm import ops
 from pylm.ops import logprob
@@ -194,3 +196,47 @@ def test_running_on_the_cpu_loads_no_triton() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def _public_calls() -> dict[str, Callable[..., object]]:
+    gain, table, ids = torch.randn(8), ops.rope_cache(40, 8), torch.arange(40)
+    weight, experts = torch.randn(11, 8), (torch.randn(3, 8, 8), torch.randn(3, 8, 4))
+    return {
+        "rms_norm": lambda x: ops.rms_norm(x, gain),
+        "rms_norm with residual": lambda x: ops.rms_norm(x, gain, residual=x),
+        "swiglu": lambda x: ops.swiglu(x, x),
+        "swiglu with forms": lambda x: ops.swiglu(x, x, alpha=1.7, limit=7.0, up_offset=1.0),
+        "swiglu_packed": lambda x: ops.swiglu_packed(x),
+        "geglu": lambda x: ops.geglu(x, x),
+        "geglu_packed": lambda x: ops.geglu_packed(x),
+        "rope": lambda x: ops.rope(x[:, None], x[:, None], *table, position_ids=ids[: x.shape[0]]),
+        "linear_logprob": lambda x: ops.linear_logprob(x, weight, ids[: x.shape[0]] % 11),
+        "linear_cross_entropy": lambda x: ops.linear_cross_entropy(x, weight, ids[: x.shape[0]] % 11),
+        "moe": lambda x: ops.moe_experts(x, ops.moe_route(x[:, :3], 2), *experts),
+    }
+
+
+@pytest.mark.parametrize("name", list(_public_calls()))
+def test_full_graph_with_dynamic_shapes(name: str) -> None:
+    call = _public_calls()[name]
+    torch.compiler.reset()
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
+    for num_rows in (5, 9):
+        x = torch.randn(num_rows, 8, generator=torch.Generator().manual_seed(num_rows))
+        torch.testing.assert_close(compiled(x), call(x))
+
+
+def test_numbers_of_swiglu_may_be_symbolic() -> None:
+    compiled = torch.compile(
+        lambda x, alpha: ops.swiglu(x, x, alpha=alpha), fullgraph=True, backend="aot_eager"
+    )
+    x = torch.randn(3, 8)
+    for alpha in (1.0, 1.5, 1.7):
+        torch.testing.assert_close(compiled(x, alpha), ops.swiglu(x, x, alpha=alpha))
+
+
+def test_forward_mode_is_refused() -> None:
+    x, tangent = torch.randn(3, 8), torch.ones(3, 8)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        ops.rms_norm(forward_ad.make_dual(x, tangent))
+    assert not ops.rms_norm(x).requires_grad

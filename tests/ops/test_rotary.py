@@ -175,3 +175,13 @@ def test_errors_name_what_is_wrong() -> None:
         ops.rope(q, q[..., :4], cos, sin)
     with pytest.raises(InputError, match="R <= 6"):
         ops.rope(q, q, *ops.rope_cache(5, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_positions_of_any_integers(dtype: torch.dtype) -> None:
+    q, table = torch.randn(4, 2, 8), ops.rope_cache(4, 8)
+    ids = torch.tensor([1, 1, 0, 3])
+    expected = ops.rope(q, q, *table, position_ids=ids)[0]
+    assert torch.equal(ops.rope(q, q, *table, position_ids=ids.to(dtype))[0], expected)
+    with pytest.raises(InputError, match="position_ids must be integers"):
+        ops.rope(q, q, *table, position_ids=ids > 0)
