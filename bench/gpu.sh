@@ -37,7 +37,8 @@ if torch.cuda.is_available():
 EOF
 ) || exit 1
 [ -n "$gpu" ] || [ -n "$dry_run" ] || fail "torch sees no CUDA GPU here; --dry-run tries the steps without one"
-out=${out:-bench/results/$(date +%F)-${gpu:-dry-run}}
+if [ -z "$out" ] && [ -n "$dry_run" ]; then out=$(mktemp -d); fi
+out=${out:-bench/results/$(date +%F)-$gpu}
 
 # Print the packages that are missing, by the names under which they are installed.
 missing() {

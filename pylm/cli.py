@@ -210,7 +210,9 @@ def call(action: Callable[[], object]) -> int:
     except InputError as error:
         return _fail(str(error), INPUT_ERROR)
     except (KeyboardInterrupt, _InterruptError):
-        return _fail("interrupted; the same command goes on where this one stopped", INTERRUPTED)
+        return _fail(
+            "interrupted; the same command goes on from what was finished or last saved", INTERRUPTED
+        )
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             place = f" at {error.filename}" if error.filename else ""

@@ -1,17 +1,12 @@
 """Fixtures shared by all tests."""
 
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
 # A shell makes what it starts in the background ignore Ctrl-C; tests and their children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-# An editable install puts this checkout on the path, where kernels/ looks to transformers like the package of
-# that name, which it would import.
-sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -76,11 +76,24 @@ def test_help_loads_no_torch() -> None:
     assert _loaded_by("import pylm.cli", "torch") == set()
 
 
-def test_kernels_refuse_another_name() -> None:
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import kernels"
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("from kernels import get_kernel", "this package is pylm.kernels"),
+        ("import kernels.rms_norm", "No module named 'kernels.rms_norm'"),
+    ],
+)
+def test_kernels_refuse_another_name(wanted: str, message: str) -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {wanted}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert "this package is pylm.kernels" in done.stderr
+    assert done.returncode == 1
+    assert message in done.stderr
+
+
+def test_who_asks_for_the_version_of_kernels_is_told_that_there_is_none() -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import kernels; print(kernels.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0"]
 
 
 def test_no_long_files() -> None:

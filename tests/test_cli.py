@@ -218,7 +218,11 @@ def test_a_full_disk(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("error", "code", "line"),
     [
         (InputError("two\nlines"), 2, "pylm: two lines\n"),
-        (KeyboardInterrupt(), 130, "pylm: interrupted; the same command goes on where this one stopped\n"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "pylm: interrupted; the same command goes on from what was finished or last saved\n",
+        ),
         (OSError(errno.ENOSPC, "x", "a.bin"), 2, "pylm: the disk is full at a.bin; make room and run"),
         (PermissionError(errno.EACCES, "x", "/a"), 2, "pylm: /a: Permission denied\n"),
     ],

@@ -147,7 +147,10 @@ def test_ctrl_c_ends_with_one_line_and_can_be_resumed(unbroken: tuple[Path, floa
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == "pylm: interrupted; the same command goes on where this one stopped"
+    assert (
+        errors.splitlines()[-1]
+        == "pylm: interrupted; the same command goes on from what was finished or last saved"
+    )
     assert "Traceback" not in errors
     assert pylm("run", folder).returncode == 0
     assert_same(folder, expected)

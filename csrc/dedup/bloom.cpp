@@ -1,6 +1,7 @@
 #include "dedup/bloom.hpp"
 
 #include "dedup/xxhash.hpp"
+#include "text/words.hpp"
 
 namespace pylm::dedup {
 namespace {
@@ -19,16 +20,16 @@ Hash128 hash128(std::string_view text) noexcept { return {xxh3_64(text, 0), xxh3
 
 bool visit_bloom(std::span<std::uint64_t> words, std::size_t num_hashes, const Hash128& hash, bool add) noexcept {
     const std::uint64_t num_bits = 64 * words.size();
+    // A product for each place: sums alone, mapped by their upper bits, would lie in arithmetic progressions,
+    // which err more often than independent places do where the filter is small.
     std::uint64_t place = hash.first;
-    std::uint64_t step = hash.second;
     bool member = true;
     for (std::size_t i = 0; i < num_hashes; ++i) {
-        const std::uint64_t bit = scale(place, num_bits);
+        const std::uint64_t bit = scale(words::fold_multiply(place, hash.second | 1), num_bits);
         const std::uint64_t mask = std::uint64_t{1} << (bit & 63);
         member = member && (words[bit >> 6] & mask) != 0;
         if (add) words[bit >> 6] |= mask;
-        place += step;
-        step += i;
+        place += kSecondSeed;
     }
     return member;
 }

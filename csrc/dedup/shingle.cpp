@@ -88,7 +88,8 @@ void Shingler::hash_words(std::string_view text) {
             count -= 2;
             next = block + borders[count];
         }
-        if (next == block) {  // a run that fills the block
+        const bool fills = next == block;  // a run of the whole block, and maybe more
+        if (fills) {
             next = std::find_if(block + size, end, [](char c) {
                 return static_cast<std::uint8_t>(c) < 0x80 && !is_ascii_word(c);
             });
@@ -97,7 +98,7 @@ void Shingler::hash_words(std::string_view text) {
         std::uint64_t* out = items_.data() + num_items_;
         for (std::size_t i = 0; i < count; i += 2)
             out = hash_run(block + borders[i], borders[i + 1] - borders[i], end, out);
-        if (count == 0 && next > block + size) out = hash_run(block, static_cast<std::size_t>(next - block), end, out);
+        if (fills) out = hash_run(block, static_cast<std::size_t>(next - block), end, out);
         num_items_ = static_cast<std::size_t>(out - items_.data());
         block = next;
     }

@@ -127,6 +127,8 @@ def unit_rows(x: Tensor) -> Tensor:
 def check_float(op: str, **tensors: Tensor | None) -> None:
     """Raise InputError unless every given tensor is of a floating dtype."""
     for name, tensor in tensors.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise InputError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}; convert it first")
         if tensor is not None and not tensor.is_floating_point():
             raise InputError(
                 f"{op}: {name} must be a floating-point tensor, got {tensor.dtype}; convert it first"
@@ -151,6 +153,8 @@ def is_integral(x: Tensor) -> bool:
 def check_device(op: str, reference: Tensor, /, **tensors: Tensor | None) -> None:
     """Raise InputError unless every given tensor is on the device of `reference`."""
     for name, tensor in tensors.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise InputError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}; convert it first")
         if tensor is not None and tensor.device != reference.device:
             raise InputError(
                 f"{op}: {name} is on {tensor.device}, expected {reference.device} like the first argument; "

@@ -5,6 +5,7 @@ import time
 import torch
 from torch import Tensor
 
+from pylm.errors import InputError
 from pylm.ops.gated import geglu, swiglu, swiglu_packed
 from pylm.ops.logprob import linear_logprob
 from pylm.ops.losses import linear_cross_entropy
@@ -45,9 +46,16 @@ def warmup(
     Returns:
         Seconds that it took.
 
+    Raises:
+        InputError: there is no GPU.
+
     Example:
         >>> seconds = warmup(dim=64, vocab_size=100, device="cpu")
     """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"warmup: torch sees no GPU for device {str(device)!r}; on a CPU there is nothing to compile"
+        )
     start = time.perf_counter()
 
     def leaf(*shape: int) -> Tensor:

@@ -1,11 +1,11 @@
 """Equal texts, lines, paragraphs and addresses."""
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, cast, get_args
-from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pylm import _core
 from pylm.errors import InputError
+from pylm.files import atomic_path
 from pylm.text._checks import check_choice, check_int, check_threads
 from pylm.text._normalization import join_part_words, join_words, to_strings
 from pylm.text._urls import normalize_url
@@ -21,6 +22,9 @@ from pylm.text.texts import Texts
 Unit = Literal["document", "url"]
 PartUnit = Literal["line", "paragraph"]
 Keys = Texts | _core.NormalizedTexts
+
+_BLOOM_VERSION = 2
+_VISITING = threading.Lock()
 
 
 def exact(
@@ -176,14 +180,17 @@ def exact_batches(
     scheme = _check_options(unit, normalize, punctuation)
     with TemporaryDirectory(dir=folder, prefix="pylm-exact-") as place:
         files = [Path(place) / f"{partition}.hashes" for partition in range(num_partitions)]
-        num_docs = 0
+        num_docs = num_spilled = 0
         for batch in batches:
             hashes, null = _core.hash128(_make_keys(batch, scheme, num_threads), num_threads=num_threads)
             records = np.empty(len(hashes), _RECORD)
             records["low"], records["high"] = hashes[:, 0], hashes[:, 1]
             records["position"] = np.arange(num_docs, num_docs + len(hashes))
             num_docs += len(hashes)
+            num_spilled += int((null == 0).sum())
             _spill(records[null == 0], files)
+        if sum(file.stat().st_size for file in files if file.exists()) != num_spilled * _RECORD.itemsize:
+            raise OSError(f"{place}: not all records are there; is the disk full?")
         found = [_repeats(np.fromfile(file, _RECORD)) for file in files if file.exists()]
     rows = np.concatenate([np.zeros((0, 2), np.int64), *found])
     rows = rows[np.argsort(rows[:, 0])]
@@ -198,7 +205,7 @@ def _spill(records: NDArray[np.void], files: list[Path]) -> None:
     for file, begin, end in zip(files, bounds[:-1], bounds[1:], strict=True):
         if begin < end:
             with file.open("ab") as out:
-                records[order[begin:end]].tofile(out)
+                out.write(records[order[begin:end]].tobytes())  # tofile hides a full disk
 
 
 def _repeats(records: NDArray[np.void]) -> NDArray[np.int64]:
@@ -216,7 +223,7 @@ class BloomFilter:
 
     1.44 * log2(1 / error_rate) bits a text (Bloom 1970), 3.6 bytes at one error in a million. A text that was
     seen is always recognised. A new one is taken for seen with a probability that rises up to `error_rate`
-    when `capacity` different texts are in, and beyond it after that.
+    when `capacity` different texts are in, and beyond it after that. Threads may share a filter.
     """
 
     def __init__(
@@ -247,8 +254,7 @@ class BloomFilter:
         self.capacity = capacity
         self.error_rate = float(error_rate)
         self.num_hashes = max(1, round(-np.log2(error_rate)))
-        num_bits = -capacity * np.log(error_rate) / np.log(2) ** 2
-        self._words = np.zeros(max(1, int(np.ceil(num_bits / 64))), np.uint64)
+        self._words = np.zeros(_num_words(capacity, error_rate), np.uint64)
 
     @property
     def size_bytes(self) -> int:
@@ -283,17 +289,17 @@ class BloomFilter:
         hashes, null = _core.hash128(_make_keys(texts, self._scheme, num_threads), num_threads=num_threads)
         member = np.zeros(len(null), bool)
         present = null == 0
-        member[present] = _core.visit_bloom(self._words, self.num_hashes, hashes[present], add=add).astype(
-            bool
-        )
+        with _VISITING:  # two threads would undo each other's bits
+            visited = _core.visit_bloom(self._words, self.num_hashes, hashes[present], add=add)
+        member[present] = visited.astype(bool)
         return member
 
     def save(self, path: str | Path) -> None:
-        """Write the filter to a file."""
-        with Path(path).open("wb") as out:
+        """Write the filter to a file, which is replaced whole or not at all; its folder is created."""
+        with atomic_path(Path(path)) as temporary, temporary.open("wb") as out:
             np.savez(
                 out,
-                version=np.int64(1),
+                version=np.int64(_BLOOM_VERSION),
                 words=self._words,
                 capacity=np.int64(self.capacity),
                 error_rate=np.float64(self.error_rate),
@@ -309,16 +315,25 @@ class BloomFilter:
         """
         try:
             with np.load(path, allow_pickle=False) as stored:
-                loaded = cls(int(stored["capacity"]), float(stored["error_rate"]))
-                words, scheme, version = stored["words"], str(stored["scheme"]), int(stored["version"])
-        except (ValueError, KeyError, EOFError, BadZipFile) as error:
+                version, scheme = int(stored["version"]), str(stored["scheme"])
+                capacity, error_rate = int(stored["capacity"]), float(stored["error_rate"])
+                words = stored["words"]
+        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            raise
+        except Exception as error:  # whatever a zip file, its members and their headers can be wrong in
             raise InputError(f"{path} is no filter that BloomFilter.save wrote ({error})") from error
-        known = scheme in ("", "url", "folded", "bare")
-        if version != 1 or not known or words.dtype != np.uint64 or words.shape != loaded._words.shape:
+        known = version == _BLOOM_VERSION and scheme in ("", "url", "folded", "bare")
+        known = known and 1 <= capacity <= 1 << 40 and 1e-15 <= error_rate <= 0.5
+        if not known or words.dtype != np.uint64 or words.shape != (_num_words(capacity, error_rate),):
             raise InputError(f"{path} is a filter of another version, or damaged; build it again")
-        loaded._words = words
-        loaded._scheme = scheme or None
+        loaded = cls(1, error_rate)
+        loaded.capacity, loaded._words, loaded._scheme = capacity, words, scheme or None
         return loaded
+
+
+def _num_words(capacity: int, error_rate: float) -> int:
+    """Number of 64-bit words with as many bits as the capacity needs."""
+    return max(1, int(np.ceil(-capacity * np.log(error_rate) / np.log(2) ** 2 / 64)))
 
 
 def _check_options(unit: Unit, normalize: bool, punctuation: bool) -> str | None:

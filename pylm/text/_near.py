@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pylm import _core
 from pylm.errors import InputError
-from pylm.text._checks import check_choice, check_int, check_threads, check_threshold
+from pylm.text._checks import check_bool, check_choice, check_int, check_threads, check_threshold
 from pylm.text._minhash import MinHasher, Scheme, Unit
 from pylm.text._token_bytes import Tokens
 from pylm.text.texts import Texts
@@ -101,6 +101,7 @@ def near(
     hasher = MinHasher(num_perm=num_perm, ngram=ngram, unit=unit, seed=seed, scheme=scheme)
     check_threshold(threshold)
     check_choice("keep", keep, get_args(Keep))
+    check_bool("verify", verify)
     num_threads = check_threads(num_threads)
     if bands is None and rows is None:
         if false_negative_weight is None:

@@ -161,6 +161,8 @@ def to_strings(texts: Texts, indices: list[int] | None = None) -> list[str | Non
     if indices is None:
         _core.exact_duplicates(column, num_threads=1)
     else:
+        if column.type in (pa.string_view(), pa.binary_view()):  # Arrow does not take from these
+            column = column.cast(pa.large_string() if column.type == pa.string_view() else pa.large_binary())
         column = column.take(pa.array(indices, pa.int64()))
     try:
         return list(column.cast(pa.large_string()).to_pylist())

@@ -89,7 +89,9 @@ class Spans:
             ['same words', 'the ', 'other']
         """
         num_threads = check_threads(num_threads)
-        plain, tokens = _part("texts", texts)
+        for name in ("doc", "start", "end"):
+            check_array(name, getattr(self, name), (np.int64,))
+        plain, tokens = _part("texts", texts, self.unit)
         unit = "token" if plain is None else "byte"
         if unit != self.unit:
             raise InputError(f"texts must be counted in {self.unit}s as the spans are, got {unit}s")
@@ -130,14 +132,21 @@ class Spans:
 
         Raises:
             InputError: the file is no such file; names it.
-            OSError: the file cannot be read.
+            FileNotFoundError, PermissionError: the file cannot be read.
         """
         try:
             table = pq.read_table(path)
             about = json.loads((table.schema.metadata or {})[_METADATA])
+            num_docs, unit = about["num_docs"], about["unit"]
+            if not isinstance(num_docs, int) or unit not in ("byte", "token"):
+                raise ValueError(f"num_docs {num_docs!r} and unit {unit!r}")
+            if any(table.column(name).null_count for name in _SCHEMA.names):
+                raise ValueError("cells without a number")
             doc, start, end = (table.column(name).cast(pa.int64()).to_numpy() for name in _SCHEMA.names)
-            return cls(doc, start, end, int(about["num_docs"]), about["unit"])
-        except (pa.ArrowInvalid, KeyError, ValueError) as error:
+            return cls(doc, start, end, num_docs, unit)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{os.fspath(path)}: expected a Parquet file written by Spans.save, got {error!r}"
             ) from error
@@ -168,11 +177,14 @@ class Spans:
         return ids[np.cumsum(steps[:-1], dtype=np.int8) == 0], offsets - np.cumsum(removed)
 
 
+_MIN_BYTES, _MIN_TOKENS = 100, 50
+
+
 def substrings(
     texts: Texts | Tokens,
     *,
-    min_bytes: int = 100,
-    min_tokens: int = 50,
+    min_bytes: int = _MIN_BYTES,
+    min_tokens: int = _MIN_TOKENS,
     keep: KeepCopies = "first",
     against: Texts | Tokens | None = None,
     method: Method = "sampled",
@@ -193,7 +205,8 @@ def substrings(
 
     `sampled` names a place of every window by the window's own bytes (winnowing: Schleimer, Wilkerson, Aiken,
     SIGMOD 2003), looks for equal bytes around equal names only, and compares them. It reads the texts in
-    place, memory-mapped ones too, and takes less than their size in memory. `suffix_array` sorts all suffixes
+    place, memory-mapped ones too, and takes less than their size in memory with windows of 100 bytes, up to
+    three times as much with windows under 20. `suffix_array` sorts all suffixes
     (Lee et al., ACL 2022), for comparison: the same spans, at least ten times the memory and time.
 
     Args:
@@ -223,6 +236,10 @@ def substrings(
     check_int("min_tokens", min_tokens, 1, (1 << 31) - 1)
     check_choice("keep", keep, get_args(KeepCopies))
     check_choice("method", method, get_args(Method))
+    if _holds_ids(texts) and min_bytes != _MIN_BYTES:
+        raise InputError("min_bytes does not apply to token ids; give min_tokens")
+    if not _holds_ids(texts) and min_tokens != _MIN_TOKENS:
+        raise InputError("min_tokens does not apply to texts; give min_bytes, or pass token ids")
     return _find(
         texts,
         against,
@@ -247,8 +264,10 @@ def _find(
     anchor_bytes: int = 0,
 ) -> Spans:
     """The same behind the checks, with what only tests choose: 64-bit indices, memory for anchors."""
-    plain, tokens = _part("texts", texts)
-    plain_sources, token_sources = (None, None) if against is None else _part("against", against)
+    plain, tokens = _part("texts", texts, "byte")
+    plain_sources, token_sources = None, None
+    if against is not None:
+        plain_sources, token_sources = _part("against", against, "byte" if tokens is None else "token")
     if (token_sources if tokens is None else plain_sources) is not None:
         kinds = ("bytes", "tokens") if tokens is None else ("tokens", "bytes")
         raise InputError(f"against must hold {kinds[0]} as texts does, got {kinds[1]}")
@@ -265,6 +284,8 @@ def _find(
         )
         return Spans(doc, start, end, num_docs, "byte")
     ids, offsets = tokens
+    if token_sources is not None and len(token_sources[0]) == 0:
+        token_sources = ids[:0], token_sources[1]
     if token_sources is not None and token_sources[0].dtype != ids.dtype:
         raise InputError(f"against must have the dtype of texts, {ids.dtype}, got {token_sources[0].dtype}")
     doc, start, end = _core.repeated_tokens(
@@ -285,14 +306,25 @@ def _find(
 _Ids = tuple[NDArray[np.uint16] | NDArray[np.uint32], NDArray[np.int64]]
 
 
-def _part(name: str, texts: Texts | Tokens) -> tuple[Texts | None, _Ids | None]:
-    """Texts, or ids end to end and where each text begins."""
+def _holds_ids(texts: Texts | Tokens) -> bool:
+    if isinstance(texts, list | tuple):
+        return len(texts) > 0 and isinstance(texts[0], np.ndarray)
+    return isinstance(texts, TokenArray)
+
+
+def _part(name: str, texts: Texts | Tokens, unit: str) -> tuple[Texts | None, _Ids | None]:
+    """Texts, or ids end to end and where each text begins; an empty list is of the given unit."""
     if isinstance(texts, TokenArray):
         check_array(f"{name}.ids", texts.ids, (np.uint32,))
         check_array(f"{name}.offsets", texts.offsets, (np.int64,))
+        if len(texts.offsets) == 0:
+            raise InputError(f"{name}.offsets must have one entry more than there are texts, got none")
         return None, (texts.ids, texts.offsets)
-    if not isinstance(texts, list | tuple) or not texts or not isinstance(texts[0], np.ndarray):
+    if isinstance(texts, list | tuple) and not texts and unit == "token":
+        return None, (np.zeros(0, np.uint32), np.zeros(1, np.int64))
+    if not _holds_ids(texts):
         return cast(Texts, texts), None
+    assert isinstance(texts, list | tuple)
     for i, ids in enumerate(texts):
         check_array(f"{name}[{i}]", ids, (np.uint16, np.uint32))
         if ids.dtype != texts[0].dtype:

@@ -2,9 +2,7 @@
 
 import importlib
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,8 +10,6 @@ import torch
 
 from pylm import ops
 from pylm.errors import InputError
-
-CHECKOUT = Path(__file__).resolve().parents[2]
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -161,9 +157,7 @@ def test_frequencies_equal_the_formulas(name: str) -> None:
 
 
 @pytest.fixture
-def transformers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    # It imports what it finds under the name of a package of the Hub, which is not the checkout's kernels/.
-    monkeypatch.setattr(sys, "path", [p for p in sys.path if Path(p).resolve() != CHECKOUT])
+def transformers() -> ModuleType:
     return pytest.importorskip("transformers", reason="transformers is not installed")
 
 

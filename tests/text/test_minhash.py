@@ -93,6 +93,21 @@ def test_bins_of_several_rounds(num_perm: int, bits: int) -> None:
     assert hasher.signatures(texts).tolist() == [_expected(text, hasher) for text in texts]
 
 
+@pytest.mark.parametrize("letter", ["x", "é", "เ", "语", "\U0001d4b3"])
+@pytest.mark.parametrize("before", ["", "ab ", "c" * 700 + " "])
+def test_runs_as_long_as_a_block(letter: str, before: str) -> None:
+    """Runs without a border end before, at and behind the 4,096th byte, at the text's end and before more."""
+    hasher = dedup.MinHasher(ngram=2, num_perm=16)
+    size = len(letter.encode())
+    lengths = {n // size for n in range(4090 - len(before), 4102)} | {
+        4096 // size - 1,
+        4096 // size,
+        8192 // size,
+    }
+    texts = [before + letter * n + after for n in sorted(lengths) for after in ("", " ", " y", "\n\n", "é z")]
+    assert hasher.signatures(texts).tolist() == [_expected(text, hasher) for text in texts]
+
+
 @pytest.mark.parametrize("level", _core.simd_levels())
 @pytest.mark.parametrize(("scheme", "unit"), KINDS)
 def test_levels_do_not_matter(scheme: dedup.Scheme, unit: dedup.Unit, level: str) -> None:
