@@ -66,7 +66,7 @@ def median_ms(call: Callable[[], object], device: torch.device, *, rounds: int) 
         for _ in range(rounds):
             start_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             flush.zero_()
-            torch.cuda._sleep(2_000_000)  # about 1 ms
+            torch.cuda._sleep(10_000_000)  # about 5 ms: longer than any call takes the host
             start_event.record()
             call()
             end_event.record()

@@ -468,6 +468,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time each op on a GPU against its peers.")
     parser.add_argument("--out", type=Path, required=True, help="folder for ops.json and ops.md")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU; figures mean nothing")
+    parser.add_argument("--only", default="", help="a part of the names of the cases to time")
     options = parser.parse_args()
     device = find_device(options.dry_run)
     # A graph that is kept may not give its buffers away.
@@ -478,14 +479,16 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     result = {"about": describe(device), "ceilings": overall, "rows": rows}
     for build in Cases(device, dry_run=options.dry_run).all():
-        start = time.perf_counter()
-        torch.compiler.reset()
-        rows += measure(build(), device, ceilings, rounds)
+        start, case = time.perf_counter(), build()
+        if options.only in case.name:
+            torch.compiler.reset()
+            rows += measure(case, device, ceilings, rounds)
+            # Written after each case: nothing is lost when the time is over.
+            write_results(options.out, "ops", result, tabulate(rows), show=False)
+            print(f"{case.name}: {time.perf_counter() - start:.0f} s", flush=True)
+        del case
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        # Written after each case: nothing is lost when the time is over.
-        write_results(options.out, "ops", result, tabulate(rows), show=False)
-        print(f"{rows[-1]['case']}: {time.perf_counter() - start:.0f} s", flush=True)
     write_results(options.out, "ops", result, tabulate(rows))
     wrong = [row["case"] for row in rows if row["implementation"] == "pylm" and "note" in row]
     if wrong:

@@ -26,7 +26,9 @@ from torch import Tensor
 
 from pylm.kernels._launch import FUSED_MULTIPLY_ADD, cdiv, current_device, next_power_of_2, wide_dtype
 
-_TILE_ELEMENTS = 4096
+# Elements of a program's tile, and of a warp: few, since each waits for one choice after another.
+_FORWARD_TILE = 1024, 512
+_BACKWARD_TILE = 512, 256
 _MAX_EXPERTS = 16384
 
 
@@ -146,28 +148,82 @@ def _forward_kernel(
     tl.store(block_z_ptr + block, tl.sum(tl.sum(squares, axis=1), axis=0))
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=["num_blocks"])
+def _start_kernel(
+    block_load_ptr,
+    block_share_ptr,
+    load_ptr,
+    share_ptr,
+    num_blocks,
+    num_experts,
+    BLOCK_B: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    """Put the loads of all earlier blocks in place of a block's; sum loads and shares over the blocks."""
+    experts = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
+    is_expert = experts < num_experts
+    before = tl.zeros((BLOCK_E,), tl.int32)
+    share = tl.zeros((BLOCK_B, BLOCK_E), share_ptr.dtype.element_ty)
+    for first in range(0, num_blocks, BLOCK_B):
+        blocks = first + tl.arange(0, BLOCK_B)
+        mask = (blocks < num_blocks)[:, None] & is_expert[None, :]
+        offsets = blocks[:, None].to(tl.int64) * num_experts + experts[None, :]
+        loads = tl.load(block_load_ptr + offsets, mask=mask, other=0)
+        share += tl.load(block_share_ptr + offsets, mask=mask, other=0.0)
+        tl.store(block_load_ptr + offsets, tl.cumsum(loads, axis=0) - loads + before[None, :], mask=mask)
+        before += tl.sum(loads, axis=0)
+    tl.store(load_ptr + experts, before, mask=is_expert)
+    tl.store(share_ptr + experts, tl.sum(share, axis=0), mask=is_expert)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_blocks"])
 def _order_kernel(
     expert_ptr,
     block_start_ptr,
+    load_ptr,
+    share_ptr,
+    block_z_ptr,
     order_ptr,
+    offsets_ptr,
+    aux_ptr,
+    z_ptr,
     num_tokens,
+    num_blocks,
     num_experts,
     top_k,
+    size: tl.float64,
     BLOCK_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
+    BLOCK_B: tl.constexpr,
 ):
     """Write the choices of a block of tokens to their places: after those of earlier blocks and tokens."""
+    wide = block_z_ptr.dtype.element_ty
     block = tl.program_id(0).to(tl.int64)
     rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask = rows < num_tokens
     experts = tl.arange(0, BLOCK_E)
+    is_expert = experts < num_experts
+    loads = tl.load(load_ptr + experts, mask=is_expert, other=0)
+    ends = tl.cumsum(loads, axis=0)
+    if block == 0:
+        # One program finishes what is there once.
+        tl.store(offsets_ptr, 0)
+        tl.store(offsets_ptr + 1 + experts, ends, mask=is_expert)
+        tokens = tl.full((1,), size, wide)
+        shares = tl.load(share_ptr + experts, mask=is_expert, other=0.0)
+        aux = tl.sum(loads.to(wide) * shares, axis=0) * num_experts / tokens / tokens
+        tl.store(aux_ptr + tl.arange(0, 1), aux)
+        squares = tl.zeros((BLOCK_B,), wide)
+        for first in range(0, num_blocks, BLOCK_B):
+            blocks = first + tl.arange(0, BLOCK_B)
+            squares += tl.load(block_z_ptr + blocks, mask=blocks < num_blocks, other=0.0)
+        tl.store(z_ptr + tl.arange(0, 1), tl.sum(squares, axis=0) / tokens)
     counts = tl.zeros((BLOCK_N, BLOCK_E), tl.int32)
     for k in range(top_k):
         chosen = tl.load(expert_ptr + rows * top_k + k, mask=row_mask, other=-1)
         counts += (chosen[:, None] == experts[None, :]).to(tl.int32)
-    start = tl.load(block_start_ptr + block * num_experts + experts, mask=experts < num_experts, other=0)
-    places = tl.cumsum(counts, axis=0) - counts + start[None, :]
+    start = tl.load(block_start_ptr + block * num_experts + experts, mask=is_expert, other=0)
+    places = tl.cumsum(counts, axis=0) - counts + (start + ends - loads)[None, :]
     for k in range(top_k):
         choices = rows * top_k + k
         chosen = tl.load(expert_ptr + choices, mask=row_mask, other=-1)
@@ -247,10 +303,11 @@ def _backward_kernel(
     tl.store(grad_ptr + grad_offsets, grad.to(grad_ptr.dtype.element_ty), mask=mask)
 
 
-def _block_tokens(num_columns: int) -> tuple[int, int]:
+def _block_tokens(num_columns: int, tile: tuple[int, int]) -> tuple[int, int]:
     """Return how many tokens a program takes, and its warps."""
-    block_n = max(1, min(64, _TILE_ELEMENTS // num_columns))
-    return block_n, min(16, max(4, block_n * num_columns // 1024))
+    elements, elements_a_warp = tile
+    block_n = max(1, min(64, elements // num_columns))
+    return block_n, min(16, max(2, block_n * num_columns // elements_a_warp))
 
 
 def forward(
@@ -272,8 +329,8 @@ def forward(
     group_size = num_experts // num_groups
     block_m = next_power_of_2(group_size)
     block_g = next_power_of_2(num_groups)
-    block_n, num_warps = _block_tokens(block_g * block_m)
-    num_blocks = cdiv(num_tokens, block_n)
+    block_n, num_warps = _block_tokens(block_g * block_m, _FORWARD_TILE)
+    num_blocks = max(1, cdiv(num_tokens, block_n))
     weight = torch.empty((num_tokens, top_k), dtype=wide, device=device)
     expert = torch.empty((num_tokens, top_k), dtype=torch.int64, device=device)
     order = torch.empty(num_tokens * top_k, dtype=torch.int32, device=device)
@@ -283,54 +340,70 @@ def forward(
     block_z = torch.empty(num_blocks, dtype=wide, device=device)
     options: dict[str, Any] = {"num_warps": num_warps, **FUSED_MULTIPLY_ADD}
     with current_device(logits):
-        if num_tokens:
-            _forward_kernel[(num_blocks,)](
-                logits,
-                logits if bias is None else bias.contiguous(),
-                weight,
-                expert,
-                lse,
-                block_load,
-                block_share,
-                block_z,
-                *logits.stride(),
-                num_tokens,
-                num_experts,
-                group_size,
-                num_groups,
-                topk_groups,
-                top_k,
-                scale,
-                HAS_BIAS=bias is not None,
-                HAS_GROUPS=topk_groups < num_groups,
-                SUMS_TWO=group_score == "top2" and group_size > 1,
-                USES_SIGMOID=score == "sigmoid",
-                NORMALIZES=normalize,
-                BLOCK_N=block_n,
-                BLOCK_G=block_g,
-                BLOCK_M=block_m,
-                BLOCK_K=next_power_of_2(top_k),
-                **options,
-            )
-        through = block_load.cumsum(0, dtype=torch.int32)  # with this block
-        load = block_load.sum(0, dtype=torch.int32)
-        offsets = torch.zeros(num_experts + 1, dtype=torch.int32, device=device)
-        torch.cumsum(load, 0, dtype=torch.int32, out=offsets[1:])
-        if num_tokens:
-            _order_kernel[(num_blocks,)](
-                expert,
-                through - block_load + offsets[:-1],
-                order,
-                num_tokens,
-                num_experts,
-                top_k,
-                BLOCK_N=block_n,
-                BLOCK_E=next_power_of_2(num_experts),
-                **options,
-            )
-        size = max(1, num_tokens)
-        aux_loss = (load.to(wide) * block_share.sum(0)).sum() * (num_experts / size**2)
-        return weight, expert, order, offsets, load, aux_loss, block_z.sum() / size, lse
+        _forward_kernel[(num_blocks,)](
+            logits,
+            logits if bias is None else bias.contiguous(),
+            weight,
+            expert,
+            lse,
+            block_load,
+            block_share,
+            block_z,
+            *logits.stride(),
+            num_tokens,
+            num_experts,
+            group_size,
+            num_groups,
+            topk_groups,
+            top_k,
+            scale,
+            HAS_BIAS=bias is not None,
+            HAS_GROUPS=topk_groups < num_groups,
+            SUMS_TWO=group_score == "top2" and group_size > 1,
+            USES_SIGMOID=score == "sigmoid",
+            NORMALIZES=normalize,
+            BLOCK_N=block_n,
+            BLOCK_G=block_g,
+            BLOCK_M=block_m,
+            BLOCK_K=next_power_of_2(top_k),
+            **options,
+        )
+        load = torch.empty(num_experts, dtype=torch.int32, device=device)
+        share = torch.empty(num_experts, dtype=wide, device=device)
+        _start_kernel[(cdiv(num_experts, 16),)](
+            block_load,
+            block_share,
+            load,
+            share,
+            num_blocks,
+            num_experts,
+            BLOCK_B=256,
+            BLOCK_E=16,
+            num_warps=8,
+        )
+        offsets = torch.empty(num_experts + 1, dtype=torch.int32, device=device)
+        aux_loss, z_loss = (torch.empty((), dtype=wide, device=device) for _ in range(2))
+        _order_kernel[(num_blocks,)](
+            expert,
+            block_load,
+            load,
+            share,
+            block_z,
+            order,
+            offsets,
+            aux_loss,
+            z_loss,
+            num_tokens,
+            num_blocks,
+            num_experts,
+            top_k,
+            float(max(1, num_tokens)),
+            BLOCK_N=block_n,
+            BLOCK_E=next_power_of_2(num_experts),
+            BLOCK_B=1024,
+            **options,
+        )
+    return weight, expert, order, offsets, load, aux_loss, z_loss, lse
 
 
 def backward(
@@ -349,7 +422,7 @@ def backward(
     num_tokens, num_experts = logits.shape
     grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     block_e = next_power_of_2(num_experts)
-    block_n, num_warps = _block_tokens(block_e)
+    block_n, num_warps = _block_tokens(block_e, _BACKWARD_TILE)
     if logits.numel():
         with current_device(logits):
             _backward_kernel[(cdiv(num_tokens, block_n),)](

@@ -130,14 +130,21 @@ register_autograd("linear_cross_entropy", _backward, setup_context=_save)
 refuse_second_derivative("linear_cross_entropy_backward")
 
 
-def makes_gradients_early(hidden: Tensor, weight: Tensor) -> bool:
-    """Return whether `summed_cross_entropy` is the faster way to a loss with gradients.
+def makes_gradients_early(hidden: Tensor, weight: Tensor, softcap: float | None) -> bool:
+    """Return whether `summed_cross_entropy` is the better way to a loss with gradients.
 
-    On the CPU, not where all exponentials may be kept: then the gradient need not be scaled afterwards.
+    Not where what the backward pass needs of all logits may be kept: then the weight's gradient is one
+    product that is rounded once, neither added up chunk by chunk in float32 nor scaled afterwards. On a GPU
+    that needs a weight of the hidden states' dtype and no soft cap.
     """
     if not torch.is_grad_enabled() or not (hidden.requires_grad or weight.requires_grad):
         return False
-    return hidden.device.type != "cpu" or not may_keep(as_rows(hidden), weight)
+    if hidden.device.type == "cpu":
+        return not may_keep(as_rows(hidden), weight)
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else hidden.dtype
+    if softcap is not None or hidden.dtype != weight.dtype or hidden.dtype != dtype:
+        return True
+    return not may_keep(as_rows(hidden), weight)
 
 
 def summed_cross_entropy(

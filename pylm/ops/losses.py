@@ -60,7 +60,7 @@ def linear_cross_entropy(
         raise InputError(
             f'linear_cross_entropy: reduction must be "mean", "sum" or "none", got {reduction!r}'
         )
-    if reduction != "none" and makes_gradients_early(hidden, weight):
+    if reduction != "none" and makes_gradients_early(hidden, weight, softcap):
         total = summed_cross_entropy(
             hidden,
             weight,

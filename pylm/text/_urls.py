@@ -11,7 +11,8 @@ _TRACKING = re.compile(
 _SCHEME = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
 _OPAQUE = re.compile(r"(?:about|blob|data|javascript|magnet|mailto|news|sms|tel|urn):", re.IGNORECASE)
 _PATH_END = re.compile(r"[/\s]+$")
-_PORT = re.compile(r":(\d*)$")
+_HOST_END = re.compile(r"[.:\s]+$")
+_PORT = re.compile(r"[.:\s]*:(\d*)\s*$")
 
 
 def normalize_url(url: str, *, drop_tracking: bool = True) -> str:
@@ -43,13 +44,16 @@ def normalize_url(url: str, *, drop_tracking: bool = True) -> str:
     address, _, query = rest.partition("?")
     host, slash, path = address.partition("/")
     host = host.rpartition("@")[2].lower()
-    port = _PORT.search(host)
-    host = host[: port.start()] if port else host
-    host = host.rstrip(".")
+    port = ""
+    while found := _PORT.search(host):
+        host = host[: found.start()]
+        if found[1] not in ("", "80", "443"):
+            port = ":" + found[1]
+            break
+    host = _HOST_END.sub("", host)
     while host.startswith("www.") and "." in host[4:]:
         host = host[4:]
-    if port and port[1] not in ("", "80", "443"):
-        host += port[0]
+    host += port
     parameters = [p for p in query.split("&") if p and not (drop_tracking and _TRACKING.match(p))]
     path = _PATH_END.sub("", slash + path)
     result = host + path + ("?" + "&".join(parameters) if parameters else "")

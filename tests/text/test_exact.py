@@ -2,8 +2,11 @@
 """Equal texts by options, parts, streams and filters, against sets and dictionaries."""
 
 import random
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import dedup as oracle
 
+from pylm import _core
 from pylm.errors import InputError
 from pylm.text import dedup
 
@@ -101,12 +105,27 @@ def test_parts_left_to_python() -> None:
         ("https://example.org/u?next=http://www.other.org/", "example.org/u?next=http://www.other.org/"),
         ("https://www.example.org.", "example.org"),
         ("https://[2001:db8::1]/a", "[2001:db8::1]/a"),
+        ("https://www.example.org.:443/", "example.org"),
+        ("www.www.example.org:8080", "example.org:8080"),
+        ("https://www.org/", "www.org"),
+        ("example.org/a /#x", "example.org/a"),
+        ("mailto:x@y.org", "mailto:x@y.org"),
+        ("data:text/plain,www.a//", "data:text/plain,www.a//"),
+        ("https://", "https://"),
+        ("#top", "#top"),
         ("", ""),
     ],
 )
 def test_addresses(url: str, expected: str) -> None:
     assert dedup.normalize_url(url) == expected
     assert dedup.normalize_url(expected) == expected
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(url=st.text(alphabet="aw.:/@#?&=8\u00a0 ", max_size=12))
+def test_an_address_in_its_form_stays(url: str) -> None:
+    once = dedup.normalize_url("www." + url)
+    assert dedup.normalize_url(once) == once
 
 
 def test_equal_addresses() -> None:
@@ -184,6 +203,79 @@ def test_filters_are_saved(tmp_path: Path) -> None:
             dedup.BloomFilter.load(path)
 
 
+def test_small_filters_err_no_more_often() -> None:
+    """A million questions to filters of a thousand: places in a row would err several times as often."""
+    capacity, error_rate, errors, num_strangers = 1000, 1e-4, 0, 1 << 18
+    draw = np.random.default_rng(0)
+    for _ in range(4):
+        bloom = dedup.BloomFilter(capacity, error_rate)
+        hashes = draw.integers(0, 1 << 64, (capacity + num_strangers, 2), np.uint64, endpoint=False)
+        _core.visit_bloom(bloom._words, bloom.num_hashes, hashes[:capacity], add=True)
+        errors += int(_core.visit_bloom(bloom._words, bloom.num_hashes, hashes[capacity:], add=False).sum())
+    expected = 4 * num_strangers * error_rate
+    assert errors < 7 / 6 * expected + 4 * expected**0.5
+
+
+def test_threads_share_a_filter() -> None:
+    bloom = dedup.BloomFilter(200_000, 1e-6)
+    texts = [[f"{thread} {i}" for i in range(20_000)] for thread in range(4)]
+    threads = [Thread(target=bloom.seen, args=(part,)) for part in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(bloom.contains(part).all() for part in texts)
+
+
+def test_saved_filters_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "seen.bloom"
+    dedup.BloomFilter(10).save(path)
+    before = path.read_bytes()
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(np, "savez", fail)
+    with pytest.raises(OSError, match="no room"):
+        dedup.BloomFilter(20).save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_other_files_are_no_filters(tmp_path: Path) -> None:
+    path = tmp_path / "seen.npy"
+    np.save(path, np.zeros(3))
+    with pytest.raises(InputError, match=r"seen\.npy is no filter"):
+        dedup.BloomFilter.load(path)
+    fields = {
+        "version": 2,
+        "scheme": "",
+        "capacity": 1 << 60,
+        "error_rate": 0.1,
+        "words": np.zeros(1, np.uint64),
+    }
+    for change in ({}, {"capacity": 1000}, {"capacity": 10, "error_rate": np.nan}, {"version": 1}):
+        with path.open("wb") as file:
+            np.savez(file, **(fields | change))
+        with pytest.raises(InputError, match="a filter of another version, or damaged"):
+            dedup.BloomFilter.load(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of the size of files are POSIX's")
+def test_a_full_disk_is_no_result(tmp_path: Path) -> None:
+    code = f"""
+import resource, signal
+from pylm.text import dedup
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+dedup.exact_batches([[str(i) for i in range(9000)]], num_partitions=2, folder={str(tmp_path)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "OSError" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
 def test_bad_options() -> None:
     for call, message in (
         (lambda: dedup.exact([], unit="word"), "unit must be one of 'document', 'url', got 'word'"),
@@ -198,6 +290,14 @@ def test_bad_options() -> None:
     ):
         with pytest.raises(InputError, match=message):
             call()
+    with pytest.raises(TypeError, match="url must be a str, got bytes"):
+        dedup.normalize_url(b"a.org")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.large_string(), pa.binary_view()])
+def test_layouts_left_to_python(kind: pa.DataType) -> None:
+    texts = pa.array(["ΟΔΟΣ", "οδος", None, "a"], pa.string()).cast(kind)
+    assert dedup.exact(texts, normalize=True).tolist() == [0, 0, 2, 3]
 
 
 @pytest.mark.slow

@@ -311,6 +311,15 @@ def test_wrong_sidecar(tmp_path: Path) -> None:
     pq.write_table(pa.table({"doc": [1]}), path)
     with pytest.raises(InputError, match=r"other\.parquet: expected a Parquet file written by Spans\.save"):
         dedup.Spans.load(path)
+    about = {b"pylm.spans": b'{"num_docs": "2", "unit": "byte"}'}
+    columns = {name: pa.array([None], pa.int64()) for name in ("doc", "start", "end")}
+    for table in (
+        pa.table(columns).replace_schema_metadata(about),
+        pa.table(columns).replace_schema_metadata({b"pylm.spans": b'{"num_docs": 2, "unit": "byte"}'}),
+    ):
+        pq.write_table(table, path)
+        with pytest.raises(InputError, match=r"other\.parquet: expected a Parquet file written by Spans"):
+            dedup.Spans.load(path)
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(InputError, match=r"other\.parquet: expected a Parquet file"):
         dedup.Spans.load(path)
@@ -398,6 +407,12 @@ def test_wrong_spans_of_tokens(spans: dedup.Spans) -> None:
             "against must have the dtype of texts, uint16, got uint32",
         ),
         ({"texts": TokenArray(np.zeros(3, np.uint32), np.array([0, 4]))}, ValueError, "offsets must rise"),
+        ({"texts": ["a"], "min_tokens": 9}, InputError, "min_tokens does not apply to texts; give min_bytes"),
+        (
+            {"texts": [np.zeros(3, np.uint16)], "min_bytes": 9},
+            InputError,
+            "min_bytes does not apply to token ids; give min_tokens",
+        ),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
