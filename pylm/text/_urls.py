@@ -51,6 +51,8 @@ def normalize_url(url: str, *, drop_tracking: bool = True) -> str:
             port = ":" + found[1]
             break
     host = _HOST_END.sub("", host)
+    if not host:
+        return url
     while host.startswith("www.") and "." in host[4:]:
         host = host[4:]
     host += port
