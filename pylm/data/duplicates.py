@@ -1,4 +1,4 @@
-"""Duplicates across a whole corpus: exact copies first, then near copies."""
+"""Duplicates of a corpus in memory: exact copies first, then near copies."""
 
 from dataclasses import dataclass
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from oracles import near_duplicates
 
-from pylm.data.near_dedup import DedupConfig, find_duplicates
+from pylm.data.duplicates import DedupConfig, find_duplicates
 
 
 def make_texts(seed: int) -> list[str]:
