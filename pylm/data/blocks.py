@@ -10,7 +10,7 @@ multiple of 8. What is in them, the reader knows. Reading a block takes two smal
 
 import struct
 from collections.abc import Iterable, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -63,7 +63,7 @@ def read_block(path: str, index: int, *, mapped: bool = False) -> list[pa.Buffer
 
     Args:
         path: of the file.
-        index: of the block.
+        index: of the block; from the end where negative.
         mapped: map a local file into memory in place of reading it, for large blocks.
 
     Raises:
@@ -71,7 +71,8 @@ def read_block(path: str, index: int, *, mapped: bool = False) -> list[pa.Buffer
     """
     head = storage.read_bytes(path, 0, 16)
     num_blocks = struct.unpack("<Q", head[8:])[0] if head[:8] == _MAGIC and len(head) == 16 else 0
-    bounds = storage.read_bytes(path, 16 + 8 * index, 16) if index < num_blocks else b""
+    index += num_blocks if index < 0 else 0
+    bounds = storage.read_bytes(path, 16 + 8 * index, 16) if 0 <= index < num_blocks else b""
     if len(bounds) < 16:
         raise _damaged(path)
     begin, end = struct.unpack("<2Q", bounds)
@@ -104,7 +105,7 @@ def _damaged(path: str) -> InputError:
     return InputError(f"{path}: damaged; remove it and run the same command again, which writes it anew")
 
 
-def read_arrays(path: str, index: int, *dtypes: DTypeLike) -> list[NDArray[np.generic]]:
+def read_arrays(path: str, index: int, *dtypes: DTypeLike) -> list[NDArray[Any]]:
     """Read a block as arrays of the given types.
 
     Raises:
