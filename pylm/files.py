@@ -1,12 +1,18 @@
 """Files that are never half-written: everything pylm leaves on disk goes through here."""
 
+import contextlib
 import json
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_HOST = socket.gethostname()
+_STALE_SECONDS = 24 * 3600
 
 
 def _sync(path: Path) -> None:
@@ -22,8 +28,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` that replaces it when the block ends without an error.
 
     Works for files and for folders (a folder that is replaced is removed). A reader sees the old
-    content, the new content, or nothing; never a part. What a killed process leaves behind is named
-    `.NAME.tmp-PID` and is removed by the next writer of the same path.
+    content, the new content, or nothing; never a part. Writers of the same path on several machines do not
+    disturb each other, the last one stays. What a killed process leaves behind is named `.NAME.tmp-HOST-PID`
+    and is removed by the next writer of the same path on that machine, or after a day on another.
 
     Args:
         path: the final place; its parent is created.
@@ -33,8 +40,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{path.name}.tmp-*"):
-        _remove(stale)
-    temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
+        if _is_stale(stale):
+            _remove(stale)
+    temporary = path.parent / f".{path.name}.tmp-{_HOST}-{os.getpid()}"
     try:
         yield temporary
         if temporary.is_dir():
@@ -48,6 +56,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove(temporary)
         raise
+
+
+def _is_stale(temporary: Path) -> bool:
+    """Say whether nobody writes to a temporary path any more."""
+    host, _, pid = temporary.name.rpartition(".tmp-")[2].rpartition("-")
+    if host not in (_HOST, "") or not pid.isdigit():
+        with contextlib.suppress(FileNotFoundError):
+            return time.time() - temporary.stat().st_mtime > _STALE_SECONDS
+        return False
+    return int(pid) == os.getpid() or not _is_running(int(pid))
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _remove(path: Path) -> None:
