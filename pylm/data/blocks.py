@@ -38,7 +38,7 @@ class BlockWriter:
         head = struct.pack(f"<{1 + len(sizes)}Q", len(sizes), *sizes)
         self._file.write(head)
         for array, size in zip(arrays, sizes, strict=True):
-            self._file.write(np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array)
+            self._file.write(np.ascontiguousarray(array).data if isinstance(array, np.ndarray) else array)
             self._file.write(bytes(-size % 8))
         self._bounds.append(self._bounds[-1] + len(head) + sum(size + -size % 8 for size in sizes))
 

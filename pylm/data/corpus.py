@@ -1,7 +1,7 @@
-"""A corpus as deduplication sees it: files of Parquet or JSON lines, cut into splits that tasks take one by one.
+"""A corpus as deduplication sees it: files of Parquet or JSON lines, cut into splits for tasks.
 
-Documents are numbered through the whole corpus, in the order of the inputs: document `first + row` is row `row`
-of the split whose first number is `first`. JSON lines are turned into Parquet once (columns of
+Documents are numbered through the whole corpus, in the order of the inputs: document `first + row` is row
+`row` of the split whose first number is `first`. JSON lines are turned into Parquet once (columns of
 `pylm.data.documents.SCHEMA`), so that all that follows reads one format; Parquet keeps all of its columns.
 """
 
@@ -83,7 +83,7 @@ def list_splits(
         for path in _list_files(given):
             files.setdefault(str(Path(path).resolve()) if storage.is_local(path) else path, (given, path))
     with ThreadPoolExecutor(16) as pool:
-        cut = pool.map(lambda pair: _cut(*pair, columns, split_bytes), files.values())
+        cut = pool.map(lambda pair: _cut(pair[0], pair[1], columns, split_bytes), files.values())
         return [split for splits in cut for split in splits]
 
 
@@ -110,7 +110,7 @@ def _list_files(given: str) -> list[str]:
 
 
 def _list_local(given: str) -> list[str]:
-    place = Path(given.partition("://")[2] if "://" in given else given)
+    place = local_path(given)
     if place.is_file():
         if not place.name.endswith(_SUFFIXES):
             raise InputError(f"{given}: expected a name that ends in {', '.join(_SUFFIXES)}")
@@ -139,15 +139,22 @@ def _none_at(given: str) -> list[str]:
     raise InputError(f"{given}: no files whose names end in {', '.join(_SUFFIXES)}")
 
 
+def local_path(path: str) -> Path:
+    """Turn a path of this machine, or a URL of it (file://), into a Path."""
+    return Path(path.partition("://")[2] if "://" in path else path)
+
+
 def state_of(path: str) -> str:
     """Give what changes when a file does: size and time of change, or the store's tag."""
     if storage.is_local(path):
-        status = Path(path.partition("://")[2] if "://" in path else path).stat()
+        status = local_path(path).stat()
         return f"{status.st_size}-{status.st_mtime_ns}"
     size = storage.size(path)  # which says what is wrong with the store
     fs, name = fsspec.core.url_to_fs(path, use_listings_cache=False)
     info = fs.info(name)
-    tags = [str(info[x]) for x in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created") if x in info]
+    tags = [
+        str(info[x]) for x in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created") if x in info
+    ]
     return "-".join([str(size), *tags[:1]])
 
 
@@ -243,7 +250,9 @@ def read_rows(
                 num_rows = max(1, min(8192, _BATCH_BYTES * row_group.num_rows // size))
                 row = first
                 names = None if columns is None else list(dict.fromkeys(columns))
-                for batch in file.iter_batches(num_rows, row_groups=[number], columns=names, use_threads=False):
+                for batch in file.iter_batches(
+                    num_rows, row_groups=[number], columns=names, use_threads=False
+                ):
                     yield row, batch
                     row += len(batch)
             first = end

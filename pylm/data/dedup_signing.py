@@ -1,6 +1,6 @@
-"""The first stage of deduplication: a split's documents as hashes and keys, grouped for the tasks that compare them.
+"""The first stage of deduplication: hashes and keys of a split's documents, for the tasks that compare them.
 
-    signed/NAME.blocks   P blocks of hashes, P of band keys (without, for exact copies), one of sizes and priorities
+    signed/NAME.blocks   P blocks of hashes, P of band keys (none for copies), one of sizes and priorities
     signed/NAME.json     counts; written last, and says that the split is done
     jsonl/NAME.parquet   documents of JSON lines
 
@@ -8,6 +8,7 @@ P is the number of partitions: equal hashes and equal keys meet in the same one.
 depends on, so that other inputs or another threshold keep what they share.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -41,8 +42,8 @@ class CorpusConfig(Config):
     """Which of several copies stays where no priority decides: the first in the order of the inputs, or the
     longest in bytes (the first of those)."""
     priority: tuple[str, ...] = ()
-    """Rules that decide before `keep`, the first before the second: `COLUMN` (the largest number or latest date
-    stays), `-COLUMN` (the least), `COLUMN=a,b,c` (a before b before c before others)."""
+    """Rules that decide before `keep`, the first before the second: `COLUMN` (the largest number or latest
+    date stays), `-COLUMN` (the least), `COLUMN=a,b,c` (a before b before c before others)."""
     split_bytes: int = Field(default=SPLIT_BYTES, ge=1)
     """Size on disk from which a split ends. Files of survivors are one a split."""
     num_partitions: int = Field(default=0, ge=0, le=1 << 16)
@@ -60,6 +61,10 @@ class CorpusConfig(Config):
     def num_keys(self) -> int:
         """Numbers that decide which copy stays."""
         return len(self.priority) + (self.keep == "longest")
+
+    def signing(self, num_partitions: int, work: str) -> "Signing":
+        """Say how documents are hashed."""
+        return Signing(self, num_partitions, work, self.text_column)
 
     def columns(self) -> list[str]:
         """List the columns that are read, that of the texts first."""
@@ -147,20 +152,25 @@ def sign(split: Split, signing: Signing) -> None:
         hashes, present = dedup.hash_texts(compared, **signing.exact, num_threads=1)
         bands = np.zeros((len(batch), 0), np.uint64)
         if hasher is not None:
-            bands, present = hasher.band_keys(
-                compared, bands=signing.bands, rows=signing.rows, num_threads=1
-            )
+            bands, present = hasher.band_keys(compared, bands=signing.bands, rows=signing.rows, num_threads=1)
         sizes = _sizes(texts_of(batch, text_column))
         found = [priority_keys(rule, batch, split.path) for rule in rules]
         for seen, (_, kind) in zip(kinds, found, strict=True):
             seen.append(kind)
-        keys = [x for x, _ in found] + ([sizes] if config.keep == "longest" else [])
-        parts.append((hashes, bands, present, sizes, np.stack(keys, 1) if keys else np.zeros((len(batch), 0))))
+        preferred = np.zeros((len(batch), config.num_keys), np.int64)
+        for place, column_keys in enumerate([*(x for x, _ in found), sizes][: config.num_keys]):
+            preferred[:, place] = column_keys
+        parts.append((hashes, bands, present, sizes, preferred))
     check_unchanged(split)
-    empty = (np.zeros((0, 2), "<u8"), np.zeros((0, signing.bands), "<u8"), np.zeros(0, bool))
-    empty += (np.zeros(0, "<i8"), np.zeros((0, config.num_keys), "<i8"))
+    shapes = [
+        ((0, 2), "<u8"),
+        ((0, signing.bands), "<u8"),
+        ((0,), "?"),
+        ((0,), "<i8"),
+        ((0, config.num_keys), "<i8"),
+    ]
+    empty = tuple(np.zeros(shape, dtype) for shape, dtype in shapes)
     hashes, bands, present, sizes, keys = (np.concatenate(x) for x in zip(empty, *parts, strict=True))
-    keys = keys.astype("<i8")
     blocks = _group_hashes(hashes, present, keys, signing.num_partitions)
     if hasher is not None:
         blocks += _group_bands(hashes, bands, present, keys, signing.num_partitions)
@@ -199,7 +209,7 @@ def _group_hashes(
     order, bounds = group(partition_of(hashes[rows, 1], num_partitions), num_partitions)
     rows = rows[order]
     blocks = []
-    for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for begin, end in itertools.pairwise(bounds):
         part = rows[begin:end]
         block: list[Any] = [hashes[part, 0], hashes[part, 1], part.astype("<u4")]
         blocks.append(block + ([keys[part]] if keys.shape[1] else []))
@@ -220,7 +230,7 @@ def _group_bands(
     owners = np.repeat(rows.astype("<u4"), bands.shape[1])
     order, bounds = group(partition_of(found, num_partitions).astype(np.uint16), num_partitions)
     found, owners = found[order], owners[order]
-    return [[found[a:b], owners[a:b]] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [[found[a:b], owners[a:b]] for a, b in itertools.pairwise(bounds)]
 
 
 def first_copies(

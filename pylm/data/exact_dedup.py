@@ -11,7 +11,6 @@ No text is compared: texts count as equal when their hashes are, as in `dedup.ex
 from functools import partial
 from typing import Any, Literal
 
-
 from pylm.data import storage
 from pylm.data.dedup_run import Run
 from pylm.data.dedup_signing import CorpusConfig, Signing, load_parts, match_hashes
@@ -61,13 +60,13 @@ def find_exact(run: Run, config: ExactDedupConfig) -> list[str]:
     return verdicts
 
 
-def count_found(folder: str, num_partitions: int) -> dict[str, Any]:
+def count_found(folder: str, num_partitions: int) -> list[dict[str, Any]]:
     """Collect the largest clusters."""
     largest: list[dict[str, Any]] = []
     for number in range(num_partitions):
         largest += storage.read_json(f"{_file(folder, number)}.json")["largest"]
     largest.sort(key=lambda cluster: (-cluster["size"], cluster["kept"]))
-    return {"largest": largest[:NUM_LARGEST]}
+    return largest[:NUM_LARGEST]
 
 
 def _file(folder: str, number: int) -> str:

@@ -13,7 +13,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-STEPS = ("read", "filter", "exact duplicates", "near duplicates", "held out", "held-out overlap")
+STEPS = (
+    "read",
+    "filter",
+    "exact duplicates",
+    "near duplicates",
+    "repeated substrings",
+    "held out",
+    "held-out overlap",
+)
 
 SAMPLES_PER_REASON = 3
 SAMPLE_CHARACTERS = 200

@@ -12,13 +12,13 @@
         verdicts/VVVVV.blocks   what goes, and in favour of what; a block a split
 
 Documents that share a band, directly or through others, are a component. What `dedup.near` decides about a
-document depends on its component alone, so a task that calls it on whole components decides as one call on the
-whole corpus would. Exact copies never get there: the preferred one stands for all.
+document depends on its component alone, so a task that calls it on whole components decides as one call on
+the whole corpus would. Exact copies never get there: the preferred one stands for all.
 """
 
 import itertools
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -40,11 +40,21 @@ from pylm.data.dedup_signing import (
     read_partition,
 )
 from pylm.data.priorities import preference
-from pylm.data.verdicts import EXACT, NEAR, NUM_LARGEST, Verdicts, exact_verdicts, largest_clusters, write_verdicts
+from pylm.data.verdicts import (
+    EXACT,
+    NEAR,
+    NUM_LARGEST,
+    Verdicts,
+    exact_verdicts,
+    largest_clusters,
+    write_verdicts,
+)
 from pylm.text import dedup
 
 NUM_BINS = 100
 """Of the histogram of similarities, from 0 to 1."""
+Parents: TypeAlias = NDArray[np.uint32] | NDArray[np.uint64]
+
 _LEAST_TASKS = 8
 _ROWS_AT_ONCE = 1 << 22
 
@@ -74,9 +84,7 @@ class NearDedupConfig(CorpusConfig):
         """Say how documents are hashed."""
         bands, rows = self.bands
         hasher = {"num_perm": self.num_perm, "ngram": self.ngram, "unit": self.unit, "seed": self.seed}
-        return Signing(
-            self, num_partitions, work, self.text_column, hasher=hasher, bands=bands, rows=rows
-        )
+        return Signing(self, num_partitions, work, self.text_column, hasher=hasher, bands=bands, rows=rows)
 
 
 def find_near(run: Run, config: NearDedupConfig) -> list[str]:
@@ -89,7 +97,7 @@ def find_near(run: Run, config: NearDedupConfig) -> list[str]:
         InputError: an input or a file of an earlier stage cannot be read.
     """
     folder, num_parts = run.folder, len(load_parts(run.parts_path))
-    common = {"folder": folder, "parts_path": run.parts_path, "num_keys": config.num_keys}
+    common: dict[str, Any] = {"folder": folder, "parts_path": run.parts_path, "num_keys": config.num_keys}
     candidates = [_file(folder, "candidates", i) for i in range(run.num_partitions)]
     run.stage("match", partial(_match, **common, num_partitions=run.num_partitions), candidates)
     connect = partial(_connect, **common, num_partitions=run.num_partitions, verify_bytes=config.verify_bytes)
@@ -144,7 +152,7 @@ def _span(keys: NDArray[np.uint64], ids: NDArray[np.int64]) -> list[NDArray[np.i
     order = np.lexsort((ids, keys))
     keys, ids = keys[order], ids[order]
     nodes, index = np.unique(ids, return_inverse=True)
-    parents = np.arange(len(nodes), dtype=np.uint32)
+    parents = _singles(len(nodes))
     together = np.flatnonzero(keys[1:] == keys[:-1])
     _core.unite_pairs(parents, index[together].astype(np.int64), index[together + 1].astype(np.int64))
     _core.find_roots(parents)
@@ -157,12 +165,12 @@ def _connect(
 ) -> None:
     """Find the components of the whole corpus and share them out among the tasks that verify.
 
-    In memory are 9 bytes a document (17 from 2^32 documents on), 16 a document that resembles others, and some
-    60 an exact copy.
+    In memory are 9 bytes a document (17 from 2^32 documents on), 16 a document that resembles others, and
+    some 60 an exact copy.
     """
     parts = load_parts(parts_path)
     num_docs = sum(part.num_docs for part in parts)
-    parents = np.arange(num_docs, dtype=np.uint32 if num_docs < 1 << 32 else np.uint64)
+    parents = _singles(num_docs)
     pairs = [np.zeros((2, 0), np.int64)]
     for path in (_file(folder, "candidates", i) for i in range(num_partitions)):
         pairs.append(np.stack(read_arrays(path, 0, "<i8", "<i8")))
@@ -201,15 +209,18 @@ def _connect(
     storage.write_json(storage.join(folder, "components.json"), found)
 
 
-def _number_components(
-    parents: NDArray[np.uint32] | NDArray[np.uint64], is_copy: NDArray[np.bool_]
-) -> tuple[NDArray[np.int32] | NDArray[np.int64], int]:
+def _singles(size: int) -> Parents:
+    """Sets of one item each, for `unite_pairs`."""
+    return np.arange(size, dtype=np.uint32) if size < 1 << 32 else np.arange(size, dtype=np.uint64)
+
+
+def _number_components(parents: Parents, is_copy: NDArray[np.bool_]) -> tuple[NDArray[Any], int]:
     """Number the components of two documents or more, exact copies not counted.
 
     Returns:
         For every root its component's number, -1 for other documents; and how many there are.
     """
-    counts = np.zeros(len(parents), np.int32 if parents.dtype == np.uint32 else np.int64)
+    counts: NDArray[Any] = np.zeros(len(parents), np.int32 if parents.dtype == np.uint32 else np.int64)
     for begin in range(0, len(parents), _ROWS_AT_ONCE):
         rows = slice(begin, begin + _ROWS_AT_ONCE)
         np.add.at(counts, parents[rows][~is_copy[rows]], 1)
@@ -299,7 +310,7 @@ def _verify(number: int, *, folder: str, parts_path: str, num_keys: int, config:
     places = np.searchsorted(ids, stays)
     kept = ids[found.cluster[places]]
     exact = Verdicts(copies, kept, similarity[places], np.where(kept == stays, EXACT, NEAR).astype(np.uint8))
-    verdicts = Verdicts(*(np.concatenate(x) for x in zip(near, exact, strict=True)))
+    verdicts = Verdicts(*(np.concatenate([one, other]) for one, other in zip(near, exact, strict=True)))
     out = _file(folder, "verdicts", number)
     write_verdicts(out, parts, verdicts)
     counted = {

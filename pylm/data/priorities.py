@@ -119,7 +119,8 @@ def _comparable(name: str, column: pa.Array, place: str) -> tuple[pa.Array, str]
             f"2024-05-31 or 2024-05-31T12:00:00Z ({first_line(error)}); for names write {name}=FIRST,SECOND"
         ) from error
     raise InputError(
-        f"{place}: the column {name!r} decides which copy stays and must hold numbers or dates, it holds {kind}"
+        f"{place}: the column {name!r} decides which copy stays and must hold numbers or dates, "
+        f"it holds {kind}"
     )
 
 
@@ -142,7 +143,9 @@ def preference(keys: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.in
     return np.lexsort([ids, *(~keys[:, rule] for rule in reversed(range(keys.shape[1])))])
 
 
-def check_kinds(rules: Sequence[Priority], kinds: Sequence[Sequence[str | None]], places: Sequence[str]) -> None:
+def check_kinds(
+    rules: Sequence[Priority], kinds: Sequence[Sequence[str | None]], places: Sequence[str]
+) -> None:
     """Refuse a corpus in which a rule's numbers do not compare: integers in one file and dates in another.
 
     Args:

@@ -124,7 +124,7 @@ class MinHasher:
             num_threads: 0 uses all cores; the result does not depend on it.
 
         Returns:
-            keys uint64 (num_docs, bands), and bool (num_docs,), whether a text has shingles; the keys of nulls
+            keys uint64 (num_docs, bands), and bool (num_docs,), whether a text has shingles; keys of nulls
             and of texts without shingles are 0 and stand for nothing.
 
         Raises:
