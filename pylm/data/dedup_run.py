@@ -38,7 +38,7 @@ from pylm.data.dedup_signing import (
 from pylm.data.executors import run_local
 from pylm.data.funnel import Funnel, FunnelStep, Tally
 from pylm.data.priorities import check_kinds
-from pylm.data.readers import EXPECTED
+from pylm.data.readers import EXPECTED, line_of
 from pylm.errors import InputError
 from pylm.files import lock_folder
 
@@ -216,7 +216,7 @@ class Run:
                 place, shown = tally.samples[key][0]
                 expected = EXPECTED[key[1]].format(field=self.config.text_column)
                 raise InputError(
-                    f"{place}: {expected}, got {shown!r} ({num_bad} of {num_docs + num_bad} lines of "
+                    f"{line_of(place)}: {expected}, got {shown!r} ({num_bad} of {num_docs + num_bad} lines of "
                     f"{source} are no documents; max_bad_fraction={self.config.max_bad_fraction:g} leaves "
                     "such out)"
                 )
