@@ -211,7 +211,7 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
             source = pa.memory_map(path) if storage.is_local(path) and "://" not in path else stream
             with pq.ParquetFile(source) as file:
                 yield file
-        except pa.ArrowException as error:
+        except (OSError, pa.ArrowException) as error:
             raise InputError(
                 f"{path}: not a readable Parquet file ({first_line(error)}); fetch or write it again"
             ) from error
@@ -316,6 +316,18 @@ class RowGroups:
             self._bytes += batch.nbytes
             if self._rows >= _ROW_GROUP_ROWS or self._bytes >= _ROW_GROUP_BYTES:
                 self.flush()
+
+    def add_kept(self, batch: pa.RecordBatch, keep: NDArray[np.bool_]) -> None:
+        """Append the rows that are to be kept."""
+        if keep.all():
+            self.add(batch)
+            return
+        try:
+            self.add(batch.filter(pa.array(keep)))
+        except pa.ArrowNotImplementedError:  # some layouts (string_view) can be sliced only
+            bounds = np.flatnonzero(np.diff(keep.astype(np.int8), prepend=0, append=0))
+            for begin, end in bounds.reshape(-1, 2).tolist():
+                self.add(batch.slice(begin, end - begin))
 
     def flush(self) -> None:
         """Write what is waiting."""

@@ -124,6 +124,8 @@ class Run:
 
     def finish(self, *, keep_work: bool) -> None:
         """Say that the result is complete, and remove the files of the stages."""
+        for name in ("documents", "removed"):
+            remove_unfinished(storage.join(self.out, name))
         self._mark("complete")
         if not keep_work:
             storage.remove_folder(self.work)
@@ -216,8 +218,8 @@ class Run:
                 place, shown = tally.samples[key][0]
                 expected = EXPECTED[key[1]].format(field=self.config.text_column)
                 raise InputError(
-                    f"{line_of(place)}: {expected}, got {shown!r} ({num_bad} of {num_docs + num_bad} lines of "
-                    f"{source} are no documents; max_bad_fraction={self.config.max_bad_fraction:g} leaves "
+                    f"{line_of(place)}: {expected}, got {shown!r} ({num_bad} of {num_docs + num_bad} lines "
+                    f"of {source} are no documents; max_bad_fraction={self.config.max_bad_fraction:g} leaves "
                     "such out)"
                 )
 
@@ -241,6 +243,13 @@ class Run:
                     storage.remove(path)
         self.stage("apply", work, outputs, list(enumerate(outputs)))
         return [storage.read_json(path) for path in outputs]
+
+
+def remove_unfinished(folder: str) -> None:
+    """Remove what killed writers left in a folder of this machine."""
+    if storage.is_local(folder):
+        for path in local_path(folder).glob(".*.tmp-*"):
+            path.unlink(missing_ok=True)
 
 
 def documents_path(out: str, number: int) -> str:

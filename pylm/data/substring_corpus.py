@@ -164,7 +164,7 @@ def _cut(item: tuple[int, str], *, out: str, parts_path: str, spans: str, column
                 shown.update(_show(samples, first, texts_of(batch, column)))
                 here = slice(*np.searchsorted(docs, [first, first + len(batch)]))
                 cut = _without(batch, column, docs[here] - first, start[here], end[here])
-                survivors.add(cut.filter(pa.array(keep[first : first + len(batch)])))
+                survivors.add_kept(cut, keep[first : first + len(batch)])
             check_unchanged(part.split)
     _write_spans(removed_path(out, number), parts, docs + part.first, start, end)
     tally = Tally()

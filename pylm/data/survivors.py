@@ -117,7 +117,7 @@ def _apply(
         with parquet_out(documents_path(out, number), schema) as survivors:
             for first, batch in rows:
                 texts.update(_look(looked_at, part.first + first, batch, column))
-                survivors.add(batch.filter(pa.array(keep[first : first + len(batch)])))
+                survivors.add_kept(batch, keep[first : first + len(batch)])
             check_unchanged(part.split)
     _write_removed(removed_path(out, number), parts, part, verdicts)
     sizes = read_arrays(part.blocks, -1, "<i8", "<i8")[0]
