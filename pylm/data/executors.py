@@ -1,19 +1,68 @@
-"""Launchers of the same work over many items: processes of this machine."""
+"""Launchers of the same work over many items: their type, what they share, and processes of this machine.
+
+`run_local` is here, `run_ray` in `ray_executor.py`, `run_slurm` in `slurm_executor.py`. All give the results
+in the order of the items, and raise the first error in that order as the work raised it, so that a stage does
+not depend on which of them runs it.
+"""
 
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from pylm.errors import InputError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Executor(Protocol):
+    """Does some work for every item: `run_local`, `run_ray`, `run_slurm`, or a `partial` of one.
+
+    Items and results are small and picklable (paths, numbers); data go through storage. An executor may do
+    the work of an item again (its machine was lost), so the work publishes what it writes as a whole.
+    """
+
+    def __call__(self, work: Callable[[Item], Result], items: Sequence[Item], /) -> Iterable[Result]:
+        """Give the results in the order of the items."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error that the work raised on another machine.
+
+    Attributes:
+        error: as it was raised; a RuntimeError with its text where it cannot be carried over.
+        trace: its traceback as text.
+    """
+
+    error: Exception
+    trace: str
+
+    def throw(self) -> None:
+        """Raise the error, with its traceback as the cause."""
+        raise self.error from RuntimeError(f"on another machine:\n{self.trace}")
+
+
+def attempt(work: Callable[[Item], Result], item: Item) -> Result | Failure:
+    """Do the work for an item on another machine; give its error, if any, in a form that can be sent back."""
+    try:
+        return work(item)
+    except Exception as error:
+        trace = "".join(traceback.format_exception(error))
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            error = RuntimeError(f"{type(error).__qualname__}: {error}")
+        return Failure(error, trace)
 
 
 def run_local(
