@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pylm.data.dedup_run import Executor, Progress
+    from pylm.data.dedup_run import Progress
+    from pylm.data.executors import Executor
 
 _SHOWN_CLUSTERS = 3
 _SHOWN_CHARACTERS = 100
@@ -243,13 +244,11 @@ def _run(
     command: str, work: "Callable[[Executor, Progress], dict[str, Any]]", num_workers: int
 ) -> dict[str, Any]:
     """Run with a bar for every stage."""
-    from functools import partial
-
-    from pylm.data.executors import run_local
+    from pylm.data.executors import LocalPool
     from pylm.train.progress import Progress as Bar
 
     started_s = time.monotonic()
-    with ExitStack() as stack:
+    with LocalPool(num_workers) as pool, ExitStack() as stack:
         shown: dict[str, Bar] = {}
 
         def progress(stage: str, done: int, total: int) -> None:
@@ -258,7 +257,7 @@ def _run(
                 shown[stage] = stack.enter_context(Bar(total, f"dedup {command}: {stage}"))
             shown[stage].update(done)
 
-        report = work(partial(run_local, num_workers=num_workers), progress)
+        report = work(pool, progress)
     typer.echo(f"dedup {command}: {time.monotonic() - started_s:.1f} s", err=True)
     return report
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from pylm.data import exact_dedup, near_dedup
-from pylm.data.dedup_run import Executor, Progress, Run, run_dedup
+from pylm.data.dedup_run import Progress, Run, run_dedup
 from pylm.data.exact_dedup import ExactDedupConfig, find_exact
+from pylm.data.executors import Executor
 from pylm.data.funnel import Tally
 from pylm.data.near_dedup import NUM_BINS, NearDedupConfig, find_near
 from pylm.data.survivors import STEPS, remove_documents

@@ -13,7 +13,7 @@ with what is missing, and another recipe never takes a file for its own.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,15 +35,13 @@ from pylm.data.dedup_signing import (
     save_parts,
     sign,
 )
-from pylm.data.executors import run_local
+from pylm.data.executors import Executor, LocalPool
 from pylm.data.funnel import Funnel, FunnelStep, Tally
 from pylm.data.priorities import check_kinds
 from pylm.data.readers import EXPECTED, line_of
 from pylm.errors import InputError
 from pylm.files import lock_folder
 
-Executor: TypeAlias = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
-"""Does some work for every item, and gives the results in the order of the items."""
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Told a stage, finished and all of its items."""
 
@@ -327,8 +325,8 @@ def run_dedup(
         raise InputError("out must name a folder")
     splits = list_splits(inputs, columns=config.columns(), split_bytes=config.split_bytes)
     _require_outside(out, splits)
-    with _hold(out):
-        run = Run(command, out, inputs, config, splits, execute or run_local, progress or _no_progress)
+    with _hold(out), LocalPool() as pool:
+        run = Run(command, out, inputs, config, splits, execute or pool, progress or _no_progress)
         report_path = storage.join(out, "report.json")
         if run.begin(config.signing(run.num_partitions, run.work)):
             report: dict[str, Any] = storage.read_json(report_path)

@@ -18,7 +18,6 @@ from pylm.data.blocks import read_arrays, write_blocks
 from pylm.data.corpus import open_parquet, parquet_out, read_rows, texts_of
 from pylm.data.dedup_run import (
     SHOWN_CHARACTERS,
-    Executor,
     Progress,
     Run,
     documents_path,
@@ -27,6 +26,7 @@ from pylm.data.dedup_run import (
     run_dedup,
 )
 from pylm.data.dedup_signing import CorpusConfig, Part, check_unchanged, load_parts
+from pylm.data.executors import Executor
 from pylm.data.funnel import Tally
 from pylm.text import dedup
 
