@@ -166,7 +166,7 @@ def _connect(
     """Find the components of the whole corpus and share them out among the tasks that verify.
 
     In memory are 9 bytes a document (17 from 2^32 documents on), 16 a document that resembles others, and
-    some 60 an exact copy.
+    some 80 an exact copy.
     """
     parts = load_parts(parts_path)
     num_docs = sum(part.num_docs for part in parts)
@@ -177,6 +177,7 @@ def _connect(
         _core.unite_pairs(parents, *read_arrays(path, 1, "<i8", "<i8"))
     _core.find_roots(parents)
     copies, stays = np.concatenate(pairs, axis=1)
+    del pairs
     is_copy = np.zeros(num_docs, bool)
     is_copy[copies] = True
     component_of, num_components = _number_components(parents, is_copy)
