@@ -1,12 +1,21 @@
 """Files that are never half-written: everything pylm leaves on disk goes through here."""
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pylm.errors import InputError
+
+_HOST = socket.gethostname()
+_STALE_SECONDS = 24 * 3600
 
 
 def _sync(path: Path) -> None:
@@ -22,8 +31,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` that replaces it when the block ends without an error.
 
     Works for files and for folders (a folder that is replaced is removed). A reader sees the old
-    content, the new content, or nothing; never a part. What a killed process leaves behind is named
-    `.NAME.tmp-PID` and is removed by the next writer of the same path.
+    content, the new content, or nothing; never a part. Writers of the same path on several machines do not
+    disturb each other, the last one stays. What a killed process leaves behind is named `.NAME.tmp-HOST-PID`
+    and is removed by the next writer of the same path on that machine, or after a day on another.
 
     Args:
         path: the final place; its parent is created.
@@ -33,8 +43,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{path.name}.tmp-*"):
-        _remove(stale)
-    temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
+        if _is_stale(stale):
+            _remove(stale)
+    temporary = path.parent / f".{path.name}.tmp-{_HOST}-{os.getpid()}"
     try:
         yield temporary
         if temporary.is_dir():
@@ -48,6 +59,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove(temporary)
         raise
+
+
+def _is_stale(temporary: Path) -> bool:
+    """Say whether nobody writes to a temporary path any more."""
+    host, _, pid = temporary.name.rpartition(".tmp-")[2].rpartition("-")
+    if host not in (_HOST, "") or not pid.isdigit():
+        with contextlib.suppress(FileNotFoundError):
+            return time.time() - temporary.stat().st_mtime > _STALE_SECONDS
+        return False
+    return int(pid) == os.getpid() or not _is_running(int(pid))
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _remove(path: Path) -> None:
@@ -66,3 +97,30 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read one JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is created, for this process alone; the lock ends with the process.
+
+    Raises:
+        InputError: a file stands there, or another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{folder}: a file stands there, expected a folder for the run") from error
+    with (folder / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise InputError(
+                f"{folder}: in use by another run (process {file.read().strip() or 'unknown'}); "
+                "wait for it, or choose another folder with out=PATH"
+            ) from error
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
