@@ -252,6 +252,11 @@ class NormalizedTexts:
     def unknown(self) -> list[int]: ...
     def set(self, index: int, text: str) -> None: ...
 
+def unite_pairs(
+    parents: NDArray[np.uint32] | NDArray[np.uint64], a: NDArray[np.int64], b: NDArray[np.int64]
+) -> None: ...
+def find_roots(parents: NDArray[np.uint32] | NDArray[np.uint64]) -> None: ...
+
 class MinHasher:
     def __init__(
         self,
@@ -268,6 +273,9 @@ class MinHasher:
     def signatures(
         self, texts: Texts | NormalizedTexts, num_threads: int
     ) -> NDArray[np.uint32] | NDArray[np.uint64]: ...
+    def band_keys(
+        self, texts: Texts | NormalizedTexts, bands: int, rows: int, num_threads: int
+    ) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]: ...
     def near(
         self,
         texts: Texts,

@@ -11,6 +11,7 @@ import typer
 import typer.core
 
 from pylm import __version__
+from pylm.dedup_command import app as dedup_app
 from pylm.errors import InputError
 
 INPUT_ERROR = 2
@@ -47,6 +48,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(dedup_app, name="dedup")
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="Path of a recipe (TOML), or the name of a shipped one: quickstart.")

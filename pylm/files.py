@@ -1,6 +1,7 @@
 """Files that are never half-written: everything pylm leaves on disk goes through here."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pylm.errors import InputError
 
 _HOST = socket.gethostname()
 _STALE_SECONDS = 24 * 3600
@@ -94,3 +97,30 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read one JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is created, for this process alone; the lock ends with the process.
+
+    Raises:
+        InputError: a file stands there, or another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{folder}: a file stands there, expected a folder for the run") from error
+    with (folder / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise InputError(
+                f"{folder}: in use by another run (process {file.read().strip() or 'unknown'}); "
+                "wait for it, or choose another folder with out=PATH"
+            ) from error
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

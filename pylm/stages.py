@@ -8,8 +8,6 @@ completed stays beside it until the new output is complete, and comes back when 
 """
 
 import errno
-import fcntl
-import os
 import platform
 import shutil
 import sys
@@ -26,7 +24,7 @@ import xxhash
 from pylm import __version__
 from pylm.config import Config
 from pylm.errors import InputError
-from pylm.files import atomic_path, read_json, write_json
+from pylm.files import atomic_path, lock_folder, read_json, write_json
 from pylm.recipe import Recipe, load_recipe
 from pylm.train.parallel import World, barrier, start_world
 from pylm.train.progress import Progress
@@ -317,7 +315,7 @@ def run_stages(
         world = stack.enter_context(start_world())
         run = Run(recipe, recipe.folder, world)
         if world.is_main:
-            stack.enter_context(_lock(run.folder))
+            stack.enter_context(lock_folder(run.folder))
             stack.enter_context(_recipe_file(run, changed))
         barrier()
         for name in names:
@@ -450,29 +448,6 @@ def _input_files(config: Config) -> list[tuple[str, int, int]]:
         status = Path(path).stat()
         found.append((str(path), status.st_size, status.st_mtime_ns))
     return found
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for this process alone; the lock goes with the process, however it ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"{folder}: a file stands there, expected a folder for the run") from error
-    with (folder / ".lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise InputError(
-                f"{folder}: in use by another run (process {file.read().strip() or 'unknown'}); "
-                "wait for it, or choose another folder with out=PATH"
-            ) from error
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 @contextmanager

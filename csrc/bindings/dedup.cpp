@@ -19,6 +19,7 @@
 #include "bindings/module.hpp"
 #include "bindings/normalized.hpp"
 #include "bindings/simd.hpp"
+#include "dedup/lsh.hpp"
 #include "dedup/minhash.hpp"
 #include "dedup/near.hpp"
 #include "dedup/normalize.hpp"
@@ -26,6 +27,7 @@
 #include "dedup/substring.hpp"
 #include "dedup/suffix_array.hpp"
 #include "parallel.hpp"
+#include "text/arrow.hpp"
 
 namespace py = pybind11;
 
@@ -118,6 +120,71 @@ py::array signatures_of(const Hasher& hasher, const Collection& collection, unsi
 
 py::array signatures(const Hasher& hasher, const py::object& texts, unsigned num_threads) {
     return signatures_of(hasher, Texts(texts), num_threads);
+}
+
+// Keys of the bands (num_texts, bands) as `near` makes them, and whether there are shingles; without any, and of
+// nulls, the keys are 0.
+template <typename Collection>
+py::tuple band_keys_of(const Hasher& hasher, const Collection& collection, std::size_t bands, std::size_t rows,
+                       unsigned num_threads) {
+    constexpr std::size_t block = 128;
+    if (bands == 0 || rows == 0 || bands * rows > hasher.minhash.num_perm())
+        throw std::invalid_argument("bands and rows must be at least 1 and bands * rows at most num_perm");
+    const auto texts = collection.views();
+    std::vector<std::uint64_t> keys(texts.size() * bands, 0);
+    std::vector<std::uint8_t> has_shingles(texts.size(), 0);
+    {
+        const py::gil_scoped_release release;
+        parallel_for((texts.size() + block - 1) / block, num_threads, [&](std::size_t task) {
+            dedup::Shingler shingler(hasher.rule, hasher.level);
+            dedup::MinHasher::Scratch scratch;
+            std::vector<std::uint64_t> signature(hasher.minhash.num_perm());
+            const std::size_t end = std::min(texts.size(), (task + 1) * block);
+            for (std::size_t i = task * block; i < end; ++i) {
+                if (arrow::is_null(texts[i])) continue;
+                const auto shingles = shingler(texts[i]);
+                has_shingles[i] = !shingles.empty();
+                if (shingles.empty()) continue;
+                hasher.minhash.sign(shingles, signature, scratch);
+                dedup::band_keys(signature, rows, std::span(keys).subspan(i * bands, bands));
+            }
+        });
+    }
+    const auto num_texts = static_cast<py::ssize_t>(texts.size());
+    return py::make_tuple(to_array(std::move(keys), {num_texts, static_cast<py::ssize_t>(bands)}),
+                          to_array(std::move(has_shingles)));
+}
+
+py::tuple band_keys(const Hasher& hasher, const py::object& texts, std::size_t bands, std::size_t rows,
+                    unsigned num_threads) {
+    return band_keys_of(hasher, Texts(texts), bands, rows, num_threads);
+}
+
+using Items = py::array_t<std::int64_t, py::array::c_style>;
+
+template <typename Index>
+using Parents = py::array_t<Index, py::array::c_style>;
+
+template <typename Index>
+void unite_pairs(Parents<Index>& parents, const Items& a, const Items& b) {
+    const std::span<Index> sets(parents.mutable_data(), static_cast<std::size_t>(parents.size()));
+    const std::span left(a.data(), static_cast<std::size_t>(a.size()));
+    const std::span right(b.data(), static_cast<std::size_t>(b.size()));
+    const py::gil_scoped_release release;
+    dedup::unite_pairs(sets, left, right);
+}
+
+template <typename Index>
+void find_roots(Parents<Index>& parents) {
+    const std::span<Index> sets(parents.mutable_data(), static_cast<std::size_t>(parents.size()));
+    const py::gil_scoped_release release;
+    dedup::find_roots(sets);
+}
+
+template <typename Index>
+void bind_sets(py::module_& module) {
+    module.def("unite_pairs", &unite_pairs<Index>, py::arg("parents").noconvert(), py::arg("a"), py::arg("b"));
+    module.def("find_roots", &find_roots<Index>, py::arg("parents").noconvert());
 }
 
 py::tuple near(const Hasher& hasher, const py::object& object, const NormalizedTexts* normalized,
@@ -325,12 +392,17 @@ void bind_dedup(py::module_& module) {
                py::arg("wide"), py::arg("anchor_bytes"), py::arg("num_threads"));
     module.def("cut_spans", &cut_spans, py::arg("texts"), py::arg("num_docs"), py::arg("text"), py::arg("start"), py::arg("end"),
                py::arg("num_threads"));
+    bind_sets<std::uint32_t>(module);
+    bind_sets<std::uint64_t>(module);
     py::class_<Hasher>(module, "MinHasher")
         .def(py::init(&make_hasher), py::arg("scheme"), py::arg("num_perm"), py::arg("ngram"),
              py::arg("unit"), py::arg("seed"), py::arg("wide"), py::arg("multipliers"),
              py::arg("increments"), py::arg("level") = py::none())
         .def("signatures", &signatures_of<NormalizedTexts>, py::arg("texts"), py::arg("num_threads"))
         .def("signatures", &signatures, py::arg("texts"), py::arg("num_threads"))
+        .def("band_keys", &band_keys_of<NormalizedTexts>, py::arg("texts"), py::arg("bands"), py::arg("rows"),
+             py::arg("num_threads"))
+        .def("band_keys", &band_keys, py::arg("texts"), py::arg("bands"), py::arg("rows"), py::arg("num_threads"))
         .def("near", &near, py::arg("texts"), py::arg("normalized"), py::arg("threshold"), py::arg("bands"),
              py::arg("rows"), py::arg("verify"), py::arg("keep"), py::arg("priority"), py::arg("num_threads"));
 }

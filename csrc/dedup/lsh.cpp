@@ -68,6 +68,36 @@ void UnionFind::unite(std::size_t a, std::size_t b) noexcept {
     parent_[std::max(a, b)] = static_cast<std::uint32_t>(std::min(a, b));
 }
 
+template <typename Index>
+void unite_pairs(std::span<Index> parents, std::span<const std::int64_t> a, std::span<const std::int64_t> b) {
+    if (a.size() != b.size()) throw std::invalid_argument("a and b must have one length");
+    const auto root_of = [&](std::int64_t item) {
+        if (item < 0 || static_cast<std::uint64_t>(item) >= parents.size())
+            throw std::invalid_argument("an item lies outside of the sets");
+        auto place = static_cast<std::size_t>(item);
+        while (parents[place] != place) {
+            parents[place] = parents[parents[place]];  // path halving
+            place = parents[place];
+        }
+        return place;
+    };
+    for (std::size_t i = 0; i < a.size(); ++i) {
+        const std::size_t x = root_of(a[i]);
+        const std::size_t y = root_of(b[i]);
+        if (x != y) parents[std::max(x, y)] = static_cast<Index>(std::min(x, y));
+    }
+}
+
+template <typename Index>
+void find_roots(std::span<Index> parents) noexcept {
+    for (Index& parent : parents) parent = parents[parent];  // that of a smaller item, done before
+}
+
+template void unite_pairs(std::span<std::uint32_t>, std::span<const std::int64_t>, std::span<const std::int64_t>);
+template void unite_pairs(std::span<std::uint64_t>, std::span<const std::int64_t>, std::span<const std::int64_t>);
+template void find_roots(std::span<std::uint32_t>) noexcept;
+template void find_roots(std::span<std::uint64_t>) noexcept;
+
 void band_keys(std::span<const std::uint64_t> signature, std::size_t rows,
                std::span<std::uint64_t> keys) noexcept {
     for (std::size_t band = 0; band < keys.size(); ++band) {

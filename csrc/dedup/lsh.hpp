@@ -21,6 +21,17 @@ private:
     std::vector<std::uint32_t> parent_;
 };
 
+// Disjoint sets of 0..parents.size()-1 in an array of the caller's, for collections that outgrow 2^32 or come
+// in parts: the parent of every item is itself or a smaller item, at first itself. Unites a[i] and b[i] for all
+// i; the least member of a set is its root. Amortised O(log size) a pair. Throws std::invalid_argument for an
+// item outside of the array.
+template <typename Index>
+void unite_pairs(std::span<Index> parents, std::span<const std::int64_t> a, std::span<const std::int64_t> b);
+
+// Make every parent the root of its set. O(size).
+template <typename Index>
+void find_roots(std::span<Index> parents) noexcept;
+
 // Hashes of the bands of one signature: values [band * rows, (band + 1) * rows) of it to keys[band].
 void band_keys(std::span<const std::uint64_t> signature, std::size_t rows,
                std::span<std::uint64_t> keys) noexcept;

@@ -13,9 +13,10 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Protocol, TypeVar
 
 from pylm.errors import InputError
@@ -83,33 +84,71 @@ def run_local(
     Raises:
         InputError: a worker was killed. Otherwise what `work` raises.
     """
-    num_workers = min(num_workers or count_cores(), len(items))
-    if num_workers <= 1:
-        yield from map(work, items)
-        return
-    others = set(multiprocessing.active_children())
-    # spawn: a forked child of a process with threads may deadlock.
-    pool = ProcessPoolExecutor(
-        num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
-    futures = []
-    try:
-        with _interrupts_held():
-            futures += [pool.submit(work, item) for item in items]
-        for future in futures:
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise InputError(
-            f"one of {num_workers} worker processes was killed, often for want of memory; "
-            "run the same command again, with fewer workers if need be: what was finished is kept"
-        ) from error
-    except BaseException:
-        if not all(future.done() for future in futures):
-            for worker in set(multiprocessing.active_children()) - others:
-                worker.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with LocalPool(min(num_workers or count_cores(), len(items))) as pool:
+        yield from pool(work, items)
+
+
+class LocalPool:
+    """Processes of this machine for many calls, an `Executor`: `run_local` without their start each time.
+
+    They start when there is work for them, and end with the `with` block, with an error, or with a caller
+    that stops; the next call starts new ones.
+    """
+
+    def __init__(self, num_workers: int = 0) -> None:
+        """Name the number of processes; 0 takes all cores, one works in this process."""
+        self.num_workers = num_workers or count_cores()
+        self._pool: ProcessPoolExecutor | None = None
+        self._workers: set[BaseProcess] = set()
+
+    def __enter__(self) -> "LocalPool":
+        """Start nothing yet."""
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """End the processes."""
+        self._shut()
+
+    def __call__(
+        self, work: Callable[[Item], Result], items: Sequence[Item], /
+    ) -> Generator[Result, None, None]:
+        """Do some work for every item, as `run_local` does."""
+        if min(self.num_workers, len(items)) <= 1:
+            yield from map(work, items)
+            return
+        if self._pool is None:
+            # spawn: a forked child of a process with threads may deadlock.
+            self._pool = ProcessPoolExecutor(
+                self.num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+            )
+        others = set(multiprocessing.active_children())
+        futures: list[Future[Result]] = []
+        try:
+            try:
+                with _interrupts_held():
+                    futures += [self._pool.submit(work, item) for item in items]
+            finally:
+                self._workers |= set(multiprocessing.active_children()) - others
+            for future in futures:
+                yield future.result()
+        except BrokenProcessPool as error:
+            self._shut()
+            raise InputError(
+                f"one of {self.num_workers} worker processes was killed, often for want of memory; "
+                "run the same command again, with fewer workers if need be: what was finished is kept"
+            ) from error
+        except BaseException:
+            if not all(future.done() for future in futures):
+                for worker in self._workers:
+                    worker.terminate()
+            self._shut()
+            raise
+
+    def _shut(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool = None
+        self._workers = set()
 
 
 def count_cores() -> int:

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 STEPS = ("read", "filter", "exact duplicates", "near duplicates", "held out", "held-out overlap")
+"""Of a preparation."""
+_ORDER = (*STEPS[:4], "repeated substrings", *STEPS[4:])
 
 SAMPLES_PER_REASON = 3
 SAMPLE_CHARACTERS = 200
@@ -98,7 +100,7 @@ class Tally:
 
     def keys(self) -> list[Key]:
         """List what was counted in the order of the steps."""
-        return sorted(self.documents, key=lambda key: (STEPS.index(key[0]), *key))
+        return sorted(self.documents, key=lambda key: (_ORDER.index(key[0]), *key))
 
     def drops(self) -> tuple[Drop, ...]:
         """List all drops in the order of the steps."""

@@ -38,9 +38,9 @@ from pylm.data.documents import (
     keyed_fraction,
     list_files,
 )
+from pylm.data.duplicates import DedupConfig, find_duplicates
 from pylm.data.executors import run_local
 from pylm.data.funnel import Funnel, FunnelStep, Tally
-from pylm.data.near_dedup import DedupConfig, find_duplicates
 from pylm.errors import InputError
 from pylm.files import atomic_path, read_json, write_json
 

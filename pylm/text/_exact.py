@@ -65,6 +65,40 @@ def exact(
     return _core.exact_duplicates(keys, num_threads=num_threads)
 
 
+def hash_texts(
+    texts: Texts,
+    *,
+    unit: Unit = "document",
+    normalize: bool = False,
+    punctuation: bool = True,
+    num_threads: int = 0,
+) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """Hash what `exact` compares to 128 bits, for equal texts that lie in different places.
+
+    Args:
+        texts: num_docs texts.
+        unit: as for `exact`.
+        normalize: as for `exact`.
+        punctuation: as for `exact`.
+        num_threads: 0 uses all cores; the result does not depend on it.
+
+    Returns:
+        uint64 (num_docs, 2), and bool (num_docs,), False for nulls, whose hashes are 0 and stand for nothing.
+
+    Raises:
+        TypeError, InputError: as for `exact`.
+
+    Example:
+        >>> hashes, _ = hash_texts(["A  rose", "a rose", "a nose"], normalize=True)
+        >>> bool((hashes[0] == hashes[1]).all()), bool((hashes[0] == hashes[2]).all())
+        (True, False)
+    """
+    num_threads = check_threads(num_threads)
+    keys = _make_keys(texts, _check_options(unit, normalize, punctuation), num_threads)
+    hashes, null = _core.hash128(keys, num_threads=num_threads)
+    return hashes, null == 0
+
+
 @dataclass(frozen=True)
 class PartDuplicates:
     """Equal lines or paragraphs of texts, num_parts of them, in order.

@@ -112,6 +112,38 @@ class MinHasher:
         num_threads = check_threads(num_threads)
         return self._core.signatures(self._prepare(texts, num_threads), num_threads=num_threads)
 
+    def band_keys(
+        self, texts: Texts | Tokens, *, bands: int, rows: int, num_threads: int = 0
+    ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+        """Hash the bands of every text's signature, as `near` does: texts that share a key are candidates.
+
+        Args:
+            texts: num_docs texts; ids with `unit="token"`.
+            bands: number of bands.
+            rows: values a band; bands * rows <= num_perm.
+            num_threads: 0 uses all cores; the result does not depend on it.
+
+        Returns:
+            keys uint64 (num_docs, bands), and bool (num_docs,), whether a text has shingles; keys of nulls
+            and of texts without shingles are 0 and stand for nothing.
+
+        Raises:
+            TypeError, InputError: as for `exact`, or bands and rows that do not fit.
+
+        Example:
+            >>> keys, _ = MinHasher(ngram=2).band_keys(["one two three", "One two three!"], bands=16, rows=8)
+            >>> keys.shape, bool((keys[0] == keys[1]).all())
+            ((2, 16), True)
+        """
+        num_threads = check_threads(num_threads)
+        check_int("bands", bands, 1, self.num_perm)
+        check_int("rows", rows, 1, self.num_perm)
+        if bands * rows > self.num_perm:
+            raise InputError(f"bands * rows must be at most num_perm={self.num_perm}, got {bands} * {rows}")
+        prepared = self._prepare(texts, num_threads)
+        keys, has_shingles = self._core.band_keys(prepared, bands=bands, rows=rows, num_threads=num_threads)
+        return keys, has_shingles.astype(bool)
+
     def _prepare(self, texts: Texts | Tokens, num_threads: int) -> Texts | _core.NormalizedTexts:
         """What the core cuts into shingles."""
         if self.unit == "token":

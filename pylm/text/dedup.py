@@ -14,6 +14,7 @@ from pylm.text._exact import (
     exact,
     exact_batches,
     exact_parts,
+    hash_texts,
 )
 from pylm.text._minhash import MinHasher, Scheme, Unit
 from pylm.text._near import Keep, NearDuplicates, match_probability, near, optimal_bands
@@ -39,6 +40,7 @@ __all__ = [
     "exact",
     "exact_batches",
     "exact_parts",
+    "hash_texts",
     "lcp_array",
     "match_probability",
     "near",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pylm.data.executors import run_local
+from pylm.data.executors import LocalPool, run_local
 from pylm.errors import InputError
 
 
@@ -122,3 +122,26 @@ def test_workers_end_with_their_parent(tmp_path: Path, kill: signal.Signals) -> 
             os.close(descriptor)
         if kill == signal.SIGINT:
             assert errors.count("Traceback") == errors.count("KeyboardInterrupt\n") == 1, errors
+
+
+def test_a_pool_starts_its_processes_once(tmp_path: Path) -> None:
+    work_here = functools.partial(work, folder=tmp_path)
+    with LocalPool(2) as pool:
+        first = list(pool(work_here, range(2, 8)))
+        second = list(pool(work_here, range(20, 26)))
+        assert [square for square, _ in first] == [i * i for i in range(2, 8)]
+        assert len({pid for _, pid in [*first, *second]}) <= 2
+        assert list(pool(work_here, [5])) == [(25, os.getpid())]
+        # An error ends the processes, and the next call starts others.
+        with pytest.raises(InputError, match=r"^item 13: expected another"):
+            list(pool(work_here, [1, 13, -1]))
+        assert not any(map(is_running, {pid for _, pid in first}))
+        third = list(pool(work_here, range(30, 36)))
+        assert not {pid for _, pid in third} & {pid for _, pid in first}
+        with pytest.raises(InputError, match="one of 2 worker processes was killed"):
+            list(pool(work_here, [99, 3, 4]))
+        stopped = pool(work_here, [1, -1, -1])
+        next(stopped)
+        stopped.close()
+        assert [square for square, _ in pool(work_here, [6, 7])] == [36, 49]
+    assert not any(map(is_running, processes(tmp_path) - {os.getpid()}))

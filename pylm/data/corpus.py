@@ -1,0 +1,351 @@
+"""A corpus as deduplication sees it: files of Parquet or JSON lines, cut into splits for tasks.
+
+Documents are numbered through the whole corpus, in the order of the inputs: document `first + row` is row
+`row` of the split whose first number is `first`. JSON lines are turned into Parquet once (columns of
+`pylm.data.documents.SCHEMA`), so that all that follows reads one format; Parquet keeps all of its columns.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+from numpy.typing import NDArray
+
+from pylm.data import readers, storage
+from pylm.data.documents import SCHEMA, Piece, SourceConfig, first_line
+from pylm.data.funnel import Tally
+from pylm.errors import InputError
+
+SPLIT_BYTES = 128 << 20
+MOST_SPLIT_ROWS = 1 << 20
+"""A split of short documents ends here, so that a task's memory has a bound."""
+_BATCH_BYTES = 16 << 20
+_ROW_GROUP_BYTES = 64 << 20
+_ROW_GROUP_ROWS = 1 << 16
+_JSONL = tuple(f".{x}{y}" for x in ("jsonl", "ndjson", "json") for y in ("", ".gz", ".zst"))
+_SUFFIXES = (".parquet", *_JSONL)
+
+Kind = Literal["parquet", "jsonl"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """What one task takes of a corpus.
+
+    Attributes:
+        source: the input, as the user named it, that the file belongs to.
+        path: of the file.
+        kind: its format.
+        start: first row group of Parquet, first byte of JSON lines.
+        stop: the end, exclusive; None for that of the file.
+        state: changes when the file does.
+    """
+
+    source: str
+    path: str
+    kind: Kind
+    start: int
+    stop: int | None
+    state: str
+
+    def name(self, recipe: object) -> str:
+        """Give a name for what is made of the split: a hash of all that it depends on."""
+        content = repr((recipe, self.path, self.kind, self.start, self.stop, self.state))
+        return xxhash.xxh3_128_hexdigest(content.encode("utf-8", "surrogateescape"))
+
+
+def list_splits(
+    inputs: Sequence[str], *, columns: Sequence[str], split_bytes: int = SPLIT_BYTES
+) -> list[Split]:
+    """Cut a corpus into splits, and look whether its files can be read.
+
+    Args:
+        inputs: files, folders and globs, local or URLs; documents are numbered in this order, files of a
+            folder or glob in that of their names.
+        columns: that every Parquet file must have, the first of them with texts.
+        split_bytes: size on disk from which a split ends, at the next row group.
+
+    Raises:
+        InputError: nothing there, a file of another format, a damaged one, or one without such a column.
+    """
+    files: dict[str, tuple[str, str]] = {}
+    for given in inputs:
+        for path in _list_files(given):
+            files.setdefault(str(Path(path).resolve()) if storage.is_local(path) else path, (given, path))
+    with ThreadPoolExecutor(16) as pool:
+        cut = pool.map(lambda pair: _cut(pair[0], pair[1], columns, split_bytes), files.values())
+        return [split for splits in cut for split in splits]
+
+
+def total_bytes(splits: Sequence[Split]) -> int:
+    """Add up the sizes of the files on disk."""
+    return sum(storage.size(path) for path in dict.fromkeys(split.path for split in splits))
+
+
+def _list_files(given: str) -> list[str]:
+    if not given:
+        raise InputError("an input has no name; give files, folders or globs")
+    if storage.is_local(given):
+        return _list_local(given)
+    if "*" in given:
+        fs, pattern = fsspec.core.url_to_fs(given)
+        found = [fs.unstrip_protocol(name) for name in sorted(fs.glob(pattern))]
+    elif given.endswith(_SUFFIXES):
+        storage.size(given)
+        return [given]
+    else:
+        found = storage.list_files(given)
+    found = [path for path in found if path.endswith(_SUFFIXES)]
+    return found or _none_at(given)
+
+
+def _list_local(given: str) -> list[str]:
+    place = local_path(given)
+    if place.is_file():
+        if not place.name.endswith(_SUFFIXES):
+            raise InputError(f"{given}: expected a name that ends in {', '.join(_SUFFIXES)}")
+        return [str(place)]
+    folders = [place]
+    if not place.exists():
+        root = Path(place.anchor or ".")
+        try:
+            folders = sorted(root.glob(str(place.relative_to(place.anchor))))
+        except (ValueError, NotImplementedError):
+            folders = []
+        if not folders:
+            raise InputError(f"{given}: nothing there; give a file, a folder or a glob")
+    found = [
+        str(path)
+        for folder in folders
+        for path in ([folder] if folder.is_file() else sorted(folder.rglob("*")))
+        if path.name.endswith(_SUFFIXES)
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder.parent).parts)
+    ]
+    return found or _none_at(given)
+
+
+def _none_at(given: str) -> list[str]:
+    raise InputError(f"{given}: no files whose names end in {', '.join(_SUFFIXES)}")
+
+
+def local_path(path: str) -> Path:
+    """Turn a path of this machine, or a URL of it (file://), into a Path."""
+    return Path(path.partition("://")[2] if "://" in path else path)
+
+
+def state_of(path: str) -> str:
+    """Give what changes when a file does: size and time of change, or the store's tag."""
+    if storage.is_local(path):
+        status = local_path(path).stat()
+        return f"{status.st_size}-{status.st_mtime_ns}"
+    size = storage.size(path)  # which says what is wrong with the store
+    fs, name = fsspec.core.url_to_fs(path, use_listings_cache=False)
+    info = fs.info(name)
+    tags = [
+        str(info[x]) for x in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created") if x in info
+    ]
+    return "-".join([str(size), *tags[:1]])
+
+
+def _cut(source: str, path: str, columns: Sequence[str], split_bytes: int) -> list[Split]:
+    state = state_of(path)
+    if not path.endswith(".parquet"):
+        size = storage.size(path)
+        step = split_bytes if storage.is_local(path) and not path.endswith((".gz", ".zst")) else max(size, 1)
+        starts = range(0, max(size, 1), step)
+        return [
+            Split(source, path, "jsonl", start, start + step if start + step < size else None, state)
+            for start in starts
+        ]
+    with open_parquet(path) as file:
+        _check_columns(path, file.schema_arrow, columns)
+        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    splits = []
+    begin = size = rows = 0
+    for number, row_group in enumerate(groups, start=1):
+        size += sum(row_group.column(i).total_compressed_size for i in range(row_group.num_columns))
+        rows += row_group.num_rows
+        following = groups[number].num_rows if number < len(groups) else 0
+        if size >= split_bytes or rows + following > MOST_SPLIT_ROWS or number == len(groups):
+            splits.append(Split(source, path, "parquet", begin, number, state))
+            begin, size, rows = number, 0, 0
+    return splits or [Split(source, path, "parquet", 0, 0, state)]
+
+
+def _check_columns(path: str, schema: pa.Schema, columns: Sequence[str]) -> None:
+    for place, name in enumerate(columns):
+        if schema.names.count(name) != 1:
+            has = ", ".join(dict.fromkeys(schema.names)) or "no columns"
+            option = "--text-column" if place == 0 else "--priority"
+            raise InputError(f"{path}: no column {name!r}; it has {has}; name another with {option}")
+    kind = schema.field(columns[0]).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if kind not in (pa.string(), pa.large_string(), pa.string_view()):
+        raise InputError(
+            f"{path}: the column {columns[0]!r} must hold strings, it holds {kind}; "
+            "name another with --text-column"
+        )
+
+
+@contextmanager
+def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file of any storage.
+
+    Raises:
+        InputError: not there, or not readable; also what goes wrong while it is read in the block.
+    """
+    with storage.open_input(path) as stream:
+        try:
+            source = pa.memory_map(path) if storage.is_local(path) and "://" not in path else stream
+            with pq.ParquetFile(source) as file:
+                yield file
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(
+                f"{path}: not a readable Parquet file ({first_line(error)}); fetch or write it again"
+            ) from error
+
+
+def read_rows(
+    path: str,
+    start: int,
+    stop: int | None,
+    *,
+    columns: Sequence[str] | None = None,
+    wanted: NDArray[np.int64] | None = None,
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Read row groups of a Parquet file in batches of bounded size.
+
+    Args:
+        path: of the file.
+        start: first row group.
+        stop: end, exclusive; None for the file's.
+        columns: to read; None for all.
+        wanted: ascending rows, counted from the first row group's first; groups without any are left out.
+
+    Yields:
+        The number of a batch's first row, counted as `wanted`, and the batch.
+
+    Raises:
+        InputError: as `open_parquet`.
+    """
+    with open_parquet(path) as file:
+        first = 0
+        for number in range(start, file.num_row_groups if stop is None else stop):
+            row_group = file.metadata.row_group(number)
+            end = first + row_group.num_rows
+            if wanted is None or np.searchsorted(wanted, first) < np.searchsorted(wanted, end):
+                size = max(row_group.total_byte_size, 1)
+                num_rows = max(1, min(8192, _BATCH_BYTES * row_group.num_rows // size))
+                row = first
+                names = None if columns is None else list(dict.fromkeys(columns))
+                for batch in file.iter_batches(
+                    num_rows, row_groups=[number], columns=names, use_threads=False
+                ):
+                    yield row, batch
+                    row += len(batch)
+            first = end
+
+
+def texts_of(batch: pa.RecordBatch, column: str) -> pa.LargeStringArray:
+    """Give a column of a batch as large strings."""
+    return batch.column(column).cast(pa.large_string())
+
+
+def convert_jsonl(split: Split, text_field: str, out: str, tally: Tally) -> None:
+    """Write the documents of JSON lines as Parquet.
+
+    Args:
+        split: of JSON lines.
+        text_field: that holds the text.
+        out: path of the Parquet file.
+        tally: gets the lines that are no documents.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    source = SourceConfig(name=source_name(split.source), kind="jsonl", text_field=text_field)
+    with storage.fetch(split.path) as local, parquet_out(out, SCHEMA) as written:
+        for batch in readers.read_pieces(source, [Piece(str(local), split.start, split.stop)]):
+            for row in batch.bad_rows:
+                place = split.path + row.place.removeprefix(str(local))
+                key = ("read", row.reason, split.source)
+                tally.add(key, size_bytes=row.size_bytes, place=place, text=row.shown)
+            documents = batch.documents
+            if str(local) != split.path:  # ids are places where the lines have none
+                ids = pc.replace_substring(documents["id"], f"{local}@", f"{split.path}@")
+                documents = documents.set_column(0, SCHEMA.field(0), ids)
+            written.add(documents)
+
+
+def source_name(given: str) -> str:
+    """Turn an input into a name of a source.
+
+    Example:
+        >>> source_name("s3://bucket/wiki/*.jsonl.zst")
+        's3-bucket-wiki-jsonl.zst'
+    """
+    return re.sub(r"[^A-Za-z0-9._]+", "-", given).strip("-._") or "input"
+
+
+class RowGroups:
+    """Gathers batches into row groups of a size that does not depend on how the rows came."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        """Write to `writer`."""
+        self._writer = writer
+        self._waiting: list[pa.RecordBatch] = []
+        self._rows = self._bytes = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Append rows."""
+        if len(batch):
+            self._waiting.append(batch)
+            self._rows += len(batch)
+            self._bytes += batch.nbytes
+            if self._rows >= _ROW_GROUP_ROWS or self._bytes >= _ROW_GROUP_BYTES:
+                self.flush()
+
+    def add_kept(self, batch: pa.RecordBatch, keep: NDArray[np.bool_]) -> None:
+        """Append the rows that are to be kept."""
+        if keep.all():
+            self.add(batch)
+            return
+        try:
+            self.add(batch.filter(pa.array(keep)))
+        except pa.ArrowNotImplementedError:  # some layouts (string_view) can be sliced only
+            bounds = np.flatnonzero(np.diff(keep.astype(np.int8), prepend=0, append=0))
+            for begin, end in bounds.reshape(-1, 2).tolist():
+                self.add(batch.slice(begin, end - begin))
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        if self._waiting:
+            table = pa.Table.from_batches(self._waiting)
+            self._writer.write_table(
+                table.replace_schema_metadata(self._writer.schema.metadata), row_group_size=len(table)
+            )
+        self._waiting, self._rows, self._bytes = [], 0, 0
+
+
+@contextmanager
+def parquet_out(path: str, schema: pa.Schema) -> Iterator[RowGroups]:
+    """Give what writes a Parquet file, which is there whole when the block ends without an error."""
+    with (
+        storage.publish(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
+        out = RowGroups(writer)
+        yield out
+        out.flush()

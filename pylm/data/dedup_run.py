@@ -1,0 +1,408 @@
+"""What deduplications of a corpus share: their folder, their stages, the last of which writes survivors.
+
+    OUT/
+        dedup.json              what is made here, and whether it is complete
+        documents/SSSSS.parquet survivors of a split, with all columns
+        removed/SSSSS.parquet   what went, in favour of what, and why
+        report.json funnel.json dropped.jsonl
+        work/                   files of the stages, removed at the end
+
+A stage is one function over numbered items. Each item leaves one file, written as a whole, whose presence
+says that it is done; names and folders cover all that a file depends on. So a run that was killed goes on
+with what is missing, and another recipe never takes a file for its own.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from pylm.data import storage
+from pylm.data.corpus import Split, list_splits, local_path, total_bytes
+from pylm.data.dedup_signing import (
+    FORMAT,
+    CorpusConfig,
+    Part,
+    Signing,
+    load_parts,
+    save_parts,
+    sign,
+)
+from pylm.data.executors import Executor, LocalPool
+from pylm.data.funnel import Funnel, FunnelStep, Tally
+from pylm.data.priorities import check_kinds
+from pylm.data.readers import EXPECTED, line_of
+from pylm.errors import InputError
+from pylm.files import lock_folder
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Told a stage, finished and all of its items."""
+
+PARTITION_BYTES = 2 << 30
+LEAST_PARTITIONS = 8
+SHOWN_CHARACTERS = 300
+"""Of a text, in reports."""
+
+_RESULTS = ("report.json", "funnel.json", "dropped.jsonl")
+
+
+@dataclass
+class Run:
+    """A deduplication of a corpus into a folder.
+
+    Attributes:
+        command: "near", "exact" or "substring".
+        out: the folder.
+        inputs: as the user named them.
+        config: the recipe.
+        splits: of the corpus.
+        execute: does the stages' work.
+        progress: called with a stage, finished and all of its items.
+    """
+
+    command: str
+    out: str
+    inputs: Sequence[str]
+    config: CorpusConfig
+    splits: Sequence[Split]
+    execute: Executor
+    progress: Progress
+    num_partitions: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Choose the number of partitions, a power of two: a growing corpus mostly keeps what was signed."""
+        self.num_partitions = self.config.num_partitions or LEAST_PARTITIONS
+        if not self.config.num_partitions:
+            while self.num_partitions * PARTITION_BYTES < total_bytes(self.splits):
+                self.num_partitions *= 2
+
+    @property
+    def work(self) -> str:
+        """Folder of the stages' files."""
+        return storage.join(self.out, "work")
+
+    def fingerprint(self, signing: Signing) -> str:
+        """Hash all that the result depends on."""
+        names = [signing.name(split) for split in self.splits]
+        sources = [split.source for split in self.splits]
+        content = repr((FORMAT, self.command, self.config.model_dump_json(), names, sources))
+        return xxhash.xxh3_128_hexdigest(content.encode("utf-8", "surrogateescape"))
+
+    def begin(self, signing: Signing) -> bool:
+        """Take possession of the folder; say whether it holds the complete result already.
+
+        Results of another recipe are removed, files of its stages that this one shares are kept.
+
+        Raises:
+            InputError: the folder holds something else.
+        """
+        marker, fingerprint = storage.join(self.out, "dedup.json"), self.fingerprint(signing)
+        self.signing = signing
+        self.folder = storage.join(self.work, fingerprint)
+        self.parts_path = storage.join(self.folder, "parts.json")
+        known = storage.read_json(marker) if storage.exists(marker) else {}
+        if not known:
+            _require_empty(self.out)
+        if known.get("fingerprint") == fingerprint and known["status"] != "clearing":
+            return bool(known["status"] == "complete") and self._has_results()
+        self._mark("clearing")
+        for name in _RESULTS:
+            storage.remove(storage.join(self.out, name))
+        for name in ("documents", "removed"):
+            storage.remove_folder(storage.join(self.out, name))
+        self._mark("running")
+        return False
+
+    def finish(self, *, keep_work: bool) -> None:
+        """Say that the result is complete, and remove the files of the stages."""
+        for name in ("documents", "removed"):
+            remove_unfinished(storage.join(self.out, name))
+        self._mark("complete")
+        if not keep_work:
+            storage.remove_folder(self.work)
+
+    def _mark(self, status: str) -> None:
+        about = {
+            "status": status,
+            "command": self.command,
+            "fingerprint": self.fingerprint(self.signing),
+            "inputs": list(self.inputs),
+            "config": self.config.model_dump(mode="json"),
+        }
+        storage.write_json(storage.join(self.out, "dedup.json"), about)
+
+    def _has_results(self) -> bool:
+        report = storage.join(self.out, "report.json")
+        if not storage.exists(report):
+            return False
+        expected = [storage.join(self.out, x["documents"]) for x in storage.read_json(report)["files"]]
+        return set(expected) <= set(storage.list_files(storage.join(self.out, "documents")))
+
+    def stage(
+        self,
+        name: str,
+        work: Callable[[Any], object],
+        outputs: Sequence[str],
+        items: Sequence[Any] | None = None,
+    ) -> None:
+        """Do the work of the items whose file is not there yet.
+
+        Args:
+            name: for the display.
+            work: a module's function, or a `partial` of one; writes the file of an item.
+            outputs: the file of every item.
+            items: 0, 1, ... where None.
+        """
+        folders = dict.fromkeys(path.rpartition("/")[0] for path in outputs)
+        there = {path for folder in folders for path in storage.list_files(folder)}
+        numbered = range(len(outputs)) if items is None else items
+        waiting = [item for item, path in zip(numbered, outputs, strict=True) if path not in there]
+        done = len(outputs) - len(waiting)
+        self.progress(name, done, len(outputs))
+        for _ in self.execute(work, waiting):
+            done += 1
+            self.progress(name, done, len(outputs))
+
+    def sign(self) -> Tally:
+        """Sign all splits and number their documents.
+
+        Returns:
+            The lines that were no documents.
+
+        Raises:
+            InputError: no documents, too many such lines, or priorities that do not compare.
+        """
+        signing, splits = self.signing, self.splits
+        done = [signing.done(split) for split in splits]
+        self.stage("sign", partial(sign, signing=signing), done, splits)
+        counts = [storage.read_json(path) for path in done]
+        tally = Tally()
+        for counted in counts:
+            tally.merge(counted["tally"])
+        check_kinds(self.config.rules, [x["kinds"] for x in counts], [split.path for split in splits])
+        self._check_bad_rows(counts, tally)
+        parts: list[Part] = []
+        first, file_row = 0, {split.path: 0 for split in splits}
+        for split, counted in zip(splits, counts, strict=True):
+            num_docs = counted["documents"]
+            start, stop = (0, None) if split.kind == "jsonl" else (split.start, split.stop)
+            path, blocks = signing.documents(split), signing.blocks(split)
+            row = file_row[split.path]
+            parts.append(Part(split, blocks, path, start, stop, first, num_docs, counted["bytes"], row))
+            first, file_row[split.path] = first + num_docs, row + num_docs
+        if not first:
+            raise InputError(f"{', '.join(self.inputs)}: no documents; check the inputs")
+        if not storage.exists(self.parts_path):
+            save_parts(self.parts_path, parts)
+        return tally
+
+    def _check_bad_rows(self, counts: Sequence[dict[str, Any]], tally: Tally) -> None:
+        """Refuse an input of which too many lines are no documents."""
+        for source in dict.fromkeys(split.source for split in self.splits):
+            num_docs = sum(
+                x["documents"] for x, split in zip(counts, self.splits, strict=True) if split.source == source
+            )
+            bad = [key for key in tally.documents if key[2] == source]
+            num_bad = sum(tally.documents[key] for key in bad)
+            if num_bad > self.config.max_bad_fraction * (num_docs + num_bad):
+                key = min(bad, key=lambda key: -tally.documents[key])
+                place, shown = tally.samples[key][0]
+                expected = EXPECTED[key[1]].format(field=self.config.text_column)
+                raise InputError(
+                    f"{line_of(place)}: {expected}, got {shown!r} ({num_bad} of {num_docs + num_bad} lines "
+                    f"of {source} are no documents; max_bad_fraction={self.config.max_bad_fraction:g} leaves "
+                    "such out)"
+                )
+
+    def apply(self, work: Callable[[tuple[int, str]], None], *, dry_run: bool) -> list[dict[str, Any]]:
+        """Do the last stage.
+
+        Args:
+            work: gets a split's number and the path of a JSON file, and writes that file last, the split's
+                documents before.
+            dry_run: whether it writes no documents.
+
+        Returns:
+            What is in the JSON file of every split.
+        """
+        folder = storage.join(self.folder, "found" if dry_run else "applied")
+        outputs = [storage.join(folder, f"{i:05d}.json") for i in range(len(self.splits))]
+        if not dry_run:
+            there = set(storage.list_files(storage.join(self.out, "documents")))
+            for number, path in enumerate(outputs):
+                if documents_path(self.out, number) not in there:
+                    storage.remove(path)
+        self.stage("apply", work, outputs, list(enumerate(outputs)))
+        return [storage.read_json(path) for path in outputs]
+
+
+def remove_unfinished(folder: str) -> None:
+    """Remove what killed writers left in a folder of this machine."""
+    if storage.is_local(folder):
+        for path in local_path(folder).glob(".*.tmp-*"):
+            path.unlink(missing_ok=True)
+
+
+def documents_path(out: str, number: int) -> str:
+    """Give the path of a split's survivors."""
+    return storage.join(out, "documents", f"{number:05d}.parquet")
+
+
+def removed_path(out: str, number: int) -> str:
+    """Give the path of what a split lost."""
+    return storage.join(out, "removed", f"{number:05d}.parquet")
+
+
+def _require_empty(out: str) -> None:
+    if storage.is_local(out):
+        place = local_path(out)
+        if place.exists() and not place.is_dir():
+            raise InputError(f"{out}: a file stands there, expected a folder for the result")
+        names = [path.name for path in place.iterdir() if path.name[0] != "."] if place.exists() else []
+    else:
+        names = storage.list_files(out)
+    if names:
+        raise InputError(
+            f"{out}: holds other files ({sorted(names)[0]}); choose an empty folder, or one with a result of "
+            "this command"
+        )
+
+
+def places_of(parts: Sequence[Part], docs: NDArray[np.int64]) -> tuple[pa.Array, NDArray[np.int64]]:
+    """Give the file of documents, and their rows in it (of JSON lines, among its documents)."""
+    firsts = np.array([part.first for part in parts])
+    number = np.searchsorted(firsts, docs, side="right") - 1
+    rows = docs - firsts[number] + np.array([part.file_row for part in parts])[number]
+    used, index = np.unique(number, return_inverse=True)
+    files = pa.DictionaryArray.from_arrays(
+        pa.array(index.astype(np.int32)), pa.array([parts[i].split.path for i in used], pa.string())
+    )
+    return files.dictionary_decode(), rows
+
+
+def run_dedup(
+    command: str,
+    inputs: Sequence[str],
+    out: str,
+    config: CorpusConfig,
+    work: Callable[[Run, Tally], tuple[Sequence[str], dict[str, Any]]],
+    *,
+    execute: Executor | None,
+    progress: Progress | None,
+    dry_run: bool,
+    keep_work: bool,
+) -> dict[str, Any]:
+    """Run all stages of a deduplication and report.
+
+    Args:
+        command: its name.
+        inputs: as the user named them.
+        out: folder for the result.
+        config: the recipe.
+        work: does all stages but the signing; counts what goes in the tally, by steps of the funnel; gives
+            the names of those steps and what is to be reported.
+        execute: does the work of a stage's items; None for the cores of this machine.
+        progress: called with a stage, finished and all of its items.
+        dry_run: whether no documents are written.
+        keep_work: keep the files of the stages.
+
+    Returns:
+        What report.json says.
+
+    Raises:
+        InputError, OSError: as `dedup_corpus.dedup_near`.
+    """
+    if not inputs:
+        raise InputError("no inputs; give files, folders or globs of Parquet or JSON lines")
+    if not out:
+        raise InputError("out must name a folder")
+    splits = list_splits(inputs, columns=config.columns(), split_bytes=config.split_bytes)
+    _require_outside(out, splits)
+    with _hold(out), LocalPool() as pool:
+        run = Run(command, out, inputs, config, splits, execute or pool, progress or _no_progress)
+        report_path = storage.join(out, "report.json")
+        if run.begin(config.signing(run.num_partitions, run.work)):
+            report: dict[str, Any] = storage.read_json(report_path)
+            if report["dry_run"] <= dry_run:
+                return report
+        tally = run.sign()
+        steps, found = work(run, tally)
+        parts = load_parts(run.parts_path)
+        funnel = _funnel(steps, parts, tally)
+        storage.write_json(storage.join(out, "funnel.json"), funnel.to_dict())
+        lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in tally.sample_rows())
+        with storage.publish(storage.join(out, "dropped.jsonl")) as temporary:
+            temporary.write_text(lines, encoding="utf-8")
+        report = {
+            "command": command,
+            "dry_run": dry_run,
+            "inputs": list(inputs),
+            "config": config.model_dump(mode="json"),
+            "documents": sum(part.num_docs for part in parts),
+            "bytes": sum(part.num_bytes for part in parts),
+            "bad_lines": sum(number for key, number in tally.documents.items() if key[0] == "read"),
+            "left": {"documents": funnel.steps[-1].documents, "bytes": funnel.steps[-1].bytes},
+            **found,
+            "files": [] if dry_run else [_describe(number, part) for number, part in enumerate(parts)],
+        }
+        storage.write_json(report_path, report)
+        run.finish(keep_work=keep_work or dry_run)
+        return report
+
+
+def _require_outside(out: str, splits: Sequence[Split]) -> None:
+    """Refuse inputs that lie in the folder of the result, which may be cleared."""
+    for path in dict.fromkeys(split.path for split in splits):
+        if storage.is_local(path) and storage.is_local(out):
+            inside = local_path(out).resolve() in local_path(path).resolve().parents
+        else:
+            inside = path.startswith(storage.join(out, "x")[:-1])
+        if inside:
+            raise InputError(f"{path}: lies in the folder of the result, {out}; choose another folder")
+
+
+@contextmanager
+def _hold(out: str) -> Iterator[None]:
+    """Hold a folder of this machine for this process alone."""
+    if not storage.is_local(out):
+        yield
+        return
+    with lock_folder(local_path(out)):
+        yield
+
+
+def _no_progress(stage: str, done: int, total: int) -> None:
+    del stage, done, total
+
+
+def _funnel(steps: Sequence[str], parts: Sequence[Part], tally: Tally) -> Funnel:
+    def dropped(step: str) -> tuple[int, int]:
+        keys = [key for key in tally.documents if key[0] == step]
+        return sum(tally.documents[key] for key in keys), sum(tally.sizes[key] for key in keys)
+
+    documents, size = sum(part.num_docs for part in parts), sum(part.num_bytes for part in parts)
+    bad, bad_size = dropped("read")
+    left = [FunnelStep("read", documents + bad, size + bad_size)]
+    for step in steps:
+        number, bytes_dropped = dropped(step)
+        documents, size = documents - number, size - bytes_dropped
+        left.append(FunnelStep(step, documents, size))
+    return Funnel(tuple(left), tally.drops())
+
+
+def _describe(number: int, part: Part) -> dict[str, Any]:
+    """Name the files of a split."""
+    return {
+        "input": part.split.path,
+        "first_row": part.file_row,
+        "num_rows": part.num_docs,
+        "documents": documents_path("", number),
+        "removed": removed_path("", number),
+    }

@@ -1,0 +1,169 @@
+"""Which of several copies stays: rules over columns, as whole numbers that compare across a corpus.
+
+A rule is `COLUMN` (the largest number or latest date stays), `-COLUMN` (the least or earliest), or
+`COLUMN=a,b,c` (rows with the value a before those with b, others last). Rows without a value come last.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pylm.data.documents import first_line
+from pylm.errors import InputError
+
+LEAST = np.iinfo(np.int64).min
+_ZONE = r"[0-9:.](Z|[+-][0-9]{2}:?[0-9]{2})$"
+
+
+@dataclass(frozen=True)
+class Priority:
+    """A rule, taken apart.
+
+    Attributes:
+        column: that decides.
+        least_first: whether the least value stays.
+        order: values from the most to the least preferred one; empty where numbers or dates decide.
+    """
+
+    column: str
+    least_first: bool = False
+    order: tuple[str, ...] = ()
+
+
+def parse_priority(rule: str) -> Priority:
+    """Read a rule.
+
+    Raises:
+        InputError: it names no column, or no values after `=`.
+
+    Example:
+        >>> parse_priority("-date")
+        Priority(column='date', least_first=True, order=())
+    """
+    column, equals, values = rule.partition("=")
+    least_first = not equals and column.startswith("-")
+    column = column.removeprefix("-") if least_first else column
+    order = tuple(value.strip() for value in values.split(",")) if equals else ()
+    if not column or (equals and not all(order)):
+        raise InputError(f"priority must be COLUMN, -COLUMN or COLUMN=VALUE,VALUE, got {rule!r}")
+    return Priority(column, least_first, order)
+
+
+def priority_keys(
+    priority: Priority, batch: pa.RecordBatch, place: str
+) -> tuple[NDArray[np.int64], str | None]:
+    """Turn a column into numbers of which the largest stays.
+
+    Args:
+        priority: the rule.
+        batch: rows, with the column or with an object in `meta` that has it.
+        place: file, for messages.
+
+    Returns:
+        int64 (num_rows,), `LEAST` for rows without a value, and what kind of numbers: "integer", "number",
+        "date" or "order", which must be one throughout a corpus; None where no row has a value.
+
+    Raises:
+        InputError: values that are neither numbers nor dates.
+    """
+    column = _column(priority.column, batch)
+    if priority.order:
+        ranks = pc.index_in(column.cast(pa.string()), pa.array(priority.order, pa.string()))
+        return -ranks.fill_null(len(priority.order)).to_numpy(zero_copy_only=False).astype(np.int64), "order"
+    column, kind = _comparable(priority.column, column, place)
+    valid = column.is_valid().to_numpy(zero_copy_only=False)
+    if kind == "number":
+        values = column.fill_null(0.0).to_numpy(zero_copy_only=False) + 0.0  # -0.0 is 0.0
+        valid &= ~np.isnan(values)
+        bits = np.ascontiguousarray(values, np.float64).view(np.int64)
+        keys = bits ^ ((bits >> 63) & np.iinfo(np.int64).max)
+    else:
+        keys = column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    keys = np.where(valid, np.maximum(~keys if priority.least_first else keys, LEAST + 1), LEAST)
+    return keys, kind if valid.any() else None
+
+
+def _column(name: str, batch: pa.RecordBatch) -> pa.Array:
+    if name in batch.schema.names:
+        column = batch.column(name)
+        return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    metas = batch.column("meta").to_pylist()
+    values = [json.loads(meta).get(name) if meta else None for meta in metas]
+    if any(isinstance(value, str) for value in values):
+        return pa.array([None if value is None else str(value) for value in values], pa.string())
+    return pa.array([float(x) if isinstance(x, int | float) else None for x in values], pa.float64())
+
+
+def _comparable(name: str, column: pa.Array, place: str) -> tuple[pa.Array, str]:
+    kind = column.type
+    try:
+        if pa.types.is_null(kind):
+            return column.cast(pa.int64()), "integer"
+        if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+            return column.cast(pa.int64()), "integer"
+        if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+            return column.cast(pa.float64()), "number"
+        if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+            zone = kind.tz if pa.types.is_timestamp(kind) else None
+            return column.cast(pa.timestamp("us", zone), safe=False).cast(pa.int64()), "date"
+        if kind in (pa.string(), pa.large_string(), pa.string_view()):
+            return _dates(column.cast(pa.string())), "date"
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{place}: the column {name!r} decides which copy stays and must hold numbers or dates such as "
+            f"2024-05-31 or 2024-05-31T12:00:00Z ({first_line(error)}); for names write {name}=FIRST,SECOND"
+        ) from error
+    raise InputError(
+        f"{place}: the column {name!r} decides which copy stays and must hold numbers or dates, "
+        f"it holds {kind}"
+    )
+
+
+def _dates(column: pa.Array) -> pa.Array:
+    """Microseconds of dates and times as ISO 8601 writes them, those without a zone taken for UTC."""
+    column = pc.if_else(pc.equal(column, ""), None, column)
+    zoned = pc.match_substring_regex(column, _ZONE)
+    plain = pc.if_else(zoned, None, column).cast(pa.timestamp("us")).cast(pa.int64())
+    other = pc.if_else(zoned, column, None).cast(pa.timestamp("us", "UTC")).cast(pa.int64())
+    return pc.coalesce(plain, other)
+
+
+def preference(keys: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Order documents from the most preferred one on.
+
+    Args:
+        keys: (num_docs, num_rules), the first rule before the second; the largest stays.
+        ids: (num_docs,) places in the corpus; of equal ones the first stays.
+    """
+    return np.lexsort([ids, *(~keys[:, rule] for rule in reversed(range(keys.shape[1])))])
+
+
+def check_kinds(
+    rules: Sequence[Priority], kinds: Sequence[Sequence[str | None]], places: Sequence[str]
+) -> None:
+    """Refuse a corpus in which a rule's numbers do not compare: integers in one file and dates in another.
+
+    Args:
+        rules: of the corpus.
+        kinds: of every rule for every split.
+        places: file of every split.
+
+    Raises:
+        InputError: names two files.
+    """
+    for number, rule in enumerate(rules):
+        seen: dict[str, str] = {}
+        for kind, place in zip((row[number] for row in kinds), places, strict=True):
+            if kind is not None:
+                seen.setdefault(kind, place)
+        if len(seen) > 1:
+            (one, first), (other, second) = list(seen.items())[:2]
+            raise InputError(
+                f"{second}: the column {rule.column!r} holds {other}s, in {first} it holds {one}s; "
+                "cast one of them to the type of the other"
+            )

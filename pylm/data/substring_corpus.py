@@ -1,0 +1,240 @@
+"""Repeated substrings of a corpus in files: from inputs to documents without them and a report.
+
+OUT/documents/SSSSS.parquet  documents of a split without the repeats; emptied ones are left out
+OUT/removed/SSSSS.parquet    what was cut: file, row, document, start and end in bytes
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pylm.data import storage
+from pylm.data.blocks import read_arrays, write_blocks
+from pylm.data.corpus import open_parquet, parquet_out, read_rows, texts_of
+from pylm.data.dedup_run import (
+    SHOWN_CHARACTERS,
+    Progress,
+    Run,
+    documents_path,
+    places_of,
+    removed_path,
+    run_dedup,
+)
+from pylm.data.dedup_signing import CorpusConfig, Part, check_unchanged, load_parts
+from pylm.data.executors import Executor
+from pylm.data.funnel import Tally
+from pylm.text import dedup
+
+STEP = "repeated substrings"
+NUM_LONGEST = 20
+_REMOVED = pa.schema(
+    [
+        ("file", pa.string()),
+        ("row", pa.int64()),
+        ("document", pa.int64()),
+        ("start", pa.int64()),
+        ("end", pa.int64()),
+    ]
+)
+
+
+class SubstringDedupConfig(CorpusConfig):
+    """Which stretches of texts count as repeated."""
+
+    min_bytes: int = Field(default=100, ge=1)
+    """Least length of a stretch, in bytes."""
+    keep_copies: Literal["first", "none"] = "first"
+    """Whether the first occurrence in the corpus stays, or none."""
+
+
+def find_spans(run: Run, config: SubstringDedupConfig) -> str:
+    """Find the stretches that occur more than once in the corpus, as `dedup.substrings` says it.
+
+    All texts of the corpus are in memory meanwhile.
+
+    Returns:
+        Path of a file with a block a split: rows (`<u4`, ascending), starts and ends (`<i8`).
+    """
+    path = storage.join(run.folder, "spans.blocks")
+    run.stage("find", partial(_find_in_memory, parts_path=run.parts_path, path=path, config=config), [path])
+    return path
+
+
+def _find_in_memory(_: int, *, parts_path: str, path: str, config: SubstringDedupConfig) -> None:
+    parts = load_parts(parts_path)
+    texts: list[pa.Array] = []
+    for part in parts:
+        column = "text" if part.split.kind == "jsonl" else config.text_column
+        check_unchanged(part.split)
+        for _, batch in read_rows(part.path, part.start, part.stop, columns=[column]):
+            texts.append(texts_of(batch, column))
+    spans = dedup.substrings(
+        pa.chunked_array(texts, pa.large_string()), min_bytes=config.min_bytes, keep=config.keep_copies
+    )
+    blocks = []
+    for part in parts:
+        here = slice(*np.searchsorted(spans.doc, [part.first, part.first + part.num_docs]))
+        blocks.append([(spans.doc[here] - part.first).astype("<u4"), spans.start[here], spans.end[here]])
+    write_blocks(path, blocks, num=len(parts))
+
+
+def dedup_substrings(
+    inputs: Sequence[str],
+    out: str,
+    config: SubstringDedupConfig,
+    *,
+    execute: Executor | None = None,
+    progress: Progress | None = None,
+    dry_run: bool = False,
+    keep_work: bool = False,
+) -> dict[str, Any]:
+    """Cut repeated substrings out of a corpus in files as `dedup.substrings` would; else as `dedup_near`.
+
+    Documents of which nothing is left are left out; those that were empty before stay.
+    """
+
+    def work(run: Run, tally: Tally) -> tuple[Sequence[str], dict[str, Any]]:
+        cut = partial(
+            _cut,
+            out=out,
+            parts_path=run.parts_path,
+            spans=find_spans(run, config),
+            column=config.text_column,
+            dry_run=dry_run,
+        )
+        applied = run.apply(cut, dry_run=dry_run)
+        for counted in applied:
+            tally.merge(counted["tally"])
+        longest = [x for counted in applied for x in counted["longest"]]
+        longest.sort(key=lambda x: (x["start"] - x["end"], x["document"], x["start"]))
+        return [STEP], {
+            "spans": sum(counted["spans"] for counted in applied),
+            "changed_documents": sum(counted["changed"] for counted in applied),
+            "emptied_documents": sum(n for key, n in tally.documents.items() if key[0] == STEP),
+            "removed_bytes": sum(n for key, n in tally.sizes.items() if key[0] == STEP),
+            "longest": longest[:NUM_LONGEST],
+        }
+
+    return run_dedup(
+        "substring",
+        inputs,
+        out,
+        config,
+        work,
+        execute=execute,
+        progress=progress,
+        dry_run=dry_run,
+        keep_work=keep_work,
+    )
+
+
+def _cut(item: tuple[int, str], *, out: str, parts_path: str, spans: str, column: str, dry_run: bool) -> None:
+    """Write a split's documents without the spans, then the spans, then the counts."""
+    number, done = item
+    parts = load_parts(parts_path)
+    part = parts[number]
+    column = "text" if part.split.kind == "jsonl" else column
+    rows, start, end = read_arrays(spans, number, "<u4", "<i8", "<i8")
+    docs = rows.astype(np.int64)
+    order = np.lexsort((start, docs, start - end))[:NUM_LONGEST]
+    check_unchanged(part.split)
+    sizes = read_arrays(part.blocks, -1, "<i8", "<i8")[0]
+    left = sizes.copy()
+    np.subtract.at(left, docs, end - start)
+    keep = (left > 0) | (sizes == 0)
+    shown: dict[tuple[int, int], str] = {}
+    wanted = np.unique(docs[order]) if dry_run else None
+    with open_parquet(part.path) as file:
+        schema = file.schema_arrow
+    batches = read_rows(
+        part.path, part.start, part.stop, columns=[column] if dry_run else None, wanted=wanted
+    )
+    samples = [(int(docs[i]), int(start[i]), int(end[i])) for i in order]
+    if dry_run:
+        for first, batch in batches:
+            shown.update(_show(samples, first, texts_of(batch, column)))
+    else:
+        with parquet_out(documents_path(out, number), schema) as survivors:
+            for first, batch in batches:
+                shown.update(_show(samples, first, texts_of(batch, column)))
+                here = slice(*np.searchsorted(docs, [first, first + len(batch)]))
+                cut = _without(batch, column, docs[here] - first, start[here], end[here])
+                survivors.add_kept(cut, keep[first : first + len(batch)])
+            check_unchanged(part.split)
+    _write_spans(removed_path(out, number), parts, docs + part.first, start, end)
+    tally = Tally()
+    key = (STEP, STEP, part.split.source)
+    if len(docs):
+        tally.documents[key] = int((~keep).sum())
+        tally.sizes[key] = int((end - start).sum())
+        tally.samples[key] = [
+            (f"{part.split.path}:{part.file_row + doc + 1}", shown[doc, a][:200]) for doc, a, _ in samples[:3]
+        ]
+    longest = [
+        {
+            "file": part.split.path,
+            "row": part.file_row + doc,
+            "document": part.first + doc,
+            "start": a,
+            "end": b,
+            "text": shown[doc, a],
+        }
+        for doc, a, b in samples
+    ]
+    counts = {
+        "tally": tally.to_dict(),
+        "spans": len(docs),
+        "changed": len(np.unique(docs)),
+        "longest": longest,
+    }
+    storage.write_json(done, counts)
+
+
+def _show(
+    samples: Sequence[tuple[int, int, int]], first: int, texts: pa.LargeStringArray
+) -> dict[tuple[int, int], str]:
+    """Give the beginnings of the spans that lie in a batch."""
+    shown = {}
+    for doc, start, end in samples:
+        if first <= doc < first + len(texts):
+            content = texts[doc - first].as_buffer()[start:end]
+            shown[doc, start] = bytes(content)[: 4 * SHOWN_CHARACTERS].decode("utf-8", "replace")[
+                :SHOWN_CHARACTERS
+            ]
+    return shown
+
+
+def _without(
+    batch: pa.RecordBatch,
+    column: str,
+    docs: NDArray[np.int64],
+    start: NDArray[np.int64],
+    end: NDArray[np.int64],
+) -> pa.RecordBatch:
+    if not len(docs):
+        return batch
+    spans = dedup.Spans(docs, start.copy(), end.copy(), len(batch))
+    place = batch.schema.get_field_index(column)
+    cut = spans.apply(texts_of(batch, column), num_threads=1)
+    field = batch.schema.field(place)
+    if pa.types.is_dictionary(field.type):
+        cut = cut.cast(field.type.value_type).dictionary_encode().cast(field.type)
+    return batch.set_column(place, field, cut.cast(field.type))
+
+
+def _write_spans(
+    path: str,
+    parts: Sequence[Part],
+    docs: NDArray[np.int64],
+    start: NDArray[np.int64],
+    end: NDArray[np.int64],
+) -> None:
+    files, rows = places_of(parts, docs)
+    columns = [files, *(pa.array(x) for x in (rows, docs, start, end))]
+    with parquet_out(path, _REMOVED) as out:
+        out.add(pa.RecordBatch.from_arrays(columns, schema=_REMOVED))

@@ -1,0 +1,313 @@
+"""`pylm dedup`: duplicates of a corpus in files, from the command line."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pylm.data.dedup_run import Progress
+    from pylm.data.executors import Executor
+
+_SHOWN_CLUSTERS = 3
+_SHOWN_CHARACTERS = 100
+_BAR = 40
+
+app = typer.Typer(
+    help="Remove duplicates from a corpus of Parquet files or JSON lines.", no_args_is_help=True
+)
+
+
+class Keep(StrEnum):
+    """Which of several copies stays."""
+
+    first = "first"
+    longest = "longest"
+
+
+class KeepCopies(StrEnum):
+    """Which occurrences of a repeated stretch stay."""
+
+    first = "first"
+    none = "none"
+
+
+class Unit(StrEnum):
+    """What is compared for equality."""
+
+    document = "document"
+    url = "url"
+
+
+class Shingle(StrEnum):
+    """What shingles are made of."""
+
+    word = "word"
+    char = "char"
+
+
+InputsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        help="Files, folders or globs: .parquet, .jsonl (.gz, .zst); local or URLs such as s3://."
+    ),
+]
+OutOption = Annotated[
+    str, typer.Option("--out", "-o", help="Folder for documents/, removed/ and report.json; empty at first.")
+]
+TextColumnOption = Annotated[str, typer.Option(help="Column, or field of JSON lines, that holds the text.")]
+KeepOption = Annotated[
+    Keep, typer.Option(help="Which copy stays: the first in the order of the inputs, or the longest.")
+]
+PriorityOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Decides before --keep, may be repeated: COLUMN (the largest or latest stays), -COLUMN "
+        "(the least), COLUMN=a,b,c (a before b before c before others)."
+    ),
+]
+WorkersOption = Annotated[int, typer.Option(min=0, help="Processes; 0 takes all cores.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Find and report, but write no documents.")]
+KeepWorkOption = Annotated[
+    bool, typer.Option("--keep-work", help="Keep work/, so that a later call with more inputs is faster.")
+]
+PartitionsOption = Annotated[
+    int, typer.Option(min=0, help="Parts that keys are sorted in; more take less memory each. 0 chooses.")
+]
+SplitOption = Annotated[int, typer.Option("--split-mb", min=1, help="Size on disk of what a worker takes.")]
+BadOption = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Share of JSON lines that may be no documents.")
+]
+
+
+@app.command("near")
+def near_command(
+    inputs: InputsArgument,
+    out: OutOption,
+    text_column: TextColumnOption = "text",
+    threshold: Annotated[float, typer.Option(help="Jaccard similarity from which documents go.")] = 0.8,
+    ngram: Annotated[int, typer.Option(min=1, help="Words, or characters, of a shingle.")] = 5,
+    unit: Annotated[Shingle, typer.Option(help="What shingles are made of.")] = Shingle.word,
+    num_perm: Annotated[int, typer.Option(min=2, help="Numbers of a signature.")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Of the signatures.")] = 42,
+    keep: KeepOption = Keep.first,
+    priority: PriorityOption = None,
+    workers: WorkersOption = 0,
+    dry_run: DryRunOption = False,
+    keep_work: KeepWorkOption = False,
+    partitions: PartitionsOption = 0,
+    split_mb: SplitOption = 128,
+    max_bad_fraction: BadOption = 0.01,
+) -> None:
+    """Remove documents that are nearly the same as one that stays.
+
+    Compares sets of n-grams of words: MinHash finds candidates, the texts decide. A worker needs memory for
+    one split or one partition, however large the corpus.
+
+    A call that was killed goes on where it was. The result does not depend on --workers and --partitions.
+    """
+    from pylm.data.dedup_corpus import dedup_near
+    from pylm.data.near_dedup import NearDedupConfig
+
+    config = _configure(
+        NearDedupConfig,
+        text_column=text_column,
+        threshold=threshold,
+        ngram=ngram,
+        unit=unit.value,
+        num_perm=num_perm,
+        seed=seed,
+        keep=keep.value,
+        priority=tuple(priority or ()),
+        num_partitions=partitions,
+        split_bytes=split_mb << 20,
+        max_bad_fraction=max_bad_fraction,
+    )
+
+    def run(execute: "Executor", progress: "Progress") -> dict[str, Any]:
+        return dedup_near(
+            inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
+        )
+
+    _show(_run("near", run, workers), out)
+
+
+@app.command("exact")
+def exact_command(
+    inputs: InputsArgument,
+    out: OutOption,
+    text_column: TextColumnOption = "text",
+    unit: Annotated[Unit, typer.Option(help="Compare texts, or addresses.")] = Unit.document,
+    url_column: Annotated[str, typer.Option(help="Column with addresses, for --unit url.")] = "url",
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Compare in lower case with white space collapsed.")
+    ] = False,
+    punctuation: Annotated[
+        bool, typer.Option("--punctuation/--no-punctuation", help="Whether it counts with --normalize.")
+    ] = True,
+    keep: KeepOption = Keep.first,
+    priority: PriorityOption = None,
+    workers: WorkersOption = 0,
+    dry_run: DryRunOption = False,
+    keep_work: KeepWorkOption = False,
+    partitions: PartitionsOption = 0,
+    split_mb: SplitOption = 128,
+    max_bad_fraction: BadOption = 0.01,
+) -> None:
+    """Remove documents whose text, normalised text or address equals that of one that stays.
+
+    Hashes of 128 bits are compared, 28 bytes a document. Resumes and scales as `near`.
+    """
+    from pylm.data.dedup_corpus import dedup_exact
+    from pylm.data.exact_dedup import ExactDedupConfig
+
+    config = _configure(
+        ExactDedupConfig,
+        text_column=text_column,
+        unit=unit.value,
+        url_column=url_column,
+        normalize=normalize,
+        punctuation=punctuation,
+        keep=keep.value,
+        priority=tuple(priority or ()),
+        num_partitions=partitions,
+        split_bytes=split_mb << 20,
+        max_bad_fraction=max_bad_fraction,
+    )
+
+    def run(execute: "Executor", progress: "Progress") -> dict[str, Any]:
+        return dedup_exact(
+            inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
+        )
+
+    _show(_run("exact", run, workers), out)
+
+
+@app.command("substring")
+def substring_command(
+    inputs: InputsArgument,
+    out: OutOption,
+    text_column: TextColumnOption = "text",
+    min_bytes: Annotated[int, typer.Option(min=1, help="Least length of a repeated stretch.")] = 100,
+    keep: Annotated[
+        KeepCopies, typer.Option(help="Which occurrences stay: the first in the corpus, or none.")
+    ] = KeepCopies.first,
+    workers: WorkersOption = 0,
+    dry_run: DryRunOption = False,
+    keep_work: KeepWorkOption = False,
+    split_mb: SplitOption = 128,
+    max_bad_fraction: BadOption = 0.01,
+) -> None:
+    """Cut stretches out of texts that occur more than once in the corpus.
+
+    Documents of which nothing is left are left out.
+    """
+    from pylm.data.substring_corpus import SubstringDedupConfig, dedup_substrings
+
+    config = _configure(
+        SubstringDedupConfig,
+        text_column=text_column,
+        min_bytes=min_bytes,
+        keep_copies=keep.value,
+        split_bytes=split_mb << 20,
+        max_bad_fraction=max_bad_fraction,
+    )
+
+    def run(execute: "Executor", progress: "Progress") -> dict[str, Any]:
+        return dedup_substrings(
+            inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
+        )
+
+    _show(_run("substring", run, workers), out)
+
+
+def _configure(kind: Any, **options: object) -> Any:
+    """Make a configuration; say in one line what is wrong with an option."""
+    from pydantic import ValidationError
+
+    from pylm.errors import InputError
+
+    try:
+        config = kind(**options)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = str(fault["loc"][0]).replace("_", "-")
+        raise InputError(f"--{name}: {fault['msg'].lower()}, got {fault['input']!r}") from error
+    config.rules  # noqa: B018 - says what is wrong with the priorities
+    return config
+
+
+def _run(
+    command: str, work: "Callable[[Executor, Progress], dict[str, Any]]", num_workers: int
+) -> dict[str, Any]:
+    """Run with a bar for every stage."""
+    from pylm.data.executors import LocalPool
+    from pylm.train.progress import Progress as Bar
+
+    started_s = time.monotonic()
+    with LocalPool(num_workers) as pool, ExitStack() as stack:
+        shown: dict[str, Bar] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in shown:
+                stack.close()
+                shown[stage] = stack.enter_context(Bar(total, f"dedup {command}: {stage}"))
+            shown[stage].update(done)
+
+        report = work(pool, progress)
+    typer.echo(f"dedup {command}: {time.monotonic() - started_s:.1f} s", err=True)
+    return report
+
+
+def _show(report: dict[str, Any], out: str) -> None:
+    """Print what a user looks at first; the rest is in report.json."""
+    documents, size, left = report["documents"], report["bytes"], report["left"]
+    rows = [("read", documents, size)]
+    rows += [
+        (f"{reason} duplicates", -counts["documents"], -counts["bytes"])
+        for reason, counts in report.get("removed", {}).items()
+        if counts["documents"] or reason == report["command"]
+    ]
+    if "spans" in report:
+        rows.append(("repeated substrings", -report["emptied_documents"], -report["removed_bytes"]))
+    rows.append(("left", left["documents"], left["bytes"]))
+    lines = [
+        f"{name:<20}{number:>15,}{_percent(number, documents):>8}{x / 1e6:>14,.1f} MB{_percent(x, size):>8}"
+        for name, number, x in rows
+    ]
+    if report["bad_lines"]:
+        lines.append(f"{'lines left out':<20}{report['bad_lines']:>15,}  (no documents; see dropped.jsonl)")
+    lines += _histogram(report.get("similarities", []))
+    for cluster in report.get("largest_clusters", [])[:_SHOWN_CLUSTERS]:
+        kept = cluster["kept"]
+        lines.append(f"{cluster['size']:,} alike: {kept['file']} row {kept['row']:,}: {_head(kept['text'])}")
+    for span in report.get("longest", [])[:_SHOWN_CLUSTERS]:
+        place = f"{span['file']} row {span['row']:,}"
+        lines.append(f"{span['end'] - span['start']:,} bytes of {place}: {_head(span['text'])}")
+    what = "dry run, no documents written" if report["dry_run"] else f"{out}/documents"
+    lines.append(f"{what}; report: {out}/report.json")
+    typer.echo("\n".join(lines))
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else ""
+
+
+def _head(text: str) -> str:
+    return " ".join(text.split())[:_SHOWN_CHARACTERS]
+
+
+def _histogram(bins: Sequence[dict[str, Any]]) -> list[str]:
+    """Draw the similarities in steps of 0.05."""
+    steps: dict[int, int] = {}
+    for entry in bins:
+        step = min(19, round(entry["from"] * 100) // 5)
+        steps[step] = steps.get(step, 0) + entry["documents"]
+    most = max(steps.values(), default=0)
+    return [
+        f"similarity {step / 20:.2f}-{(step + 1) / 20:.2f}  {number:>12,}  {'#' * -(-_BAR * number // most)}"
+        for step, number in sorted(steps.items())
+    ]

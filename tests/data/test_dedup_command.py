@@ -1,0 +1,212 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from dedup_corpora import contents, make_rows, read_all, same, write_jsonl, write_parquet
+
+from pylm import dedup
+from pylm.cli import app, call
+from pylm.data import blocks
+
+
+def run(arguments: Sequence[object]) -> int:
+    return call(lambda: app([str(x) for x in arguments], standalone_mode=False))
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    write_parquet(make_rows(11), tmp_path / "in", num_files=2, group=40)
+    return tmp_path / "in"
+
+
+def test_near(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--threshold", 0.7, "--ngram", 2, "--workers", 1, "--priority", "-date", "--keep", "longest"]
+    assert run(["dedup", "near", corpus, "--out", tmp_path / "out", *options]) == 0
+    table = read_all(corpus)
+    days = [int(x.replace("-", "")) if x else 99999999 for x in table["date"].to_pylist()]
+    sizes = [len(x.encode()) if x else 0 for x in table["text"].to_pylist()]
+    priority = np.empty(len(days), np.int64)
+    priority[np.lexsort((np.negative(range(len(days))), sizes, np.negative(days)))] = range(len(days))
+    found = dedup.near(table["text"], threshold=0.7, ngram=2, priority=priority)
+    assert same(read_all(tmp_path / "out" / "documents"), table.filter(pa.array(found.keep)))
+    shown = capsys.readouterr().out
+    assert f"read {len(table):>30,}" in shown
+    assert f"left {int(found.keep.sum()):>30,}" in shown
+    assert "similarity 0.95-1.00" in shown
+    assert "alike: " in shown
+    assert f"report: {tmp_path / 'out'}/report.json" in shown
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["config"]["priority"] == ["-date"]
+    again = contents(tmp_path / "out")
+    assert run(["dedup", "near", corpus, "--out", tmp_path / "out", *options]) == 0
+    assert contents(tmp_path / "out") == again
+
+
+def test_exact(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert run(["dedup", "exact", corpus, "-o", out, "--normalize", "--no-punctuation", "--workers", 1]) == 0
+    table = read_all(corpus)
+    keep = dedup.exact(table["text"], normalize=True, punctuation=False) == np.arange(len(table))
+    assert same(read_all(out / "documents"), table.filter(pa.array(keep)))
+    assert "exact duplicates" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("keep", ["first", "none"])
+def test_substring(keep: str, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    options = ["--min-bytes", 30, "--keep", keep, "--workers", 1]
+    assert run(["dedup", "substring", corpus, "-o", out, *options]) == 0
+    table = read_all(corpus)
+    spans = dedup.substrings(table["text"], min_bytes=30, keep=keep)
+    texts = spans.apply(table["text"]).to_pylist()
+    left = read_all(out / "documents")
+    before = table["text"].to_pylist()
+    kept = [i for i, text in enumerate(texts) if text or not before[i]]
+    assert left["text"].to_pylist() == [texts[i] for i in kept]
+    assert left["id"].to_pylist() == [table["id"][i].as_py() for i in kept]
+    assert left.schema.equals(table.schema, check_metadata=True)
+    removed = read_all(out / "removed")
+    for name in ("start", "end"):
+        assert removed[name].to_pylist() == getattr(spans, name).tolist()
+    assert removed["document"].to_pylist() == spans.doc.tolist()
+    report = json.loads((out / "report.json").read_text())
+    assert (report["spans"], report["removed_bytes"]) == (len(spans), spans.size)
+    assert report["left"]["documents"] == len(left)
+    assert report["left"]["bytes"] == sum(len(text.encode()) for text in texts if text)
+    longest = np.argsort(spans.start - spans.end, kind="stable")[:20]
+    assert [x["document"] for x in report["longest"]] == spans.doc[longest].tolist()
+    for x in report["longest"]:
+        content = before[x["document"]].encode()[x["start"] : x["end"]]
+        assert x["text"] == content.decode("utf-8", "replace")[:300]
+    assert "repeated substrings" in capsys.readouterr().out
+    assert json.loads((out / "funnel.json").read_text())["steps"][1]["name"] == "repeated substrings"
+
+
+def test_a_dry_run(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("near", "exact", "substring"):
+        out = tmp_path / name
+        assert run(["dedup", name, corpus, "-o", out, "--dry-run", "--workers", 1]) == 0
+        assert "no documents written" in capsys.readouterr().out
+        assert not (out / "documents").exists()
+        dry = json.loads((out / "report.json").read_text())
+        assert run(["dedup", name, corpus, "-o", out, "--workers", 1]) == 0
+        report = json.loads((out / "report.json").read_text())
+        assert {**report, "dry_run": True, "files": []} == dry
+        assert list((out / "documents").iterdir())
+
+
+def test_faults_in_one_line(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "damaged.parquet").write_bytes((corpus / "part-0.parquet").read_bytes()[:-100])
+    content = bytearray((corpus / "part-0.parquet").read_bytes())
+    content[200:1200] = bytes(1000)
+    (tmp_path / "pages.parquet").write_bytes(content)
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "empty").mkdir()
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "none.parquet")
+    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "numbers.parquet")
+    (tmp_path / "none.jsonl").write_text("")
+    (tmp_path / "no.jsonl.gz").write_bytes(b"no gzip")
+    write_jsonl([{"text": "a", "score": 1}], tmp_path / "a.jsonl")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.doc").write_text("x")
+    faults: list[tuple[list[object], str]] = [
+        ([corpus, "--text-column", "body"], "no column 'body'; it has id, nested, text, date"),
+        ([tmp_path / "numbers.parquet"], "the column 'text' must hold strings, it holds int64"),
+        ([corpus, "--priority", "likes"], "no column 'likes'"),
+        ([corpus, "--priority", "nested"], "must hold numbers or dates, it holds struct"),
+        ([corpus, "--priority", "site"], "site=FIRST,SECOND"),
+        ([corpus, "--priority", "site="], "priority must be COLUMN, -COLUMN or COLUMN=VALUE"),
+        ([tmp_path / "damaged.parquet"], "damaged.parquet: not a readable Parquet file"),
+        ([tmp_path / "pages.parquet"], "pages.parquet: not a readable Parquet file"),
+        ([tmp_path / "none.parquet"], "no documents; check the inputs"),
+        ([tmp_path / "none.jsonl"], "no documents; check the inputs"),
+        ([tmp_path / "no.jsonl.gz"], "damaged or truncated gz stream"),
+        ([tmp_path / "notes.txt"], "expected a name that ends in .parquet"),
+        ([tmp_path / "empty"], "no files whose names end in"),
+        ([tmp_path / "missing*"], "nothing there; give a file, a folder or a glob"),
+        ([""], "an input has no name"),
+        (["nothing://x/y.parquet"], "no protocol 'nothing' is known"),
+        ([corpus, "--threshold", 1.5], "--threshold: input should be less than or equal to 1, got 1.5"),
+        ([corpus, "--out", tmp_path / "file"], "a file stands there, expected a folder"),
+        ([corpus, "--out", tmp_path / "full"], "holds other files (thesis.doc)"),
+        ([corpus, "--out", tmp_path], "lies in the folder of the result"),
+        ([corpus, tmp_path / "a.jsonl", "--priority", "score", "--priority", "date"], ""),
+    ]
+    for arguments, message in faults:
+        capsys.readouterr()
+        code = run(["dedup", "near", "--workers", 1, "--out", out, *arguments])
+        shown = capsys.readouterr().err
+        if message:
+            assert (code, shown.count("pylm: ")) == (2, 1), (arguments, shown)
+            assert message in shown
+        else:
+            assert code == 0
+
+
+def test_a_folder_that_cannot_be_written(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("permissions do not bind this user")
+    (tmp_path / "shut").mkdir(mode=0o500)
+    assert run(["dedup", "near", corpus, "--out", tmp_path / "shut" / "out", "--workers", 1]) == 2
+    assert "Permission denied" in capsys.readouterr().err
+
+
+def test_a_full_disk(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = blocks.BlockWriter.finish
+
+    def finish(self: blocks.BlockWriter) -> None:
+        if len(list((tmp_path / "out" / "work").rglob("*.blocks"))) > 2:
+            raise OSError(28, os.strerror(28), "x.blocks")
+        real(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(blocks.BlockWriter, "finish", finish)
+        assert run(["dedup", "near", corpus, "-o", tmp_path / "out", "--workers", 1]) == 2
+    assert "the disk is full at x.blocks; make room and run the same command again" in capsys.readouterr().err
+    assert run(["dedup", "near", corpus, "-o", tmp_path / "out", "--workers", 1]) == 0
+    assert run(["dedup", "near", corpus, "-o", tmp_path / "plain", "--workers", 1]) == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "plain")
+
+
+def test_a_corpus_of_nulls(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.nulls(5, pa.string()), "n": range(5)}), tmp_path / "x.parquet")
+    for name in ("near", "exact", "substring"):
+        assert run(["dedup", name, tmp_path / "x.parquet", "-o", tmp_path / name, "--workers", 1]) == 0
+        assert read_all(tmp_path / name / "documents")["n"].to_pylist() == list(range(5))
+
+
+def test_text_types(tmp_path: Path) -> None:
+    texts = ["same words here in both", "same words here in both", None, "others"]
+    column = pa.array(texts)
+    kinds = [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+    for number, kind in enumerate(kinds):
+        path, out = tmp_path / f"{number}.parquet", tmp_path / str(number)
+        table = pa.table({"text": column.dictionary_encode() if number == 2 else column.cast(kind)})
+        pq.write_table(table, path)
+        for name, options in [("near", []), ("exact", []), ("substring", ["--min-bytes", 10])]:
+            assert run(["dedup", name, path, "-o", out / name, "--workers", 1, *options]) == 0
+            left = read_all(out / name / "documents")
+            assert left["text"].to_pylist() == [texts[0], None, "others"]
+            assert left.schema.field("text").type == pq.read_schema(path).field("text").type
+
+
+def test_help_and_work_load_no_torch(corpus: Path, tmp_path: Path) -> None:
+    work = ["dedup", "near", str(corpus), "-o", str(tmp_path / "out"), "--workers", "1"]
+    for arguments in (["dedup", "near", "--help"], work):
+        code = "import sys; from pylm.cli import app\n"
+        code += f"app({arguments!r}, standalone_mode=False); print('torch' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "False"

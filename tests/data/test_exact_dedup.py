@@ -1,0 +1,103 @@
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from dedup_corpora import contents, make_rows, read_all, same, write_jsonl, write_parquet
+
+from pylm import dedup
+from pylm.data.dedup_corpus import dedup_exact
+from pylm.data.exact_dedup import ExactDedupConfig
+from pylm.data.executors import run_local
+from pylm.errors import InputError
+
+ALONE = partial(run_local, num_workers=1)
+SMALL: dict[str, Any] = {"split_bytes": 1, "num_partitions": 3}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"normalize": True}, {"normalize": True, "punctuation": False}, {"unit": "url"}],
+    ids=["bytes", "folded", "bare", "url"],
+)
+def test_equals_one_call_on_the_whole_corpus(seed: int, options: dict[str, Any], tmp_path: Path) -> None:
+    table = write_parquet(make_rows(seed), tmp_path / "in", num_files=3, group=20)
+    config = ExactDedupConfig(**SMALL, **options)
+    report = dedup_exact([str(tmp_path / "in")], str(tmp_path / "out"), config, execute=ALONE)
+    column = table["url" if config.unit == "url" else "text"]
+    first = dedup.exact(column, **options)
+    keep = first == np.arange(len(table))
+    assert 5 < report["removed"]["exact"]["documents"] == (~keep).sum()
+    assert same(read_all(tmp_path / "out" / "documents"), table.filter(pa.array(keep)))
+    removed = read_all(tmp_path / "out" / "removed")
+    assert removed["document"].to_pylist() == np.flatnonzero(~keep).tolist()
+    assert removed["kept_document"].to_pylist() == first[~keep].tolist()
+    assert set(removed["reason"].to_pylist()) == {"exact"}
+    assert [cluster["size"] for cluster in report["largest_clusters"]] == sorted(
+        (np.unique(first[~keep], return_counts=True)[1] + 1).tolist(), reverse=True
+    )[:20]
+
+
+@pytest.mark.parametrize(
+    ("priority", "keep"), [(("-date",), "first"), ((), "longest"), (("site=web",), "longest")]
+)
+def test_which_copy_stays(priority: tuple[str, ...], keep: str, tmp_path: Path) -> None:
+    rows = make_rows(7)
+    for row in rows:
+        if row["text"]:
+            row["text"] += " " * (len(row["id"]) % 2)  # copies of different lengths, the same when folded
+    write_parquet(rows, tmp_path / "in", num_files=2, group=33)
+    config = ExactDedupConfig(**SMALL, priority=priority, keep=keep, normalize=True)
+    dedup_exact([str(tmp_path / "in")], str(tmp_path / "out"), config, execute=ALONE)
+    best: dict[str, tuple[Any, int]] = {}
+    for place, row in enumerate(rows):
+        text = row["text"]
+        if text is not None:
+            key = (
+                (row["date"] is None, row["date"] or "")
+                if "-date" in priority
+                else ("site=web" in priority and row["site"] != "web"),
+                -len(text.encode()) if keep == "longest" else 0,
+                place,
+            )
+            folded = " ".join(text.lower().split())
+            best[folded] = min(best.get(folded, (key, place)), (key, place))
+    kept = {place for _, place in best.values()} | {i for i, row in enumerate(rows) if row["text"] is None}
+    left = read_all(tmp_path / "out" / "documents")
+    assert left["id"].to_pylist() == [row["id"] for place, row in enumerate(rows) if place in kept]
+
+
+def test_workers_partitions_and_formats(tmp_path: Path) -> None:
+    rows = [row for row in make_rows(3) if row["text"] and not row["text"].isspace()]
+    table = write_parquet(rows, tmp_path / "in", num_files=2, group=40)
+    write_jsonl(rows, tmp_path / "in.jsonl")
+    results = []
+    for number, (workers, partitions) in enumerate([(1, 1), (2, 16), (3, 5)]):
+        out = tmp_path / str(number)
+        config = ExactDedupConfig(split_bytes=1, num_partitions=partitions, unit="url")
+        execute = partial(run_local, num_workers=workers)
+        dedup_exact([str(tmp_path / "in")], str(out), config, execute=execute)
+        results.append(
+            {k: v for k, v in contents(out).items() if k.startswith(("doc", "rem", "fun", "dropped"))}
+        )
+    assert results[1:] == [results[0]] * 2
+    config = ExactDedupConfig(unit="url")
+    dedup_exact([str(tmp_path / "in.jsonl")], str(tmp_path / "lines"), config, execute=ALONE)
+    keep = dedup.exact(table["url"], unit="url") == np.arange(len(rows))
+    ids = table.filter(pa.array(keep))["id"]
+    assert read_all(tmp_path / "lines" / "documents")["id"].to_pylist() == ids.to_pylist()
+
+
+def test_options_that_contradict(tmp_path: Path) -> None:
+    write_parquet(make_rows(0, 3), tmp_path / "in", num_files=1, group=100)
+    for options, message in [
+        ({"unit": "url", "normalize": True}, "addresses have rules of their own"),
+        ({"punctuation": False}, "add normalize=True"),
+        ({"unit": "url", "url_column": "link"}, "no column 'link'"),
+    ]:
+        config = ExactDedupConfig(**options)
+        with pytest.raises(InputError, match=message):
+            dedup_exact([str(tmp_path / "in")], str(tmp_path / "out"), config, execute=ALONE)

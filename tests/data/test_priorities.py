@@ -1,0 +1,98 @@
+import datetime
+import decimal
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pylm.data.priorities import LEAST, Priority, check_kinds, parse_priority, preference, priority_keys
+from pylm.errors import InputError
+
+DAY = datetime.date(2024, 3, 1)
+
+
+def ranked(rule: str, values: list[Any], kind: pa.DataType | None = None) -> list[Any]:
+    """Values from the most preferred on, by the numbers."""
+    batch = pa.record_batch({"x": pa.array(values, kind)})
+    keys, _ = priority_keys(parse_priority(rule), batch, "file")
+    order = preference(keys[:, None], np.arange(len(values)))
+    return [values[i] for i in order]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([3, -1, 2, 0, -(2**62), 2**62], pa.int64()),
+        ([3, 0, 2**31], pa.uint64()),
+        ([True, False], pa.bool_()),
+        ([0.5, -1e300, math.inf, -math.inf, 0.0, 5e-324, -5e-324, 1.5], pa.float64()),
+        ([0.5, -2.0, 1.25], pa.float16()),
+        ([decimal.Decimal("1.50"), decimal.Decimal("-2.25")], pa.decimal128(9, 2)),
+        ([DAY, datetime.date(1900, 1, 1), datetime.date(2100, 1, 1)], pa.date32()),
+        (
+            [datetime.datetime(2024, 1, 1, i, tzinfo=datetime.UTC) for i in (5, 2, 9)],
+            pa.timestamp("ns", "UTC"),
+        ),
+        (["2024-05-31", "1999-12-31", "2024-06-01 00:00:00"], pa.string()),
+    ],
+)
+def test_order_of_values(values: list[Any], kind: pa.DataType) -> None:
+    assert ranked("x", values, kind) == sorted(values, reverse=True)
+    assert ranked("-x", values, kind) == sorted(values)
+    assert ranked("x", [None, *values], kind)[-1] is None
+    assert ranked("-x", [None, *values], kind)[-1] is None
+
+
+def test_equal_values_keep_their_order() -> None:
+    batch = pa.record_batch({"x": [0.0, -0.0, math.nan, None]})
+    keys, kind = priority_keys(parse_priority("x"), batch, "file")
+    assert keys.tolist() == [0, 0, LEAST, LEAST]
+    assert kind == "number"
+
+
+def test_times_of_zones() -> None:
+    times = ["2024-01-01T12:00:00+02:00", "2024-01-01T11:00:00Z", "2024-01-01T10:30:00", "2024-01-01", ""]
+    assert ranked("x", times) == [times[1], times[2], times[0], times[3], ""]
+
+
+def test_named_order() -> None:
+    assert ranked("x=wiki,books", ["web", "books", None, "wiki"]) == ["wiki", "books", "web", None]
+    assert ranked("x=2,1", [1, 2, 3]) == [2, 1, 3]
+    batch = pa.record_batch({"x": pa.array(["b", "a", "b"]).dictionary_encode()})
+    assert priority_keys(parse_priority("x=b"), batch, "file")[0].tolist() == [0, -1, 0]
+
+
+def test_meta_of_json_lines() -> None:
+    metas = [{"x": 2, "y": "2024-01-01"}, {"x": 0.5}, {"z": 1}, {"x": True}]
+    batch = pa.record_batch({"meta": [*(json.dumps(meta) for meta in metas), None]})
+    keys, kind = priority_keys(Priority("x"), batch, "file")
+    assert preference(keys[:, None], np.arange(5)).tolist() == [0, 3, 1, 2, 4]
+    assert kind == "number"
+    assert priority_keys(Priority("y"), batch, "file")[1] == "date"
+    assert priority_keys(Priority("none"), batch, "file")[1] is None
+
+
+def test_several_rules() -> None:
+    keys = np.array([[1, 5], [2, 0], [1, 7], [2, 0]])
+    assert preference(keys, np.array([10, 13, 12, 11])).tolist() == [3, 1, 2, 0]
+
+
+@pytest.mark.parametrize("rule", ["", "-", "=a", "x=", "x=a,,b"])
+def test_rules_that_say_nothing(rule: str) -> None:
+    with pytest.raises(InputError, match="priority must be COLUMN, -COLUMN or COLUMN=VALUE,VALUE"):
+        parse_priority(rule)
+
+
+def test_columns_that_do_not_compare() -> None:
+    words = pa.record_batch({"x": ["2024-01-01", "yesterday"]})
+    with pytest.raises(InputError, match=r"a\.parquet: the column 'x' .* must hold numbers or dates such as"):
+        priority_keys(Priority("x"), words, "a.parquet")
+    with pytest.raises(InputError, match=r"it holds list<"):
+        priority_keys(Priority("x"), pa.record_batch({"x": [[1]]}), "a.parquet")
+    with pytest.raises(InputError, match="must hold numbers or dates"):
+        priority_keys(Priority("x"), pa.record_batch({"x": pa.array([2**64 - 1], pa.uint64())}), "a.parquet")
+    with pytest.raises(InputError, match="b: the column 'x' holds dates, in a it holds integers; cast one"):
+        check_kinds([Priority("x")], [["integer"], [None], ["date"]], ["a", "n", "b"])
