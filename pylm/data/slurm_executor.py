@@ -8,6 +8,7 @@ FOLDER/NAME-NUMBER/       one call of run_slurm; gone when all its results were 
 """
 
 import functools
+import itertools
 import shlex
 import shutil
 import subprocess
@@ -91,7 +92,7 @@ def run_slurm(
         raise InputError(
             f"{_name_of(work)} is of the script that was started; tasks import it, so move it to a module"
         )
-    job = _open_job(Path(folder).absolute(), work, items)
+    job, needed = _open_job(Path(folder).absolute(), work, items)
     flags = {
         "job-name": _name_of(work),
         "partition": partition,
@@ -103,22 +104,23 @@ def run_slurm(
     submit = functools.partial(
         _submit, job, flags=flags, setup=setup, python=python, num_parallel=num_parallel
     )
-    queue = _Queue(job, len(items), num_queued, max_attempts, grace_seconds, submit)
+    queue = _Queue(job, needed, num_queued, max_attempts, grace_seconds, submit)
     try:
         queue.start()
         seen = -1
-        for index in range(len(items)):
+        for place, index in enumerate(needed):
             while index not in queue.done:
                 queue.update()
-                if progress is not None and len(queue.done) > seen:
-                    seen = len(queue.done)
+                if progress is not None and (num_done := queue.count_done()) > seen:
+                    seen = num_done
                     progress(seen, len(items))
                 if index not in queue.done:
                     time.sleep(poll_seconds)
             outcome = run_task.read_outcome(run_task.outcome_path(job, index))
             if isinstance(outcome, Failure):
                 outcome.throw()
-            if index + 1 == len(items):
+            if place + 1 == len(items):
+                queue.cancel()
                 shutil.rmtree(job)
             yield outcome
     except BaseException:
@@ -145,23 +147,40 @@ def _same_work(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _open_job(folder: Path, work: Callable[[Item], Result], items: Sequence[Item]) -> Path:
-    """Find the folder of the same call that was cut off, or make a new one."""
+def _open_job(
+    folder: Path, work: Callable[[Item], Result], items: Sequence[Item]
+) -> tuple[Path, Sequence[int]]:
+    """Find the folder of the same work for these items and perhaps more, or make a new one.
+
+    Returns:
+        The folder, and where the items are among its own.
+    """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     name, number = _name_of(work), 0
     while (job := folder / f"{name}-{number}").exists():
+        number += 1
         if (job / "job.pickle").exists():
             try:
-                had = run_task.read_job(job)
+                had_work, had_items = run_task.read_job(job)
             except (AttributeError, ImportError):  # of other code, which has gone
-                had = None
-            if had is not None and _same_work(had[0], work) and had[1] == list(items):
-                return job
-        number += 1
-    for name in ("arrays", "outcomes", "logs"):
-        (job / name).mkdir(parents=True, mode=0o700)
+                continue
+            if _same_work(had_work, work) and (places := _places_of(items, had_items)) is not None:
+                return job, places
+    for part in ("arrays", "outcomes", "logs"):
+        (job / part).mkdir(parents=True, mode=0o700)
     run_task.write_job(job, work, items)
-    return job
+    return job, range(len(items))
+
+
+def _places_of(items: Sequence[Any], among: Sequence[Any]) -> Sequence[int] | None:
+    """Give the place of every item, None where one is not there."""
+    if list(items) == among:
+        return range(len(items))
+    try:
+        places = {item: place for place, item in enumerate(among)}
+        return [places[item] for item in items]
+    except (KeyError, TypeError):  # not there, or not hashable
+        return None
 
 
 @dataclass
@@ -169,7 +188,7 @@ class _Queue:
     """What is done, submitted and missing of a job."""
 
     job: Path
-    num_items: int
+    needed: Sequence[int]
     num_queued: int
     max_attempts: int
     grace_seconds: float
@@ -177,7 +196,7 @@ class _Queue:
     done: set[int] = field(default_factory=set)
     _tasks: dict[int, tuple[str, int]] = field(default_factory=dict)
     """Of each item that was submitted and not lost, its last array and the number of its task there."""
-    _first_failure: int = sys.maxsize
+    _failed: set[int] = field(default_factory=set)
     _attempts: Counter[int] = field(default_factory=Counter)
     _gone_since: dict[int, float] = field(default_factory=dict)
     _answered: float = field(default_factory=time.monotonic)
@@ -207,14 +226,18 @@ class _Queue:
                 if self._attempts[index] >= self.max_attempts:
                     raise InputError(self._fault(index))
                 del self._tasks[index], self._gone_since[index]
-        needed = range(min(self.num_items, self._first_failure))
-        missing = [i for i in needed if i not in self.done and i not in self._tasks]
+        before_failure = itertools.takewhile(lambda i: i not in self._failed, self.needed)
+        missing = [i for i in before_failure if i not in self.done and i not in self._tasks]
         room = self.num_queued - len(self._tasks.keys() - self.done)
         # Many small arrays would be a burden for Slurm.
         if missing and room >= min(len(missing), max(1, self.num_queued // 2)):
             for start in range(0, min(room, len(missing)), _ARRAY_TASKS):
                 indices = missing[start : min(start + _ARRAY_TASKS, room)]
                 self._note(self.submit(indices), indices)
+
+    def count_done(self) -> int:
+        """Count the items with an outcome."""
+        return sum(index in self.done for index in self.needed)
 
     def cancel(self) -> None:
         """End the tasks that are queued or run."""
@@ -232,7 +255,7 @@ class _Queue:
             if path.name[0] != "." and (index := int(path.stem)) not in self.done:
                 self.done.add(index)
                 if isinstance(run_task.read_outcome(path), Failure):
-                    self._first_failure = min(self._first_failure, index)
+                    self._failed.add(index)
 
     def _ask(self) -> set[tuple[str, int]] | None:
         """Give the tasks that are in Slurm's queue; None when it does not answer."""

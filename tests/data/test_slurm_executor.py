@@ -108,6 +108,23 @@ def test_a_caller_that_stops(site: Site) -> None:
     os.close(descriptor)
 
 
+def test_a_call_for_what_is_left_finds_its_tasks(site: Site) -> None:
+    """As stages do when they are started again: they ask only for what has no file yet."""
+    numbers = [1, 2, 1000, 3]
+    program = PROGRAM.format(tests=TESTS, items=numbers)
+    command = [sys.executable, "-c", program, str(site.jobs), str(site.notes)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as caller:
+        assert caller.stdout is not None
+        assert caller.stdout.readline() == "1 4\n"
+        wait_until_begun(site.notes, 1000)
+        wait_until_begun(site.notes, 3)
+        caller.send_signal(signal.SIGKILL)
+    (site.notes / "go").touch()
+    assert list(site.execute(site.work, [3, 1000])) == [9, 1_000_000]
+    assert sorted(items_begun(site.notes)) == [1, 2, 3, 1000]
+    assert list(site.jobs.iterdir()) == []
+
+
 PROGRAM = """
 import functools, sys
 from pathlib import Path
@@ -116,7 +133,7 @@ from executor_work import work
 from pylm.data.slurm_executor import run_slurm
 
 jobs, notes = map(Path, sys.argv[1:])
-results = run_slurm(functools.partial(work, folder=notes), [1, 2, 1000], folder=jobs, poll_seconds=0.1,
+results = run_slurm(functools.partial(work, folder=notes), {items}, folder=jobs, poll_seconds=0.1,
                     num_queued=8, grace_seconds=0.5)
 print(next(results), next(results), flush=True)
 print(next(results), flush=True)
@@ -124,7 +141,8 @@ print(next(results), flush=True)
 
 
 def test_the_caller_is_killed_and_started_again(site: Site) -> None:
-    command = [sys.executable, "-c", PROGRAM.format(tests=TESTS), str(site.jobs), str(site.notes)]
+    program = PROGRAM.format(tests=TESTS, items=[1, 2, 1000])
+    command = [sys.executable, "-c", program, str(site.jobs), str(site.notes)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as caller:
         assert caller.stdout is not None
         assert caller.stdout.readline() == "1 4\n"
@@ -201,8 +219,11 @@ def test_only_what_is_missing_is_done_after_an_error(fake: Site) -> None:
         with pytest.raises(InputError, match="item 13"):
             list(fake.execute(fake.work, numbers))
     assert sorted(items_begun(fake.notes)) == [1, 2, 13, 13]
-    assert list(fake.execute(fake.work, [1, 2])) == [1, 4], "another call has a folder of its own"
+    assert list(fake.execute(fake.work, [1, 3])) == [1, 9], "another call has a folder of its own"
     assert [path.name for path in fake.jobs.iterdir()] == ["work-0"]
+    assert list(fake.execute(fake.work, [2, 1])) == [4, 1], "a call for a part finds it"
+    assert sorted(items_begun(fake.notes)) == [1, 1, 2, 3, 13, 13]
+    assert list(fake.jobs.iterdir()) == []
 
 
 def test_a_controller_that_does_not_answer(fake: Site, monkeypatch: pytest.MonkeyPatch) -> None:
