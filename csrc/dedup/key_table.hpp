@@ -17,29 +17,56 @@
 
 namespace pylm::dedup {
 
-// Sort records, which have key() and are ordered by it first. O(n) but for the sorts of short runs; the same for
-// any number of threads.
+// Records by the first bits of their keys, in runs of one such prefix each; in the order given within a run. `parts`
+// are emptied. O(n).
+template <typename Record>
+class KeyRuns {
+public:
+    KeyRuns(std::span<std::vector<Record>> parts, std::size_t most_bits) {
+        std::size_t total = 0;
+        for (const auto& part : parts) total += part.size();
+        bits_ = std::min(most_bits, static_cast<std::size_t>(std::bit_width(total / kRun)));
+        ends_.assign((std::size_t{1} << bits_) + 1, 0);
+        for (const auto& part : parts) {
+            for (const Record& record : part) ++ends_[run_of(record) + 1];
+        }
+        std::partial_sum(ends_.begin(), ends_.end(), ends_.begin());
+        records_.resize(total);
+        for (auto& part : parts) {
+            for (const Record& record : part) records_[ends_[run_of(record)]++] = record;
+            std::vector<Record>().swap(part);
+        }
+    }
+
+    // The records, sorted, which are handed over. The same for any number of threads.
+    std::vector<Record> sort(unsigned num_threads) {
+        constexpr std::size_t kTask = 64;  // runs
+        const std::size_t num_runs = ends_.size() - 1;
+        parallel_for((num_runs + kTask - 1) / kTask, num_threads, [&](std::size_t task) {
+            for (std::size_t run = task * kTask; run < std::min(num_runs, (task + 1) * kTask); ++run) {
+                // `ends_` has moved on: a run lies between the ends of the one before and itself.
+                const auto begin = static_cast<std::ptrdiff_t>(run == 0 ? 0 : ends_[run - 1]);
+                std::sort(records_.begin() + begin, records_.begin() + static_cast<std::ptrdiff_t>(ends_[run]));
+            }
+        });
+        return std::move(records_);
+    }
+    std::span<const Record> records() const noexcept { return records_; }
+
+private:
+    static constexpr std::size_t kRun = 32;  // records that are left to a sort
+
+    std::size_t run_of(const Record& record) const noexcept { return bits_ == 0 ? 0 : record.key() >> (64 - bits_); }
+
+    std::size_t bits_;
+    std::vector<std::size_t> ends_;
+    std::vector<Record> records_;
+};
+
+// Sort records, which have key() and are ordered by it first. O(n) but for the sorts of short runs.
 template <typename Record>
 void sort_by_key(std::vector<Record>& records, unsigned num_threads) {
-    constexpr std::size_t kRun = 32;  // records that are left to a sort
-    constexpr std::size_t kMostBits = 16;
-    const auto bits = std::min(kMostBits, static_cast<std::size_t>(std::bit_width(records.size() / kRun)));
-    if (bits == 0) return std::sort(records.begin(), records.end());
-    std::vector<std::size_t> ends((std::size_t{1} << bits) + 1, 0);
-    for (const Record& record : records) ++ends[(record.key() >> (64 - bits)) + 1];
-    std::partial_sum(ends.begin(), ends.end(), ends.begin());
-    std::vector<Record> sorted(records.size());
-    for (const Record& record : records) sorted[ends[record.key() >> (64 - bits)]++] = record;
-    records.swap(sorted);
-    // `ends` has moved on: run r lies between the ends of the runs before and itself.
-    constexpr std::size_t kTask = 64;  // runs
-    const std::size_t num_runs = ends.size() - 1;
-    parallel_for((num_runs + kTask - 1) / kTask, num_threads, [&](std::size_t task) {
-        for (std::size_t run = task * kTask; run < std::min(num_runs, (task + 1) * kTask); ++run) {
-            const auto begin = static_cast<std::ptrdiff_t>(run == 0 ? 0 : ends[run - 1]);
-            std::sort(records.begin() + begin, records.begin() + static_cast<std::ptrdiff_t>(ends[run]));
-        }
-    });
+    records = KeyRuns<Record>({&records, 1}, 16).sort(num_threads);
 }
 
 // A table in a file: an array of records and one of where those with the same first bits begin.
@@ -56,22 +83,25 @@ public:
 
     std::span<const Record> records() const noexcept { return records_; }
 
-    // Call found(i, record) for every record with key `keys[i]`; keys ascend. Memory is fetched ahead, and the file
-    // is read from its beginning to its end.
+    // Call found(i, record) for every record with key `keys[i]`. Memory is fetched ahead; where keys ascend, if only
+    // by their first bits, the file is read from its beginning to its end.
     template <typename Found>
     void find(std::span<const std::uint64_t> keys, Found&& found) const {
         constexpr std::size_t kAhead = 16;  // keys
+        constexpr std::size_t kLine = 64;   // bytes
         for (std::size_t i = 0; i < keys.size(); ++i) {
             if (i + 2 * kAhead < keys.size()) __builtin_prefetch(&starts_[slot(keys[i + 2 * kAhead])]);
             if (i + kAhead < keys.size()) {
-                const Record* guess = records_.data() + place(keys[i + kAhead]);
-                __builtin_prefetch(guess);
-                __builtin_prefetch(guess + 4);
+                const auto [begin, end] = range(keys[i + kAhead]);
+                const char* const first = reinterpret_cast<const char*>(begin);
+                const std::size_t bytes = std::min(4 * kLine, static_cast<std::size_t>(end - begin) * sizeof(Record));
+                for (std::size_t at = 0; at < bytes; at += kLine) __builtin_prefetch(first + at);
             }
+            // All of the few records: a search among them could not be predicted, and took longer.
             const auto [begin, end] = range(keys[i]);
-            const auto less = [](const Record& record, std::uint64_t key) { return record.key() < key; };
-            for (const Record* at = std::lower_bound(begin, end, keys[i], less); at != end && at->key() == keys[i]; ++at)
-                found(i, *at);
+            for (const Record* at = begin; at != end; ++at) {
+                if (at->key() == keys[i]) found(i, *at);
+            }
         }
     }
 
@@ -88,13 +118,6 @@ private:
         const std::size_t end = std::min<std::size_t>(starts_[slot(key) + 1], records_.size());
         const std::size_t begin = std::min<std::size_t>(starts_[slot(key)], end);
         return {records_.data() + begin, records_.data() + end};
-    }
-    // Where a key should be, by its later bits.
-    std::size_t place(std::uint64_t key) const noexcept {
-        const auto [begin, end] = range(key);
-        const auto size = static_cast<std::uint64_t>(end - begin);
-        const std::uint64_t share = (key << bits_) >> 32;
-        return static_cast<std::size_t>(begin - records_.data()) + static_cast<std::size_t>(share * size >> 32);
     }
 
     std::span<const Record> records_;

@@ -14,7 +14,9 @@ namespace pylm::dedup {
 namespace {
 
 constexpr std::size_t kPiece = std::size_t{1} << 20;  // places of a text that are one task
-constexpr std::size_t kBatch = std::size_t{1} << 28;  // bytes of texts that are looked up at a time
+constexpr std::size_t kBatch = std::size_t{1} << 25;  // bytes of texts that are looked up at a time
+constexpr std::size_t kRunBits = 11;                  // of hashes, by which they are put in order for that
+constexpr std::size_t kSortBits = 16;
 constexpr std::size_t kLookups = 1 << 14;             // a task
 
 // Hashes of windows as they are kept.
@@ -46,9 +48,6 @@ struct Query {
     std::uint64_t place;  // where it begins, in the texts end to end
 
     std::uint64_t key() const noexcept { return record.key(); }
-    bool operator<(const Query& other) const noexcept {
-        return record == other.record ? place < other.place : record < other.record;
-    }
 };
 
 // The part of a text that is one task: the runs of `gap` places that begin in [begin, end).
@@ -90,10 +89,10 @@ void visit_anchors(const Piece& piece, const WindowFormat& format, const Key key
     if (piece.end + std::min(format.gap, places) - 1 == places) visit_new(places - 1);
 }
 
-// Windows at anchors, in any order; some of them twice, where texts are cut into pieces. Record(window, place).
+// Windows at anchors, in any order, by task; some of them twice, where texts are cut into pieces. Record(window, place).
 template <typename Item, typename Make>
-std::vector<Item> collect(std::span<const std::string_view> texts, const WindowFormat& format, unsigned num_threads,
-                          Make&& make) {
+std::vector<std::vector<Item>> collect(std::span<const std::string_view> texts, const WindowFormat& format,
+                                       unsigned num_threads, Make&& make) {
     const std::vector<Piece> pieces = cut_pieces(texts, format);
     // About as many places in each task.
     std::vector<std::size_t> tasks{0};
@@ -120,18 +119,10 @@ std::vector<Item> collect(std::span<const std::string_view> texts, const WindowF
             }
         }
     });
-    std::size_t total = 0;
-    for (const auto& part : found) total += part.size();
-    std::vector<Item> all;
-    all.reserve(total);
-    for (auto& part : found) {
-        all.insert(all.end(), part.begin(), part.end());
-        std::vector<Item>().swap(part);
-    }
-    return all;
+    return found;
 }
 
-// Marks items, which are in order, whose window is kept in one of the tables. record_of(item).
+// Marks items whose window is kept in one of the tables. record_of(item).
 template <typename Record, typename Item, typename RecordOf>
 std::vector<std::uint8_t> find_kept(std::span<const std::unique_ptr<SegmentFile>> files, std::span<const Item> items,
                                     unsigned num_threads, RecordOf&& record_of) {
@@ -209,11 +200,12 @@ Spans SubstringIndex::find_as(std::span<const std::string_view> texts, unsigned 
         for (std::size_t bytes = 0; end < texts.size() && (end == begin || bytes + texts[end].size() <= kBatch); ++end)
             bytes += texts[end].size();
         const auto batch = texts.subspan(begin, end - begin);
-        auto queries = collect<Query<Record>>(batch, format_, num_threads, [](std::string_view window, std::size_t place) {
+        auto parts = collect<Query<Record>>(batch, format_, num_threads, [](std::string_view window, std::size_t place) {
             return Query<Record>{Record::of(window), place};
         });
-        sort_by_key(queries, num_threads);
-        const auto kept = find_kept<Record>(std::span(files_), std::span<const Query<Record>>(queries), num_threads,
+        const KeyRuns<Query<Record>> runs(parts, kRunBits);
+        const auto queries = runs.records();
+        const auto kept = find_kept<Record>(std::span(files_), queries, num_threads,
                                             [](const Query<Record>& query) { return query.record; });
         std::vector<std::uint64_t> places;
         for (std::size_t i = 0; i < queries.size(); ++i) {
@@ -234,9 +226,9 @@ std::size_t SubstringIndex::write(const std::string& path, std::span<const std::
 template <typename Record>
 std::size_t SubstringIndex::write_as(const std::string& path, std::span<const std::string_view> texts,
                                      unsigned num_threads) const {
-    auto records = collect<Record>(texts, format_, num_threads,
-                                   [](std::string_view window, std::size_t) { return Record::of(window); });
-    sort_by_key(records, num_threads);
+    auto parts = collect<Record>(texts, format_, num_threads,
+                                 [](std::string_view window, std::size_t) { return Record::of(window); });
+    std::vector<Record> records = KeyRuns<Record>(parts, kSortBits).sort(num_threads);
     records.erase(std::unique(records.begin(), records.end()), records.end());
     const auto kept = find_kept<Record>(std::span(files_), std::span<const Record>(records), num_threads,
                                         [](const Record& record) { return record; });

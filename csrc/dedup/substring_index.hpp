@@ -46,8 +46,8 @@ public:
     void check(unsigned num_threads) const;
 
     // The bytes in windows at anchors of which an equal one is kept (or one with an equal hash). Ends inside a
-    // well-formed character of UTF-8 move inward. O(bytes); memory: about 2 bytes a byte of the largest batch of
-    // 64 MiB or one text.
+    // well-formed character of UTF-8 move inward. O(bytes); memory: 32 bytes (48 if wide) for each
+    // anchor in 32 MiB of texts, or in one text.
     Spans find(std::span<const std::string_view> texts, unsigned num_threads) const;
 
     // Write the windows at anchors that are not kept yet. Returns their number. Memory: 32 bytes (48 if wide) for

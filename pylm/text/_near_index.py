@@ -270,9 +270,9 @@ class NearIndex:
         Returns:
             What `deduplicate` gives.
 
-        Raises: TypeError, InputError: as for `near`; ids that do not fit; another process is writing to the
-            index; a
-                damaged file of the index.
+        Raises:
+            TypeError, InputError: as for `near`; ids that do not fit; another process is writing to the
+                index; a damaged file of the index.
             OSError: the folder cannot be written to.
         """
         num_threads = check_threads(num_threads)

@@ -18,22 +18,23 @@ _KIND = "substring"
 class SubstringIndex:
     """Windows of old texts on disk, by which new texts are searched for what repeats, without the old texts.
 
-    A window is `min_bytes` successive bytes of one text. The index keeps hashes of the windows at anchors:
-    places that the text itself chooses, at least one in any `gap` successive places, in the mean one in (gap
-    + 1) / 2, and the first and the last window of every text. What `find` gives, compared with
-    `substrings(texts, against=old, min_bytes=min_bytes)`, which needs the old texts:
+    A window is `min_bytes` successive bytes of one text. The index keeps hashes of the windows that begin at
+    anchors: places that a text chooses by its own bytes, at least one of any `gap` successive places at which
+    windows begin, in the mean every (gap + 1) / 2, and the first and the last of these places. `find`, compared
+    with `substrings(texts, against=old, min_bytes=min_bytes)`, which needs the old texts:
 
-    - nothing else: every byte in a span lies in a window that occurs in an old text, but for equal hashes of
-      different windows. With n windows in the index a new one has a hash of theirs with a probability of n /
-      2^64, or n / 2^128 with `hash_bits=128`; one of 10^9 new ones against 10^9 old ones with 0.05 in all, or
-      3e-21.
-    - of every stretch that an old and a new text share all but at most gap - 1 bytes at either end, and an
-      end that is the beginning or the end of both texts in full, if the stretch has min_bytes + gap - 1 bytes
-      or more. In places where a character is cut the end moves inward by up to 3 bytes more.
-    - shorter stretches, of min_bytes or more, only where an anchor falls into them, or where they begin or
-      end both texts.
+    - Gives nothing else: every byte of a span lies in a window that occurs in an old text, but for windows
+      whose hashes are equal. Among n windows in the index one has the hash of a given new one with a
+      probability of n / 2^64, or n / 2^128 with `hash_bits=128`. So 10^9 new ones meet 10^9 old ones 0.05
+      times, or 3e-21.
+    - Finds every stretch of min_bytes + gap - 1 bytes or more that an old and a new text share, but for up to
+      gap - 1 bytes at its beginning and at its end. Nothing is missing at a beginning that is the beginning of
+      both texts, nor at an end that is the end of both; so a text that equals an old one goes in full, from
+      min_bytes on. Where an end would cut a character it moves inward by up to 3 bytes more.
+    - Finds shorter stretches only where an anchor falls into them.
 
-    So `gap=1` finds all, and takes 8 bytes a byte of text; 32 takes about 0.5; `gap=min_bytes` 0.16 of 100.
+    With `gap=1` the spans are those of `substrings`, in 8 bytes a byte of text that does not repeat. With 32
+    the index takes about half of the text, with 100 a sixth.
 
     Repeats within the old texts are kept once. The folder, readers, writers and files are as of `NearIndex`.
 
@@ -134,8 +135,10 @@ class SubstringIndex:
             texts: num_docs texts; nulls have no windows.
             num_threads: 0 uses all cores; the files do not depend on it.
 
-        Raises: TypeError, InputError: as for `substrings`; another process is writing to the index; a damaged
-            file. OSError: the folder cannot be written to.
+        Raises:
+            TypeError, InputError: as for `substrings`; another process is writing to the index; a damaged
+                file of the index.
+            OSError: the folder cannot be written to.
         """
         num_threads = check_threads(num_threads)
         with index_folder.writing(self.folder, _KIND):
