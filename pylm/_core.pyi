@@ -289,6 +289,64 @@ class MinHasher:
         num_threads: int,
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...
 
+class NearIndex:
+    def __init__(
+        self,
+        paths: Sequence[str],
+        fingerprint: int,
+        shingle_bits: int,
+        low_shingles: bool,
+        num_perm: int,
+        wide: bool,
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def num_bytes(self) -> int: ...
+    def check(self, num_threads: int) -> None: ...
+    def find(
+        self,
+        hasher: MinHasher,
+        texts: Texts,
+        normalized: NormalizedTexts | None,
+        threshold: float,
+        bands: int,
+        rows: int,
+        keep: str,
+        priority: NDArray[np.int64] | None,
+        among: bool,
+        num_threads: int,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]: ...
+    def add(
+        self,
+        hasher: MinHasher,
+        texts: Texts,
+        normalized: NormalizedTexts | None,
+        threshold: float,
+        bands: int,
+        rows: int,
+        keep: str,
+        priority: NDArray[np.int64] | None,
+        ids: NDArray[np.int64] | None,
+        first_id: int,
+        path: str,
+        num_threads: int,
+    ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]], int, bool]: ...
+    def find_keys(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+    def merge(self, path: str, begin: int, end: int, num_threads: int) -> None: ...
+
+class SubstringIndex:
+    def __init__(self, paths: Sequence[str], fingerprint: int, length: int, gap: int, wide: bool) -> None: ...
+    @property
+    def num_windows(self) -> int: ...
+    @property
+    def num_bytes(self) -> int: ...
+    def check(self, num_threads: int) -> None: ...
+    def find(
+        self, texts: Texts, num_threads: int
+    ) -> tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
+    def add(self, texts: Texts, path: str, num_threads: int) -> tuple[int, int]: ...
+    def merge(self, path: str, begin: int, end: int, num_threads: int) -> None: ...
+
 def count_words(texts: Texts) -> NDArray[np.int64]: ...
 def gather_ids(
     ids: NDArray[np.uint32],

@@ -16,6 +16,7 @@
 
 #include "bindings/arrow.hpp"
 #include "bindings/buffers.hpp"
+#include "bindings/hasher.hpp"
 #include "bindings/module.hpp"
 #include "bindings/normalized.hpp"
 #include "bindings/simd.hpp"
@@ -33,13 +34,6 @@ namespace py = pybind11;
 
 namespace pylm::bindings {
 namespace {
-
-// What a MinHasher of Python stands for.
-struct Hasher {
-    dedup::ShingleRule rule;
-    dedup::MinHasher minhash;
-    SimdLevel level;
-};
 
 Hasher make_hasher(const std::string& scheme, std::size_t num_perm, std::size_t ngram,
                    const std::string& unit, std::uint64_t seed, bool wide,
@@ -189,29 +183,11 @@ void bind_sets(py::module_& module) {
 
 py::tuple near(const Hasher& hasher, const py::object& object, const NormalizedTexts* normalized,
                double threshold, std::size_t bands, std::size_t rows, bool verify, const std::string& keep,
-               const std::optional<py::array_t<std::int64_t, py::array::c_style>>& priority,
-               unsigned num_threads) {
+               const Priority& priority, unsigned num_threads) {
     const Texts texts(object);
     const auto source = normalized != nullptr ? normalized->views() : texts.views();
-    dedup::Keep rule = dedup::Keep::kFirst;
-    if (priority) {
-        rule = dedup::Keep::kPriority;
-    } else if (keep == "longest") {
-        rule = dedup::Keep::kLongest;
-    } else if (keep != "first") {
-        throw std::invalid_argument("unknown keep " + keep);
-    }
-    std::span<const std::int64_t> priorities;
-    if (priority) priorities = {priority->data(), static_cast<std::size_t>(priority->size())};
-    const dedup::NearOptions options{.rule = hasher.rule,
-                                     .bands = bands,
-                                     .rows = rows,
-                                     .threshold = threshold,
-                                     .verify = verify,
-                                     .keep = rule,
-                                     .priority = priorities,
-                                     .num_threads = num_threads,
-                                     .level = hasher.level};
+    dedup::NearOptions options = near_options(hasher, threshold, bands, rows, keep, priority, num_threads);
+    options.verify = verify;
     dedup::NearDuplicates found;
     {
         const py::gil_scoped_release release;

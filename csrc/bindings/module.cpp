@@ -31,6 +31,7 @@ PYBIND11_MODULE(_core, module) {
     pylm::bindings::bind_training(module);
     pylm::bindings::bind_dedup(module);
     pylm::bindings::bind_exact(module);
+    pylm::bindings::bind_indexes(module);
     pylm::bindings::bind_signals(module);
     pylm::bindings::bind_shards(module);
 }

@@ -11,6 +11,7 @@ void bind_training(pybind11::module_& module);
 void bind_vocabulary(pybind11::module_& module);
 void bind_dedup(pybind11::module_& module);
 void bind_exact(pybind11::module_& module);
+void bind_indexes(pybind11::module_& module);
 void bind_signals(pybind11::module_& module);
 void bind_shards(pybind11::module_& module);
 

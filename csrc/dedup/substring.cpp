@@ -9,6 +9,16 @@
 #include "text/unicode.hpp"
 
 namespace pylm::dedup {
+
+Character character_around(std::string_view text, std::size_t place) noexcept {
+    const auto continues = [&](std::size_t i) { return (static_cast<std::uint8_t>(text[i]) & 0xC0) == 0x80; };
+    if (place == 0 || place >= text.size() || !continues(place)) return {place, place};
+    std::size_t lead = place - 1;
+    while (lead > 0 && place - lead < 3 && continues(lead)) --lead;
+    const std::size_t end = lead + decode_utf8(text, lead).size;
+    return end > place ? Character{lead, end} : Character{place, place};
+}
+
 namespace {
 
 void check(std::span<const std::string_view> texts, const SubstringOptions& options) {
@@ -27,21 +37,6 @@ void check(std::span<const std::string_view> texts, const SubstringOptions& opti
                                         std::to_string(texts[i].size()) + " bytes");
         }
     }
-}
-
-// Where the well-formed character begins that `place` lies inside of, and where it ends; both `place` where
-// there is none.
-struct Character {
-    std::size_t begin;
-    std::size_t end;
-};
-Character character_around(std::string_view text, std::size_t place) noexcept {
-    const auto continues = [&](std::size_t i) { return (static_cast<std::uint8_t>(text[i]) & 0xC0) == 0x80; };
-    if (place == 0 || place >= text.size() || !continues(place)) return {place, place};
-    std::size_t lead = place - 1;
-    while (lead > 0 && place - lead < 3 && continues(lead)) --lead;
-    const std::size_t end = lead + decode_utf8(text, lead).size;
-    return end > place ? Character{lead, end} : Character{place, place};
 }
 
 Spans gather(const Documents& documents, const WindowBits& removed, bool on_characters) {

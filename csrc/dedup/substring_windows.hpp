@@ -186,6 +186,14 @@ private:
     bool first_stays_;
 };
 
+// Where the well-formed character begins that `place` lies inside of, and where it ends; both `place` where
+// there is none.
+struct Character {
+    std::size_t begin;
+    std::size_t end;
+};
+Character character_around(std::string_view text, std::size_t place) noexcept;
+
 // With sources, a place of them counts as earlier, and no other one does. `marks` begins clear.
 void mark_by_anchors(const Documents& documents, bool has_sources, const SubstringOptions& options, WindowMarks& marks);
 void mark_by_suffix_array(const Documents& documents, bool has_sources, const SubstringOptions& options,

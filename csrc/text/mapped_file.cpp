@@ -29,7 +29,7 @@ class Descriptor {
 
 }  // namespace
 
-MappedFile::MappedFile(const std::string& path) {
+MappedFile::MappedFile(const std::string& path, bool sequential) {
     const auto fail = [&](int code) { throw std::system_error(code, std::generic_category(), path); };
     const Descriptor file(path);
     if (file.get() < 0) fail(errno);
@@ -52,7 +52,7 @@ MappedFile::MappedFile(const std::string& path) {
     if (size == 0) return;  // an empty mapping is an error
     void* data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.get(), 0);
     if (data == MAP_FAILED) fail(errno);
-    ::madvise(data, size, MADV_SEQUENTIAL);
+    if (sequential) ::madvise(data, size, MADV_SEQUENTIAL);
     bytes_ = {static_cast<const char*>(data), size};
     is_mapped_ = true;
 }

@@ -11,8 +11,9 @@ namespace pylm {
 // Read-only view of a whole file. The file must not shrink while it is mapped.
 class MappedFile {
   public:
-    // Throws std::system_error naming the path: no such file, a folder, no permission.
-    explicit MappedFile(const std::string& path);
+    // `sequential` is advice to the system: pages ahead of the one at hand are read. Throws std::system_error
+    // naming the path: no such file, a folder, no permission.
+    explicit MappedFile(const std::string& path, bool sequential = true);
     ~MappedFile();
     MappedFile(const MappedFile&) = delete;
     MappedFile& operator=(const MappedFile&) = delete;

@@ -103,18 +103,7 @@ def near(
     check_choice("keep", keep, get_args(Keep))
     check_bool("verify", verify)
     num_threads = check_threads(num_threads)
-    if bands is None and rows is None:
-        if false_negative_weight is None:
-            false_negative_weight = 0.9 if verify else 0.5
-        bands, rows = optimal_bands(threshold, num_perm, false_negative_weight=false_negative_weight)
-    elif bands is None or rows is None:
-        raise InputError("bands and rows are given together or not at all")
-    elif false_negative_weight is not None:
-        raise InputError("false_negative_weight chooses bands and rows; give it or them")
-    check_int("bands", bands, 1, num_perm)
-    check_int("rows", rows, 1, num_perm)
-    if bands * rows > num_perm:
-        raise InputError(f"bands * rows must be at most num_perm={num_perm}, got {bands} * {rows}")
+    bands, rows = choose_bands(threshold, num_perm, bands, rows, false_negative_weight, verify=verify)
     prepared = hasher._prepare(texts, num_threads)
     normalized = prepared if isinstance(prepared, _core.NormalizedTexts) else None
     cluster, similarity = hasher._core.near(
@@ -125,7 +114,7 @@ def near(
         rows=rows,
         verify=verify,
         keep=keep,
-        priority=None if priority is None else _ranks(priority),
+        priority=None if priority is None else to_ranks(priority),
         num_threads=num_threads,
     )
     kept = cluster == np.arange(len(cluster))
@@ -134,7 +123,7 @@ def near(
     return NearDuplicates(cluster, kept, pairs, similarity[removed], bands, rows)
 
 
-def _ranks(priority: Sequence[Any] | NDArray[Any]) -> NDArray[np.int64]:
+def to_ranks(priority: Sequence[Any] | NDArray[Any]) -> NDArray[np.int64]:
     """Whole numbers in the order of the priorities, equal ones where those are."""
     values = np.asarray(priority)
     if values.ndim != 1 or values.dtype.kind not in "biufmM":
@@ -149,6 +138,31 @@ def _ranks(priority: Sequence[Any] | NDArray[Any]) -> NDArray[np.int64]:
             "give texts without one the least value"
         )
     return np.unique(values, return_inverse=True)[1].astype(np.int64)
+
+
+def choose_bands(
+    threshold: float,
+    num_perm: int,
+    bands: int | None,
+    rows: int | None,
+    false_negative_weight: float | None,
+    *,
+    verify: bool,
+) -> tuple[int, int]:
+    """Check bands and rows, or choose both where neither is given."""
+    if bands is None and rows is None:
+        if false_negative_weight is None:
+            false_negative_weight = 0.9 if verify else 0.5
+        bands, rows = optimal_bands(threshold, num_perm, false_negative_weight=false_negative_weight)
+    elif bands is None or rows is None:
+        raise InputError("bands and rows are given together or not at all")
+    elif false_negative_weight is not None:
+        raise InputError("false_negative_weight chooses bands and rows; give it or them")
+    check_int("bands", bands, 1, num_perm)
+    check_int("rows", rows, 1, num_perm)
+    if bands * rows > num_perm:
+        raise InputError(f"bands * rows must be at most num_perm={num_perm}, got {bands} * {rows}")
+    return int(bands), int(rows)
 
 
 @lru_cache

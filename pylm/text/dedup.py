@@ -18,6 +18,8 @@ from pylm.text._exact import (
 )
 from pylm.text._minhash import MinHasher, Scheme, Unit
 from pylm.text._near import Keep, NearDuplicates, match_probability, near, optimal_bands
+from pylm.text._near_index import IndexDuplicates, Matches, NearIndex, ShingleBits
+from pylm.text._substring_index import HashBits, SubstringIndex
 from pylm.text._substrings import KeepCopies, Method, Spans, Tokens, substrings
 from pylm.text._suffix_arrays import Symbols, lcp_array, suffix_array
 from pylm.text._urls import normalize_url
@@ -25,15 +27,21 @@ from pylm.text._urls import normalize_url
 __all__ = [
     "BatchDuplicates",
     "BloomFilter",
+    "HashBits",
+    "IndexDuplicates",
     "Keep",
     "KeepCopies",
+    "Matches",
     "Method",
     "MinHasher",
     "NearDuplicates",
+    "NearIndex",
     "PartDuplicates",
     "PartUnit",
     "Scheme",
+    "ShingleBits",
     "Spans",
+    "SubstringIndex",
     "Symbols",
     "Tokens",
     "Unit",

@@ -60,6 +60,7 @@ void test_sentencepiece();
 void test_training();
 void test_vocabulary();
 void test_dedup();
+void test_index();
 void test_signals();
 void test_shards();
 void test_suffix_array();

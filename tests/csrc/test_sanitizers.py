@@ -25,6 +25,7 @@ TESTS = (
     "shards",
     "suffix_array",
     "substring",
+    "index",
 )
 
 FUZZERS = (

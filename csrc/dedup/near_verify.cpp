@@ -1,0 +1,254 @@
+// Compares texts that share buckets: see near_stages.hpp.
+#include <algorithm>
+#include <numeric>
+#include <stdexcept>
+
+#include "dedup/near_stages.hpp"
+#include "dedup/shingle.hpp"
+#include "parallel.hpp"
+
+namespace pylm::dedup {
+namespace {
+
+// Nodes by connected component, ascending in each; components of one are left out.
+struct Components {
+    std::vector<std::uint32_t> members;
+    std::vector<std::size_t> offsets{0};
+};
+
+Components list_components(UnionFind& sets, std::size_t size) {
+    std::vector<std::size_t> count(size + 1, 0);
+    for (std::size_t rank = 0; rank < size; ++rank) ++count[sets.find(rank)];
+    Components components;
+    std::vector<std::size_t> place(size, 0);
+    std::size_t total = 0;
+    for (std::size_t root = 0; root < size; ++root) {
+        if (count[root] < 2) continue;
+        place[root] = total;
+        total += count[root];
+        components.offsets.push_back(total);
+    }
+    components.members.resize(total);
+    for (std::size_t rank = 0; rank < size; ++rank) {
+        const std::size_t root = sets.find(rank);
+        if (count[root] >= 2) components.members[place[root]++] = static_cast<std::uint32_t>(rank);
+    }
+    return components;
+}
+
+// Compares the members of components with the kept ones among them. State shared between components is
+// indexed by node or bucket, and a node or a bucket belongs to one component only.
+class Verifier {
+public:
+    Verifier(std::span<const std::string_view> shingled, const Ranked& ranked, const Buckets& buckets,
+             const MinHasher& hasher, const NearOptions& options, const Against& against, Assignment& assignment)
+        : shingled_(shingled),
+          ranked_(ranked),
+          buckets_(buckets),
+          hasher_(hasher),
+          options_(options),
+          against_(against),
+          assignment_(assignment),
+          num_known_(static_cast<std::uint32_t>(assignment.touched.size())),
+          kept_in_bucket_(buckets.num_buckets),
+          seen_by_(assignment.owner.size(), Buckets::none),
+          place_(assignment.owner.size()) {
+        if (num_known_ == 0) return;
+        for (std::size_t bucket = 0; bucket < buckets.num_buckets; ++bucket) {
+            const auto nodes = assignment.touched.of(bucket);
+            kept_in_bucket_[bucket].assign(nodes.begin(), nodes.end());
+        }
+    }
+
+    // A component on one thread.
+    void visit_all(std::span<const std::uint32_t> members, Shingler& shingler) {
+        members = members.subspan(count_known(members));
+        std::vector<Set> kept;
+        for (const std::uint32_t node : members) {
+            const auto set = shingler.distinct(text(node));
+            if (visit(node, set, kept)) kept.emplace_back(set.begin(), set.end());
+        }
+    }
+
+    // A large one: most of the time goes into the sets, which do not depend on each other.
+    void visit_all_in_parallel(std::span<const std::uint32_t> members) {
+        members = members.subspan(count_known(members));
+        std::vector<Set> kept;
+        std::vector<Set> sets;
+        for (std::size_t begin = 0; begin < members.size(); begin += sets.size()) {
+            std::size_t count = 0;
+            for (std::size_t bytes = 0; begin + count < members.size() && count < kSetsAtOnce && bytes < kBytesAtOnce; ++count)
+                bytes += text(members[begin + count]).size();
+            sets.assign(count, {});
+            parallel_for((count + kSetsATask - 1) / kSetsATask, options_.num_threads, [&](std::size_t task) {
+                Shingler shingler(options_.rule, options_.level);
+                for (std::size_t i = task * kSetsATask; i < std::min(count, (task + 1) * kSetsATask); ++i) {
+                    const auto set = shingler.distinct(text(members[begin + i]));
+                    sets[i].assign(set.begin(), set.end());
+                }
+            });
+            for (std::size_t i = 0; i < count; ++i) {
+                if (visit(members[begin + i], sets[i], kept)) kept.push_back(std::move(sets[i]));
+            }
+        }
+    }
+
+private:
+    using Set = std::vector<std::uint64_t>;  // distinct shingles, ascending
+
+    static constexpr std::size_t kSetsAtOnce = 1024;
+    static constexpr std::size_t kBytesAtOnce = std::size_t{1} << 26;  // of text
+    static constexpr std::size_t kSetsATask = 8;
+
+    std::string_view text(std::uint32_t node) const { return shingled_[ranked_.text[node - num_known_]]; }
+
+    std::size_t count_known(std::span<const std::uint32_t> members) const {
+        return static_cast<std::size_t>(std::lower_bound(members.begin(), members.end(), num_known_) - members.begin());
+    }
+
+    // Finds the text that a text duplicates. Returns whether it is kept; its set is then to be put behind `kept`, the
+    // sets of those that its component kept before.
+    bool visit(std::uint32_t node, std::span<const std::uint64_t> set, const std::vector<Set>& kept) {
+        std::vector<std::uint32_t> candidates;
+        const std::size_t rank = node - num_known_;
+        for (const std::uint32_t bucket : buckets_.of(rank)) {
+            if (bucket == Buckets::none) continue;
+            for (const std::uint32_t owner : kept_in_bucket_[bucket]) {
+                if (seen_by_[owner] == node) continue;
+                seen_by_[owner] = node;
+                candidates.push_back(owner);
+            }
+        }
+        std::sort(candidates.begin(), candidates.end());
+        std::uint32_t owner = node;
+        std::vector<std::uint64_t> signature;  // of the set, where it is needed
+        for (const std::uint32_t candidate : candidates) {
+            const double similarity = candidate < num_known_
+                                          ? similarity_to_known(candidate, set, signature)
+                                          : jaccard(kept[place_[candidate]], set, options_.threshold);
+            if (similarity < options_.threshold) continue;
+            owner = candidate;
+            assignment_.owner[node] = candidate;
+            assignment_.similarity[node] = similarity;
+            break;
+        }
+        if (!against_.among) return false;
+        if (owner == node) place_[node] = static_cast<std::uint32_t>(kept.size());
+        for (std::size_t band = 0; band < options_.bands; ++band) {
+            const std::uint32_t bucket = buckets_.of(rank)[band];
+            if (bucket == Buckets::none) continue;
+            auto& owners = kept_in_bucket_[bucket];
+            if (std::find(owners.begin(), owners.end(), owner) != owners.end()) continue;
+            owners.push_back(owner);
+            if (against_.known != nullptr) assignment_.is_new[rank * options_.bands + band] = 1;
+        }
+        return owner == node;
+    }
+
+    double similarity_to_known(std::uint32_t node, std::span<const std::uint64_t> set,
+                               std::vector<std::uint64_t>& signature) const {
+        if (signature.empty() && against_.known->compares_signatures()) {
+            MinHasher::Scratch scratch;
+            signature.resize(hasher_.num_perm());
+            hasher_.sign(set, signature, scratch);
+        }
+        return against_.known->similarity(assignment_.touched.documents[node], set, signature, options_.threshold);
+    }
+
+    std::span<const std::string_view> shingled_;
+    const Ranked& ranked_;
+    const Buckets& buckets_;
+    const MinHasher& hasher_;
+    const NearOptions& options_;
+    const Against& against_;
+    Assignment& assignment_;
+    std::uint32_t num_known_;
+    std::vector<std::vector<std::uint32_t>> kept_in_bucket_;
+    std::vector<std::uint32_t> seen_by_;
+    std::vector<std::uint32_t> place_;  // of a kept node's set among those of its component
+};
+
+void estimate(std::span<const std::uint32_t> members, const Ranked& ranked, std::size_t width,
+              Assignment& assignment) {
+    const std::uint32_t* owner = ranked.signatures.data() + members[0] * width;
+    for (const std::uint32_t rank : members.subspan(1)) {
+        const std::uint32_t* own = ranked.signatures.data() + rank * width;
+        std::size_t equal = 0;
+        for (std::size_t k = 0; k < width; ++k) equal += own[k] == owner[k];
+        assignment.owner[rank] = members[0];
+        assignment.similarity[rank] = static_cast<double>(equal) / static_cast<double>(width);
+    }
+}
+
+// The nodes of every bucket become one set.
+void unite_buckets(const Buckets& buckets, const Touched& touched, UnionFind& sets) {
+    std::vector<std::uint32_t> first(buckets.num_buckets, Buckets::none);
+    const auto add = [&](std::size_t bucket, std::size_t node) {
+        if (first[bucket] == Buckets::none) first[bucket] = static_cast<std::uint32_t>(node);
+        sets.unite(first[bucket], node);
+    };
+    for (std::size_t bucket = 0; bucket < buckets.num_buckets; ++bucket) {
+        for (const std::uint32_t node : touched.of(bucket)) add(bucket, node);
+    }
+    for (std::size_t place = 0; place < buckets.bucket_of.size(); ++place) {
+        const std::uint32_t bucket = buckets.bucket_of[place];
+        if (bucket != Buckets::none) add(bucket, touched.size() + place / buckets.num_bands);
+    }
+}
+
+}  // namespace
+
+Assignment assign(std::span<const std::string_view> shingled, const Ranked& ranked, const MinHasher& hasher,
+                  const NearOptions& options, const Against& against) {
+    Assignment assignment;
+    Buckets buckets;
+    if (against.known != nullptr)
+        buckets = join_buckets(ranked, options.bands, against, assignment.touched, options.num_threads);
+    const std::size_t size = assignment.touched.size() + ranked.text.size();
+    if (size >= Buckets::none) throw std::invalid_argument("more than 2^32 - 2 documents in one call");
+    assignment.owner.resize(size);
+    std::iota(assignment.owner.begin(), assignment.owner.end(), 0U);
+    assignment.similarity.assign(size, 1.0);
+    UnionFind sets(size);
+    if (against.known == nullptr) {
+        buckets = make_buckets(ranked.keys, options.bands, sets, options.num_threads);
+    } else {
+        unite_buckets(buckets, assignment.touched, sets);
+        assignment.is_new.resize(ranked.keys.size());
+        for (std::size_t i = 0; i < ranked.keys.size(); ++i)
+            assignment.is_new[i] = buckets.bucket_of[i] == Buckets::none;
+    }
+    const Components components = list_components(sets, size);
+
+    // Tasks of small components, about kNearBlock documents each; large ones one by one.
+    std::vector<std::size_t> tasks{0};
+    std::vector<std::size_t> large;
+    const std::size_t num_components = components.offsets.size() - 1;
+    const auto members_of = [&](std::size_t i) {
+        return std::span(components.members)
+            .subspan(components.offsets[i], components.offsets[i + 1] - components.offsets[i]);
+    };
+    for (std::size_t i = 0; i < num_components; ++i) {
+        if (members_of(i).size() >= kNearBlock) large.push_back(i);
+        const std::size_t documents = components.offsets[i + 1] - components.offsets[tasks.back()];
+        if (documents >= kNearBlock || i + 1 == num_components) tasks.push_back(i + 1);
+    }
+    Verifier verifier(shingled, ranked, buckets, hasher, options, against, assignment);
+    parallel_for(tasks.size() - 1, options.num_threads, [&](std::size_t task) {
+        Shingler shingler(options.rule, options.level);
+        for (std::size_t i = tasks[task]; i < tasks[task + 1]; ++i) {
+            const auto members = members_of(i);
+            if (!options.verify) {
+                estimate(members, ranked, hasher.num_perm(), assignment);
+            } else if (members.size() < kNearBlock) {
+                verifier.visit_all(members, shingler);
+            }
+        }
+    });
+    for (const std::size_t i : large) {
+        if (options.verify) verifier.visit_all_in_parallel(members_of(i));
+    }
+    return assignment;
+}
+
+}  // namespace pylm::dedup
