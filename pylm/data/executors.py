@@ -106,7 +106,9 @@ class LocalPool:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """End the processes."""
+        """End the processes, after an error at once."""
+        if error is not None:
+            self._terminate()
         self._shut()
 
     def __call__(
@@ -139,10 +141,13 @@ class LocalPool:
             ) from error
         except BaseException:
             if not all(future.done() for future in futures):
-                for worker in self._workers:
-                    worker.terminate()
+                self._terminate()
             self._shut()
             raise
+
+    def _terminate(self) -> None:
+        for worker in self._workers:
+            worker.terminate()
 
     def _shut(self) -> None:
         if self._pool is not None:

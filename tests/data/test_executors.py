@@ -145,3 +145,14 @@ def test_a_pool_starts_its_processes_once(tmp_path: Path) -> None:
         stopped.close()
         assert [square for square, _ in pool(work_here, [6, 7])] == [36, 49]
     assert not any(map(is_running, processes(tmp_path) - {os.getpid()}))
+
+
+def test_an_error_of_the_caller_ends_a_pool_at_once(tmp_path: Path) -> None:
+    def stop() -> None:
+        with LocalPool(2) as pool:
+            for _ in pool(functools.partial(work, folder=tmp_path), [1, -1, -1]):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+    assert not any(map(is_running, processes(tmp_path) - {os.getpid()}))
