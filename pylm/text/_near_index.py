@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pylm import _core
 from pylm.errors import InputError
 from pylm.text import _index_folder as index_folder
-from pylm.text._checks import check_bool, check_choice, check_threads, check_threshold
+from pylm.text._checks import check_array, check_bool, check_choice, check_threads, check_threshold
 from pylm.text._minhash import MinHasher, Scheme, Unit
 from pylm.text._near import Keep, choose_bands, to_ranks
 from pylm.text._token_bytes import Tokens
@@ -220,6 +220,27 @@ class NearIndex:
         _, document, similarity = self._find(texts, num_threads, among=False)
         return Matches(document, np.where(document >= 0, similarity, 0.0))
 
+    def find_keys(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Find the documents that `query` would compare with a text, for stages that join keys of their own.
+
+        Args:
+            keys: uint64 (num_keys,), as `index.hasher.band_keys` gives with bands and rows of the index. In
+                ascending order the files are read from their beginning to their end.
+
+        Returns:
+            int64 (num_found,) twice: index of a key, ascending, and id of a document that has the key, or
+            stands for a text that does.
+
+        Example:
+            >>> index = NearIndex.create(folder / "seen")
+            >>> _ = index.add(["the quick brown fox jumps"], ids=[17])
+            >>> keys, _ = index.hasher.band_keys(["a new text"], bands=index.bands, rows=index.rows)
+            >>> index.find_keys(keys.ravel())[1].tolist()
+            []
+        """
+        check_array("keys", keys, (np.uint64,))
+        return self._core.find_keys(keys)
+
     def deduplicate(
         self,
         texts: Texts | Tokens,
@@ -281,7 +302,7 @@ class NearIndex:
             source, normalized = self._prepare(texts, num_threads)
             with index_folder.new_file(self.folder, self._manifest) as path:
                 found, num_docs, is_empty = self._core.add(
-                    self._hasher._core,
+                    self.hasher._core,
                     source,
                     normalized=normalized,
                     **self._options(keep, priority),
@@ -318,7 +339,7 @@ class NearIndex:
     def _open(self, manifest: index_folder.Manifest, paths: list[str]) -> _core.NearIndex:
         given = manifest.parameters
         try:
-            self._hasher = MinHasher(
+            self.hasher = MinHasher(
                 **{name: given[name] for name in ("num_perm", "ngram", "unit", "seed", "scheme", "bits")}
             )
             shingle_bits = int(given["shingle_bits"])
@@ -328,13 +349,13 @@ class NearIndex:
             paths,
             fingerprint=manifest.fingerprint,
             shingle_bits=shingle_bits,
-            low_shingles=self._hasher.scheme == "text-dedup",
-            num_perm=self._hasher.num_perm,
-            wide=self._hasher.bits == 64,
+            low_shingles=self.hasher.scheme == "text-dedup",
+            num_perm=self.hasher.num_perm,
+            wide=self.hasher.bits == 64,
         )
 
     def _prepare(self, texts: Texts | Tokens, num_threads: int) -> tuple[Texts, _core.NormalizedTexts | None]:
-        prepared = self._hasher._prepare(texts, num_threads)
+        prepared = self.hasher._prepare(texts, num_threads)
         if isinstance(prepared, _core.NormalizedTexts):
             return cast(Texts, texts), prepared
         return prepared, None
@@ -362,7 +383,7 @@ class NearIndex:
         options = self._options(keep, priority)
         source, normalized = self._prepare(texts, num_threads)
         return self._core.find(
-            self._hasher._core,
+            self.hasher._core,
             source,
             normalized=normalized,
             **options,

@@ -20,17 +20,17 @@ class SubstringIndex:
 
     A window is `min_bytes` successive bytes of one text. The index keeps hashes of the windows that begin at
     anchors: places that a text chooses by its own bytes, at least one of any `gap` successive places at which
-    windows begin, in the mean every (gap + 1) / 2, and the first and the last of these places. `find`, compared
-    with `substrings(texts, against=old, min_bytes=min_bytes)`, which needs the old texts:
+    windows begin, in the mean every (gap + 1) / 2, and the first and the last of these places. `find`,
+    compared with `substrings(texts, against=old, min_bytes=min_bytes)`, which needs the old texts:
 
     - Gives nothing else: every byte of a span lies in a window that occurs in an old text, but for windows
       whose hashes are equal. Among n windows in the index one has the hash of a given new one with a
       probability of n / 2^64, or n / 2^128 with `hash_bits=128`. So 10^9 new ones meet 10^9 old ones 0.05
       times, or 3e-21.
     - Finds every stretch of min_bytes + gap - 1 bytes or more that an old and a new text share, but for up to
-      gap - 1 bytes at its beginning and at its end. Nothing is missing at a beginning that is the beginning of
-      both texts, nor at an end that is the end of both; so a text that equals an old one goes in full, from
-      min_bytes on. Where an end would cut a character it moves inward by up to 3 bytes more.
+      gap - 1 bytes at its beginning and at its end. Nothing is missing at a beginning that is the beginning
+      of both texts, nor at an end that is the end of both; so a text that equals an old one goes in full,
+      from min_bytes on. Where an end would cut a character it moves inward by up to 3 bytes more.
     - Finds shorter stretches only where an anchor falls into them.
 
     With `gap=1` the spans are those of `substrings`, in 8 bytes a byte of text that does not repeat. With 32

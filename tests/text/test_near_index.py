@@ -286,6 +286,25 @@ def test_threads(tmp_path: Path, shingle_bits: dedup.ShingleBits) -> None:
     assert files[0] == files[1] == files[2]
 
 
+def test_keys(tmp_path: Path) -> None:
+    """The documents of a key are those that stand for the texts that have it."""
+    texts = _corpus(14, 300)
+    index = dedup.NearIndex.create(tmp_path / "index", threshold=0.6, ngram=2)
+    cluster, _ = _add_all(index, texts, _batches(14, 300, 7))
+    keys, has_shingles = index.hasher.band_keys(texts, bands=index.bands, rows=index.rows)
+    owners: dict[int, set[int]] = {}
+    for i in np.flatnonzero(has_shingles):
+        for key in keys[i].tolist():
+            owners.setdefault(key, set()).add(cluster[i])
+    wanted = np.array([*owners, 1, 2], np.uint64)
+    found: dict[int, list[int]] = {}
+    for key, document in zip(*index.find_keys(wanted), strict=True):
+        found.setdefault(int(wanted[key]), []).append(int(document))
+    assert found == {key: sorted(documents) for key, documents in owners.items()}
+    with pytest.raises(InputError, match="keys must have dtype uint64"):
+        index.find_keys(wanted.astype(np.int64))  # type: ignore[arg-type]
+
+
 def test_readers_and_writers(tmp_path: Path) -> None:
     folder = tmp_path / "index"
     reader = dedup.NearIndex.create(folder)
