@@ -1,9 +1,10 @@
 """`pylm dedup`: duplicates of a corpus in files, from the command line."""
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -42,6 +43,14 @@ class Unit(StrEnum):
     url = "url"
 
 
+class Engine(StrEnum):
+    """What runs the stages' tasks."""
+
+    local = "local"
+    ray = "ray"
+    slurm = "slurm"
+
+
 class Shingle(StrEnum):
     """What shingles are made of."""
 
@@ -70,6 +79,17 @@ PriorityOption = Annotated[
     ),
 ]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Processes; 0 takes all cores.")]
+EngineOption = Annotated[
+    Engine,
+    typer.Option(
+        "--executor",
+        help="Processes of this machine, tasks of a Ray cluster (RAY_ADDRESS names one), or Slurm arrays.",
+    ),
+]
+SbatchOption = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=VALUE of sbatch, may be repeated, for --executor slurm: mem=8G, time=02:00:00."),
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Find and report, but write no documents.")]
 KeepWorkOption = Annotated[
     bool, typer.Option("--keep-work", help="Keep work/, so that a later call with more inputs is faster.")
@@ -96,6 +116,8 @@ def near_command(
     keep: KeepOption = Keep.first,
     priority: PriorityOption = None,
     workers: WorkersOption = 0,
+    executor: EngineOption = Engine.local,
+    sbatch: SbatchOption = None,
     dry_run: DryRunOption = False,
     keep_work: KeepWorkOption = False,
     partitions: PartitionsOption = 0,
@@ -132,7 +154,7 @@ def near_command(
             inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
         )
 
-    _show(_run("near", run, workers), out)
+    _show(_run("near", run, _engine(executor, workers, sbatch, out)), out)
 
 
 @app.command("exact")
@@ -151,6 +173,8 @@ def exact_command(
     keep: KeepOption = Keep.first,
     priority: PriorityOption = None,
     workers: WorkersOption = 0,
+    executor: EngineOption = Engine.local,
+    sbatch: SbatchOption = None,
     dry_run: DryRunOption = False,
     keep_work: KeepWorkOption = False,
     partitions: PartitionsOption = 0,
@@ -183,7 +207,7 @@ def exact_command(
             inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
         )
 
-    _show(_run("exact", run, workers), out)
+    _show(_run("exact", run, _engine(executor, workers, sbatch, out)), out)
 
 
 @app.command("substring")
@@ -196,6 +220,8 @@ def substring_command(
         KeepCopies, typer.Option(help="Which occurrences stay: the first in the corpus, or none.")
     ] = KeepCopies.first,
     workers: WorkersOption = 0,
+    executor: EngineOption = Engine.local,
+    sbatch: SbatchOption = None,
     dry_run: DryRunOption = False,
     keep_work: KeepWorkOption = False,
     split_mb: SplitOption = 128,
@@ -221,7 +247,7 @@ def substring_command(
             inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
         )
 
-    _show(_run("substring", run, workers), out)
+    _show(_run("substring", run, _engine(executor, workers, sbatch, out)), out)
 
 
 def _configure(kind: Any, **options: object) -> Any:
@@ -240,15 +266,43 @@ def _configure(kind: Any, **options: object) -> Any:
     return config
 
 
+@contextmanager
+def _engine(kind: Engine, num_workers: int, sbatch: list[str] | None, out: str) -> "Iterator[Executor]":
+    """Open what runs the tasks of all stages."""
+    from pylm.data.executors import LocalPool
+    from pylm.errors import InputError
+
+    options = dict(option.partition("=")[::2] for option in sbatch or ())
+    if (sbatch and kind is not Engine.slurm) or not all(name and value for name, value in options.items()):
+        raise InputError(f"--sbatch takes NAME=VALUE along with --executor slurm, got {sbatch}")
+    if num_workers and kind is not Engine.local:
+        raise InputError("--workers counts processes of this machine; the cluster decides with --executor")
+    if kind is Engine.local:
+        with LocalPool(num_workers) as pool:
+            yield pool
+    elif kind is Engine.ray:
+        from pylm.data.ray_executor import run_ray
+
+        yield run_ray
+    else:
+        from pylm.data import storage
+        from pylm.data.slurm_executor import run_slurm
+
+        if "://" in out:
+            raise InputError("--executor slurm needs --out on a file system that all nodes share")
+        yield partial(run_slurm, folder=storage.join(out, "slurm"), options=options)
+
+
 def _run(
-    command: str, work: "Callable[[Executor, Progress], dict[str, Any]]", num_workers: int
+    command: str,
+    work: "Callable[[Executor, Progress], dict[str, Any]]",
+    engine: "AbstractContextManager[Executor]",
 ) -> dict[str, Any]:
     """Run with a bar for every stage."""
-    from pylm.data.executors import LocalPool
     from pylm.train.progress import Progress as Bar
 
     started_s = time.monotonic()
-    with LocalPool(num_workers) as pool, ExitStack() as stack:
+    with engine as execute, ExitStack() as stack:
         shown: dict[str, Bar] = {}
 
         def progress(stage: str, done: int, total: int) -> None:
@@ -257,7 +311,7 @@ def _run(
                 shown[stage] = stack.enter_context(Bar(total, f"dedup {command}: {stage}"))
             shown[stage].update(done)
 
-        report = work(pool, progress)
+        report = work(execute, progress)
     typer.echo(f"dedup {command}: {time.monotonic() - started_s:.1f} s", err=True)
     return report
 

@@ -3,17 +3,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import slurm_daemons
 from dedup_corpora import contents, make_rows, read_all, same, write_jsonl, write_parquet
 
 from pylm import dedup
 from pylm.cli import app, call
-from pylm.data import blocks
+from pylm.data import blocks, slurm_executor
 
 
 def run(arguments: Sequence[object]) -> int:
@@ -47,6 +49,41 @@ def test_near(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     again = contents(tmp_path / "out")
     assert run(["dedup", "near", corpus, "--out", tmp_path / "out", *options]) == 0
     assert contents(tmp_path / "out") == again
+
+
+def test_slurm_gives_the_same(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin").mkdir()
+    slurm_daemons.write_fake(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr(
+        slurm_executor, "run_slurm", partial(slurm_executor.run_slurm, poll_seconds=0.1, grace_seconds=0.5)
+    )
+    call = ["dedup", "exact", corpus, "--out"]
+    assert run([*call, tmp_path / "here", "--workers", 1]) == 0
+    assert run([*call, tmp_path / "there", "--executor", "slurm", "--sbatch", "mem=1G"]) == 0
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sbatch", "mem=8G"], "--sbatch takes NAME=VALUE along with --executor slurm"),
+        (["--executor", "slurm", "--sbatch", "mem"], "--sbatch takes NAME=VALUE"),
+        (["--executor", "ray", "--workers", 2], "--workers counts processes of this machine"),
+        (["--executor", "slurm"], "run_slurm needs sbatch on the PATH"),
+    ],
+)
+def test_wrong_executors(
+    corpus: Path,
+    tmp_path: Path,
+    options: Sequence[object],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert run(["dedup", "exact", corpus, "--out", tmp_path / "out", *options]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_exact(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
