@@ -1,0 +1,249 @@
+"""Rates of near-duplicate removal, measured on a sample of a corpus: what a plan is made from.
+
+The sample goes through the very stages of a run, one at a time in this process, so that nothing is estimated
+that can be seen.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pylm.data import storage
+from pylm.data.blocks import read_block
+from pylm.data.corpus import Split, list_splits, open_parquet, read_rows, total_bytes
+from pylm.data.dedup_corpus import dedup_near
+from pylm.data.executors import Item, Result
+from pylm.data.near_dedup import NearDedupConfig
+from pylm.errors import InputError
+
+STAGES = ("sign", "match", "connect", "gather", "verify", "apply")
+"""Of a run, in order, as its display names them."""
+SAMPLE_BYTES = 256 << 20
+_SAMPLE_PLACES = 16
+_FETCH_BYTES = 16 << 20
+_CODECS = {".gz": "gzip", ".zst": "zstd"}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a sample of a corpus took.
+
+    Attributes:
+        input_bytes: of the sample, on disk.
+        corpus_bytes: of the whole input, on disk.
+        corpus_files: of the whole input.
+        documents: of the sample.
+        text_bytes: of their texts.
+        bands: of a signature.
+        row_group_bytes: of the largest row group, decoded; 0 for JSON lines.
+        exact_share: documents that went as exact copies.
+        near_share: documents that went as near copies.
+        candidate_share: bytes of texts that resemble others, exact copies not counted.
+        largest_component_bytes: of texts that one task must take together.
+        seconds: of processor time, by stage.
+        clock_seconds: by the clock: more, where a disk or other processes were waited for.
+        work_bytes: files of the stages, by their folder: signed, jsonl, candidates, texts, verdicts.
+        output_bytes: of survivors and lists of what went.
+        read_seconds: to open a file of a stage and read one block.
+        fetch_mb_s: at which one process gets the input from a store; None for files of this machine.
+    """
+
+    input_bytes: int
+    corpus_bytes: int
+    corpus_files: int
+    documents: int
+    text_bytes: int
+    bands: int
+    row_group_bytes: int
+    exact_share: float
+    near_share: float
+    candidate_share: float
+    largest_component_bytes: int
+    seconds: dict[str, float]
+    clock_seconds: dict[str, float]
+    work_bytes: dict[str, int]
+    output_bytes: int
+    read_seconds: float
+    fetch_mb_s: float | None = None
+
+    @property
+    def fraction(self) -> float:
+        """Share of the input that was looked at."""
+        return min(1.0, self.input_bytes / max(self.corpus_bytes, 1))
+
+    def mb_s(self, stage: str) -> float:
+        """Give the speed of a stage in megabytes of all texts a second and core."""
+        return self.text_bytes / 1e6 / max(self.seconds[stage], 1e-9)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give what a JSON file holds; `Rates(**value)` reads it."""
+        return asdict(self)
+
+
+def measure_near(
+    inputs: Sequence[str],
+    config: NearDedupConfig | None = None,
+    *,
+    sample_bytes: int = SAMPLE_BYTES,
+    folder: str | None = None,
+) -> Rates:
+    """Measure the stages of `dedup_near` on a sample: places spread evenly over the input.
+
+    Args:
+        inputs: files, folders or globs, as `dedup_near` takes them.
+        config: the recipe.
+        sample_bytes: of the sample, on disk; it takes about ten times that of temporary disk.
+        folder: where temporary files go, local: the kind of disk that the run's would be on; None for that of
+            `TMPDIR`.
+
+    Raises:
+        InputError: an input cannot be used, or holds no documents.
+    """
+    config = config or NearDedupConfig()
+    if sample_bytes < 1:
+        raise InputError(f"sample_bytes must be at least 1, got {sample_bytes}; 256 MiB is usual")
+    cut = max(1, sample_bytes // _SAMPLE_PLACES)
+    splits = list_splits(inputs, columns=config.columns(), split_bytes=cut)
+    corpus_bytes = total_bytes(splits)
+    step = max(1.0, len(splits) / _SAMPLE_PLACES) if corpus_bytes > sample_bytes else 1.0
+    chosen = [splits[int(i * step)] for i in range(int(len(splits) / step))]
+    with TemporaryDirectory(prefix="pylm-plan-", dir=folder) as temporary:
+        sample = Path(temporary) / "sample"
+        sample.mkdir()
+        sizes = [_copy(split, sample / f"{i:05d}", cut) for i, split in enumerate(chosen)]
+        timer = _Timer()
+        out = Path(temporary) / "out"
+        report = dedup_near([str(sample)], str(out), config, execute=timer, keep_work=True)
+        documents, text_bytes = int(report["documents"]), int(report["bytes"])
+        removed, compared = report["removed"], report["compared"]
+        work = out / "work"
+        return Rates(
+            input_bytes=sum(path.stat().st_size for path in sample.iterdir()),
+            corpus_bytes=corpus_bytes,
+            corpus_files=len({split.path for split in splits}),
+            documents=documents,
+            text_bytes=text_bytes,
+            bands=config.bands[0],
+            row_group_bytes=max(sizes),
+            exact_share=removed["exact"]["documents"] / documents,
+            near_share=removed["near"]["documents"] / documents,
+            candidate_share=compared["bytes"] / max(text_bytes, 1),
+            largest_component_bytes=int(compared["largest_component_bytes"]),
+            seconds={stage: timer.seconds.get(stage, 0.0) for stage in STAGES},
+            clock_seconds={stage: timer.clock_seconds.get(stage, 0.0) for stage in STAGES},
+            work_bytes={
+                name: sum(path.stat().st_size for path in work.rglob("*") if path.parent.name == name)
+                for name in ("signed", "jsonl", "candidates", "texts", "verdicts")
+            },
+            output_bytes=sum(
+                path.stat().st_size for name in ("documents", "removed") for path in (out / name).iterdir()
+            ),
+            read_seconds=_time_read(work / "signed"),
+            fetch_mb_s=_time_fetch(chosen[0].path),
+        )
+
+
+@dataclass
+class _Timer:
+    """An executor of this process that adds up the time of each stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    clock_seconds: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, work: Callable[[Item], Result], items: Sequence[Item], /) -> Iterator[Result]:
+        """Do the work of one item after another."""
+        name = getattr(work, "func", work).__name__.strip("_")
+        for item in items:
+            start, start_clock = time.process_time(), time.perf_counter()
+            result = work(item)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - start
+            self.clock_seconds[name] = self.clock_seconds.get(name, 0.0) + time.perf_counter() - start_clock
+            yield result
+
+
+def _copy(split: Split, path: Path, limit_bytes: int) -> int:
+    """Copy about so many bytes of a split; give the size of its largest row group, decoded."""
+    if split.kind == "jsonl":
+        _copy_lines(split, path, limit_bytes)
+        return 0
+    with open_parquet(split.path) as file:
+        schema = file.schema_arrow
+        stop = file.num_row_groups if split.stop is None else split.stop
+        groups = [file.metadata.row_group(i) for i in range(split.start, stop)]
+    if not groups:
+        return 0
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    stored = sum(column.total_compressed_size for column in columns)
+    num_rows = max(1, sum(group.num_rows for group in groups))
+    wanted = max(1, num_rows * limit_bytes // max(stored, 1))
+    codec = columns[0].compression.lower() if columns else "none"
+    largest = max(group.num_rows for group in groups)
+    # Row groups as large as the input's: what a stage holds in memory depends on them.
+    waiting: list[pa.RecordBatch] = []
+    with pq.ParquetWriter(path.with_suffix(".parquet"), schema, compression=_known(codec)) as writer:
+
+        def flush() -> None:
+            if waiting:
+                writer.write_table(pa.Table.from_batches(waiting), row_group_size=largest)
+            waiting.clear()
+
+        for first, batch in read_rows(split.path, split.start, split.stop):
+            if first >= wanted:
+                break
+            waiting.append(batch.slice(0, wanted - first))
+            if sum(map(len, waiting)) >= largest:
+                flush()
+        flush()
+    return max(int(group.total_byte_size) for group in groups)
+
+
+def _known(codec: str) -> str:
+    return codec if codec in ("snappy", "gzip", "brotli", "zstd", "lz4") else "none"
+
+
+def _copy_lines(split: Split, path: Path, limit_bytes: int) -> None:
+    """Copy lines from the beginning of a split on, compressed as they were."""
+    suffix = Path(split.path).suffix
+    codec = _CODECS.get(suffix)
+    target = path.with_suffix(f".jsonl{suffix}" if codec else ".jsonl")
+    with ExitStack() as stack:
+        stream: Any = stack.enter_context(storage.open_input(split.path))
+        if split.start:
+            stream.seek(split.start - 1)
+            stream.readline()
+        source = (
+            stack.enter_context(pa.CompressedInputStream(pa.PythonFile(stream), codec)) if codec else stream
+        )
+        raw = stack.enter_context(target.open("wb"))
+        sink = stack.enter_context(pa.CompressedOutputStream(pa.PythonFile(raw), codec)) if codec else raw
+        rest, taken, step = b"", False, max(1, min(1 << 20, limit_bytes // 4))
+        while raw.tell() < limit_bytes or not taken:
+            block = source.read(step)
+            lines, newline, rest = (rest + block).rpartition(b"\n")
+            sink.write(lines + newline if block else rest)
+            taken = taken or bool(newline)
+            if not block:
+                break
+
+
+def _time_read(folder: Path) -> float:
+    paths = sorted(folder.glob("*.blocks"))
+    start = time.perf_counter()
+    for path in paths:
+        read_block(str(path), 0)
+    return (time.perf_counter() - start) / max(len(paths), 1)
+
+
+def _time_fetch(path: str) -> float | None:
+    if storage.is_local(path):
+        return None
+    start = time.perf_counter()
+    size = len(storage.read_bytes(path, 0, _FETCH_BYTES))
+    return size / 1e6 / max(time.perf_counter() - start, 1e-9)

@@ -1,0 +1,160 @@
+"""Plans of deduplication and how they are shown."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from pylm.data.dedup_measure import Rates
+from pylm.data.near_dedup import NearDedupConfig
+
+GB = 1e9
+
+
+class Range(NamedTuple):
+    """The least and the most that something may be."""
+
+    low: float
+    high: float
+
+    def times(self, low: float, high: float | None = None) -> "Range":
+        """Multiply both ends."""
+        return Range(self.low * low, self.high * (low if high is None else high))
+
+    def plus(self, other: "Range") -> "Range":
+        """Add two."""
+        return Range(self.low + other.low, self.high + other.high)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage.
+
+    Attributes:
+        name: as the display of a run has it.
+        tasks: how many items it has.
+        core_hours: of all tasks together.
+        hours: by the clock, with the plan's workers.
+        task_memory_bytes: of the largest task, process included.
+        disk_bytes: of the files that it leaves for later stages.
+        small_reads: parts of files that its tasks open.
+    """
+
+    name: str
+    tasks: Range
+    core_hours: Range
+    hours: Range
+    task_memory_bytes: float
+    disk_bytes: Range
+    small_reads: Range
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run over a corpus will take; `str()` gives a table.
+
+    Attributes:
+        input_bytes: on disk.
+        text_bytes: of the texts in it.
+        documents: in it.
+        candidates: share of the texts' bytes that resemble others.
+        num_workers: processes at one time.
+        worker_memory_bytes: that each may take.
+        split_bytes: to be set in the configuration, as the next two.
+        num_partitions: that keys are sorted in.
+        verify_bytes: of texts that a task compares.
+        num_splits: that come of it.
+        stages: in order.
+        hours: of the whole run, by the clock.
+        core_hours: of the whole run.
+        disk_bytes: temporary, in the result's folder, at the end of the stages.
+        output_bytes: of survivors and lists of what went.
+        warnings: what stands in the way, or makes the plan uncertain.
+        rates: what was measured.
+    """
+
+    input_bytes: int
+    text_bytes: float
+    documents: float
+    candidates: Range
+    num_workers: int
+    worker_memory_bytes: int
+    split_bytes: int
+    num_partitions: int
+    verify_bytes: int
+    num_splits: int
+    stages: tuple[StagePlan, ...]
+    hours: Range
+    core_hours: Range
+    disk_bytes: Range
+    output_bytes: Range
+    warnings: tuple[str, ...]
+    rates: Rates
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give what a JSON file holds; a range is a list of two numbers."""
+        return asdict(self)
+
+    def config(self, config: NearDedupConfig) -> NearDedupConfig:
+        """Give the configuration with this plan's splits, partitions and tasks."""
+        names = ("split_bytes", "num_partitions", "verify_bytes")
+        return config.model_copy(update={name: getattr(self, name) for name in names})
+
+    def __str__(self) -> str:
+        """Give a table for people."""
+        rates, share = self.rates, self.candidates
+        speeds = ", ".join(f"{stage} {rates.mb_s(stage):,.0f}" for stage in rates.seconds)
+        lines = [
+            f"input   {self.input_bytes / GB:,.1f} GB on disk, about {self.text_bytes / GB:,.1f} GB of text, "
+            f"{_count(self.documents)} documents",
+            f"sample  {rates.input_bytes / 1e6:,.0f} MB on disk, {100 * rates.fraction:.3g} % of the input: "
+            f"{100 * rates.exact_share:.1f} % exact and {100 * rates.near_share:.1f} % near copies; "
+            f"of the whole {_percent(share)} of the text may resemble another",
+            f"speed   {speeds} MB of text a second and core",
+            f"with    {self.num_workers:,} workers of {self.worker_memory_bytes / GB:,.1f} GB: "
+            f"split_bytes={self.split_bytes} ({self.num_splits:,} splits), "
+            f"num_partitions={self.num_partitions}, verify_bytes={self.verify_bytes}",
+            f"time    {_span(self.hours)}, {_span(self.core_hours)} of one core",
+            f"disk    {_sizes(self.disk_bytes)} temporary, {_sizes(self.output_bytes)} of result",
+            "",
+            f"{'stage':<8} {'tasks':>18} {'by the clock':>22} {'memory a task':>14} {'temporary disk':>19}",
+        ]
+        for stage in self.stages:
+            tasks = count_range(stage.tasks)
+            memory = f"{stage.task_memory_bytes / GB:,.1f} GB"
+            disk = _sizes(stage.disk_bytes) if stage.disk_bytes.high else ""
+            lines.append(
+                f"{stage.name:<8} {tasks:>18} {_span(stage.hours):>22} {memory:>14} {disk:>19}".rstrip()
+            )
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+
+def _count(number: float) -> str:
+    for size, name in ((1e12, " trillion"), (1e9, " billion"), (1e6, " million")):
+        if number >= size:
+            return f"{number / size:.3g}{name}"
+    return f"{number:,.0f}"
+
+
+def count_range(numbers: Range) -> str:
+    """Give a range of numbers for people."""
+    low, high = map(_count, numbers)
+    return low if low == high else f"{low} to {high}"
+
+
+def _percent(share: Range) -> str:
+    low, high = (f"{100 * x:.3g}" for x in share)
+    return f"{low} %" if low == high else f"{low} to {high} %"
+
+
+def _sizes(size: Range) -> str:
+    unit, name = next(((u, n) for u, n in ((1e12, "TB"), (1e9, "GB")) if size.high >= u), (1e6, "MB"))
+    low, high = (f"{x / unit:,.3g}" for x in size)
+    return f"{low} {name}" if low == high else f"{low} to {high} {name}"
+
+
+def _span(hours: Range) -> str:
+    unit, name = next(
+        ((u, n) for u, n in ((24.0, "days"), (1.0, "hours"), (1 / 60, "minutes")) if hours.high >= 2 * u),
+        (1 / 3600, "seconds"),
+    )
+    low, high = (f"{x / unit:,.3g}" for x in hours)
+    return f"{low} {name}" if low == high else f"{low} to {high} {name}"
