@@ -250,6 +250,44 @@ def substring_command(
     _show(_run("substring", run, _engine(executor, workers, sbatch, out)), out)
 
 
+@app.command("plan")
+def plan_command(
+    inputs: InputsArgument,
+    text_column: TextColumnOption = "text",
+    threshold: Annotated[float, typer.Option(help="Jaccard similarity from which documents go.")] = 0.8,
+    ngram: Annotated[int, typer.Option(min=1, help="Words of a shingle.")] = 5,
+    num_perm: Annotated[int, typer.Option(min=2, help="Numbers of a signature.")] = 128,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes at one time, on all machines; 0: this one's cores.")
+    ] = 0,
+    worker_memory: Annotated[float, typer.Option("--worker-memory-gb", help="That each may take.")] = 4.0,
+    input_gb: Annotated[
+        float | None, typer.Option(help="Plan for so much of the same kind, on disk; else for the inputs.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what `near` will take before it is run: time, memory, disk, splits and partitions.
+
+    Measures a sample of the inputs on this machine.
+    """
+    import json
+
+    from pylm.data.dedup_plan import plan_near
+    from pylm.data.near_dedup import NearDedupConfig
+
+    config = _configure(
+        NearDedupConfig, text_column=text_column, threshold=threshold, ngram=ngram, num_perm=num_perm
+    )
+    plan = plan_near(
+        inputs,
+        config,
+        num_workers=workers,
+        worker_memory_bytes=round(worker_memory * 1e9),
+        input_bytes=None if input_gb is None else round(input_gb * 1e9),
+    )
+    typer.echo(json.dumps(plan.to_dict(), indent=1) if as_json else str(plan))
+
+
 def _configure(kind: Any, **options: object) -> Any:
     """Make a configuration; say in one line what is wrong with an option."""
     from pydantic import ValidationError

@@ -51,6 +51,15 @@ def test_near(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert contents(tmp_path / "out") == again
 
 
+def test_plan(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["dedup", "plan", corpus, "--input-gb", 1000, "--workers", 64]
+    assert run(call) == 0
+    assert "1,000.0 GB on disk" in capsys.readouterr().out
+    assert run([*call, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_workers"] == 64
+    assert run(["dedup", "plan", corpus, "--threshold", 2]) == 2
+
+
 def test_slurm_gives_the_same(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bin").mkdir()
     slurm_daemons.write_fake(tmp_path / "bin")
