@@ -1,7 +1,7 @@
 """C++ core: see the headers in csrc/ for contracts."""
 
 from collections.abc import Callable, Sequence
-from typing import TypedDict
+from typing import TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -240,6 +240,27 @@ def cut_spans(
     end: NDArray[np.int64],
     num_threads: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint8], bool]: ...
+
+_Runs: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+
+def repeated_windows(
+    texts: Texts, against: Texts | None, length: int, keep: str, num_threads: int
+) -> tuple[_Runs, _Runs | None]: ...
+def window_keys(
+    texts: Texts,
+    length: int,
+    doc: NDArray[np.int64],
+    begin: NDArray[np.int64],
+    end: NDArray[np.int64],
+    divided: NDArray[np.uint64],
+    least_level: int,
+) -> tuple[NDArray[np.uint64], _Runs]: ...
+def spans_of_windows(
+    texts: Texts, length: int, doc: NDArray[np.int64], begin: NDArray[np.int64], end: NDArray[np.int64]
+) -> _Runs: ...
+def copy_windows(
+    texts: Texts, length: int, doc: NDArray[np.int64], begin: NDArray[np.int64], end: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.uint8]]: ...
 
 class CharacterTable:
     def __init__(self, actions: NDArray[np.uint32], replacements: Sequence[str], numbers: bool) -> None: ...

@@ -231,7 +231,8 @@ def substring_command(
 
     Documents of which nothing is left are left out.
     """
-    from pylm.data.substring_corpus import SubstringDedupConfig, dedup_substrings
+    from pylm.data.substring_corpus import dedup_substrings
+    from pylm.data.substring_dedup import SubstringDedupConfig
 
     config = _configure(
         SubstringDedupConfig,

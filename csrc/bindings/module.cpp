@@ -34,4 +34,5 @@ PYBIND11_MODULE(_core, module) {
     pylm::bindings::bind_indexes(module);
     pylm::bindings::bind_signals(module);
     pylm::bindings::bind_shards(module);
+    pylm::bindings::bind_substring_stages(module);
 }

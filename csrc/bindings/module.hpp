@@ -14,5 +14,6 @@ void bind_exact(pybind11::module_& module);
 void bind_indexes(pybind11::module_& module);
 void bind_signals(pybind11::module_& module);
 void bind_shards(pybind11::module_& module);
+void bind_substring_stages(pybind11::module_& module);
 
 }  // namespace pylm::bindings

@@ -39,7 +39,21 @@ void check(std::span<const std::string_view> texts, const SubstringOptions& opti
     }
 }
 
-Spans gather(const Documents& documents, const WindowBits& removed, bool on_characters) {
+Spans find(std::span<const std::string_view> texts, std::span<const std::string_view> sources, bool has_sources,
+           const SubstringOptions& options) {
+    check(texts, options);
+    check(sources, options);
+    const Documents documents(sources, texts, options.length, options.symbol_bytes);
+    if (documents.first_text() == documents.count()) return {};
+    WindowMarks marks(documents, options.first_stays || has_sources);
+    (options.method == SubstringMethod::kSampled ? mark_by_anchors : mark_by_suffix_array)(
+        documents, has_sources, options, marks);
+    return spans_of(documents, marks.removed(), options.on_characters);
+}
+
+}  // namespace
+
+Spans spans_of(const Documents& documents, const WindowBits& removed, bool on_characters) {
     Spans spans;
     for (std::size_t i = documents.first_text(); i < documents.count(); ++i) {
         const std::size_t base = documents.start(i);
@@ -69,20 +83,6 @@ Spans gather(const Documents& documents, const WindowBits& removed, bool on_char
     }
     return spans;
 }
-
-Spans find(std::span<const std::string_view> texts, std::span<const std::string_view> sources, bool has_sources,
-           const SubstringOptions& options) {
-    check(texts, options);
-    check(sources, options);
-    const Documents documents(sources, texts, options.length, options.symbol_bytes);
-    if (documents.first_text() == documents.count()) return {};
-    WindowMarks marks(documents, options.first_stays || has_sources);
-    (options.method == SubstringMethod::kSampled ? mark_by_anchors : mark_by_suffix_array)(
-        documents, has_sources, options, marks);
-    return gather(documents, marks.removed(), options.on_characters);
-}
-
-}  // namespace
 
 Spans repeated_substrings(std::span<const std::string_view> texts, const SubstringOptions& options) {
     return find(texts, {}, false, options);

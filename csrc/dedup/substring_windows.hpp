@@ -199,4 +199,7 @@ void mark_by_anchors(const Documents& documents, bool has_sources, const Substri
 void mark_by_suffix_array(const Documents& documents, bool has_sources, const SubstringOptions& options,
                           WindowMarks& marks);
 
+// What the removed windows of the texts cover; with `on_characters`, ends inside a character move inward.
+Spans spans_of(const Documents& documents, const WindowBits& removed, bool on_characters);
+
 }  // namespace pylm::dedup

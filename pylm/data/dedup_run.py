@@ -65,6 +65,8 @@ class Run:
         splits: of the corpus.
         execute: does the stages' work.
         progress: called with a stage, finished and all of its items.
+        against: other texts that the corpus is compared with, named as the inputs are.
+        sources: splits of these.
     """
 
     command: str
@@ -74,6 +76,8 @@ class Run:
     splits: Sequence[Split]
     execute: Executor
     progress: Progress
+    against: Sequence[str] = ()
+    sources: Sequence[Split] = ()
     num_partitions: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -90,8 +94,8 @@ class Run:
 
     def fingerprint(self, signing: Signing) -> str:
         """Hash all that the result depends on."""
-        names = [signing.name(split) for split in self.splits]
-        sources = [split.source for split in self.splits]
+        names = [signing.name(split) for split in [*self.splits, *self.sources]]
+        sources = [split.source for split in [*self.splits, *self.sources]]
         content = repr((FORMAT, self.command, self.config.model_dump_json(), names, sources))
         return xxhash.xxh3_128_hexdigest(content.encode("utf-8", "surrogateescape"))
 
@@ -107,6 +111,7 @@ class Run:
         self.signing = signing
         self.folder = storage.join(self.work, fingerprint)
         self.parts_path = storage.join(self.folder, "parts.json")
+        self.sources_path = storage.join(self.folder, "sources.json") if self.sources else ""
         known = storage.read_json(marker) if storage.exists(marker) else {}
         if not known:
             _require_empty(self.out)
@@ -174,40 +179,50 @@ class Run:
         """Sign all splits and number their documents.
 
         Returns:
-            The lines that were no documents.
+            The lines of the corpus that were no documents.
 
         Raises:
             InputError: no documents, too many such lines, or priorities that do not compare.
         """
-        signing, splits = self.signing, self.splits
+        signing, splits = self.signing, [*self.splits, *self.sources]
         done = [signing.done(split) for split in splits]
         self.stage("sign", partial(sign, signing=signing), done, splits)
         counts = [storage.read_json(path) for path in done]
+        check_kinds(self.config.rules, [x["kinds"] for x in counts], [split.path for split in splits])
+        tally = self._number(self.splits, counts[: len(self.splits)], self.parts_path, self.inputs)
+        if self.sources:
+            self._number(self.sources, counts[len(self.splits) :], self.sources_path, self.against)
+        return tally
+
+    def _number(
+        self, splits: Sequence[Split], counts: Sequence[dict[str, Any]], path: str, inputs: Sequence[str]
+    ) -> Tally:
         tally = Tally()
         for counted in counts:
             tally.merge(counted["tally"])
-        check_kinds(self.config.rules, [x["kinds"] for x in counts], [split.path for split in splits])
-        self._check_bad_rows(counts, tally)
+        self._check_bad_rows(splits, counts, tally)
         parts: list[Part] = []
         first, file_row = 0, {split.path: 0 for split in splits}
         for split, counted in zip(splits, counts, strict=True):
             num_docs = counted["documents"]
             start, stop = (0, None) if split.kind == "jsonl" else (split.start, split.stop)
-            path, blocks = signing.documents(split), signing.blocks(split)
+            documents, blocks = self.signing.documents(split), self.signing.blocks(split)
             row = file_row[split.path]
-            parts.append(Part(split, blocks, path, start, stop, first, num_docs, counted["bytes"], row))
+            parts.append(Part(split, blocks, documents, start, stop, first, num_docs, counted["bytes"], row))
             first, file_row[split.path] = first + num_docs, row + num_docs
         if not first:
-            raise InputError(f"{', '.join(self.inputs)}: no documents; check the inputs")
-        if not storage.exists(self.parts_path):
-            save_parts(self.parts_path, parts)
+            raise InputError(f"{', '.join(inputs)}: no documents; check the inputs")
+        if not storage.exists(path):
+            save_parts(path, parts)
         return tally
 
-    def _check_bad_rows(self, counts: Sequence[dict[str, Any]], tally: Tally) -> None:
+    def _check_bad_rows(
+        self, splits: Sequence[Split], counts: Sequence[dict[str, Any]], tally: Tally
+    ) -> None:
         """Refuse an input of which too many lines are no documents."""
-        for source in dict.fromkeys(split.source for split in self.splits):
+        for source in dict.fromkeys(split.source for split in splits):
             num_docs = sum(
-                x["documents"] for x, split in zip(counts, self.splits, strict=True) if split.source == source
+                x["documents"] for x, split in zip(counts, splits, strict=True) if split.source == source
             )
             bad = [key for key in tally.documents if key[2] == source]
             num_bad = sum(tally.documents[key] for key in bad)
@@ -298,6 +313,7 @@ def run_dedup(
     progress: Progress | None,
     dry_run: bool,
     keep_work: bool,
+    against: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run all stages of a deduplication and report.
 
@@ -312,6 +328,7 @@ def run_dedup(
         progress: called with a stage, finished and all of its items.
         dry_run: whether no documents are written.
         keep_work: keep the files of the stages.
+        against: other texts, named as the inputs are, that the corpus is compared with.
 
     Returns:
         What report.json says.
@@ -324,9 +341,11 @@ def run_dedup(
     if not out:
         raise InputError("out must name a folder")
     splits = list_splits(inputs, columns=config.columns(), split_bytes=config.split_bytes)
-    _require_outside(out, splits)
+    sources = list_splits(against, columns=config.columns(), split_bytes=config.split_bytes)
+    _require_outside(out, [*splits, *sources])
     with _hold(out), LocalPool() as pool:
-        run = Run(command, out, inputs, config, splits, execute or pool, progress or _no_progress)
+        told = progress or _no_progress
+        run = Run(command, out, inputs, config, splits, execute or pool, told, against, sources)
         report_path = storage.join(out, "report.json")
         if run.begin(config.signing(run.num_partitions, run.work)):
             report: dict[str, Any] = storage.read_json(report_path)

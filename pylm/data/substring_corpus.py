@@ -6,15 +6,14 @@ OUT/removed/SSSSS.parquet    what was cut: file, row, document, start and end in
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field
 
 from pylm.data import storage
-from pylm.data.blocks import read_arrays, write_blocks
+from pylm.data.blocks import read_arrays
 from pylm.data.corpus import open_parquet, parquet_out, read_rows, texts_of
 from pylm.data.dedup_run import (
     SHOWN_CHARACTERS,
@@ -25,9 +24,10 @@ from pylm.data.dedup_run import (
     removed_path,
     run_dedup,
 )
-from pylm.data.dedup_signing import CorpusConfig, Part, check_unchanged, load_parts
+from pylm.data.dedup_signing import Part, check_unchanged, load_parts
 from pylm.data.executors import Executor
 from pylm.data.funnel import Tally
+from pylm.data.substring_dedup import SubstringDedupConfig, find_spans
 from pylm.text import dedup
 
 STEP = "repeated substrings"
@@ -41,46 +41,6 @@ _REMOVED = pa.schema(
         ("end", pa.int64()),
     ]
 )
-
-
-class SubstringDedupConfig(CorpusConfig):
-    """Which stretches of texts count as repeated."""
-
-    min_bytes: int = Field(default=100, ge=1)
-    """Least length of a stretch, in bytes."""
-    keep_copies: Literal["first", "none"] = "first"
-    """Whether the first occurrence in the corpus stays, or none."""
-
-
-def find_spans(run: Run, config: SubstringDedupConfig) -> str:
-    """Find the stretches that occur more than once in the corpus, as `dedup.substrings` says it.
-
-    All texts of the corpus are in memory meanwhile.
-
-    Returns:
-        Path of a file with a block a split: rows (`<u4`, ascending), starts and ends (`<i8`).
-    """
-    path = storage.join(run.folder, "spans.blocks")
-    run.stage("find", partial(_find_in_memory, parts_path=run.parts_path, path=path, config=config), [path])
-    return path
-
-
-def _find_in_memory(_: int, *, parts_path: str, path: str, config: SubstringDedupConfig) -> None:
-    parts = load_parts(parts_path)
-    texts: list[pa.Array] = []
-    for part in parts:
-        column = "text" if part.split.kind == "jsonl" else config.text_column
-        check_unchanged(part.split)
-        for _, batch in read_rows(part.path, part.start, part.stop, columns=[column]):
-            texts.append(texts_of(batch, column))
-    spans = dedup.substrings(
-        pa.chunked_array(texts, pa.large_string()), min_bytes=config.min_bytes, keep=config.keep_copies
-    )
-    blocks = []
-    for part in parts:
-        here = slice(*np.searchsorted(spans.doc, [part.first, part.first + part.num_docs]))
-        blocks.append([(spans.doc[here] - part.first).astype("<u4"), spans.start[here], spans.end[here]])
-    write_blocks(path, blocks, num=len(parts))
 
 
 def dedup_substrings(
@@ -130,16 +90,19 @@ def dedup_substrings(
         progress=progress,
         dry_run=dry_run,
         keep_work=keep_work,
+        against=config.against,
     )
 
 
-def _cut(item: tuple[int, str], *, out: str, parts_path: str, spans: str, column: str, dry_run: bool) -> None:
+def _cut(
+    item: tuple[int, str], *, out: str, parts_path: str, spans: Sequence[str], column: str, dry_run: bool
+) -> None:
     """Write a split's documents without the spans, then the spans, then the counts."""
     number, done = item
     parts = load_parts(parts_path)
     part = parts[number]
     column = "text" if part.split.kind == "jsonl" else column
-    rows, start, end = read_arrays(spans, number, "<u4", "<i8", "<i8")
+    rows, start, end = read_arrays(spans[number], 0, "<u4", "<i8", "<i8")
     docs = rows.astype(np.int64)
     order = np.lexsort((start, docs, start - end))[:NUM_LONGEST]
     check_unchanged(part.split)

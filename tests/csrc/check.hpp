@@ -65,5 +65,6 @@ void test_signals();
 void test_shards();
 void test_suffix_array();
 void test_substring();
+void test_substring_stages();
 
 }  // namespace pylm::tests

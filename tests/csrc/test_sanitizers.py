@@ -26,6 +26,7 @@ TESTS = (
     "suffix_array",
     "substring",
     "index",
+    "substring_stages",
 )
 
 FUZZERS = (

@@ -16,7 +16,8 @@ from pylm.data.dedup_corpus import dedup_exact, dedup_near
 from pylm.data.exact_dedup import ExactDedupConfig
 from pylm.data.executors import run_local
 from pylm.data.near_dedup import NearDedupConfig
-from pylm.data.substring_corpus import SubstringDedupConfig, dedup_substrings
+from pylm.data.substring_corpus import dedup_substrings
+from pylm.data.substring_dedup import SubstringDedupConfig
 from pylm.errors import InputError
 
 ALONE = partial(run_local, num_workers=1)
