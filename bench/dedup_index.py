@@ -1,11 +1,11 @@
 """Indexes of texts that were seen before: what adding and looking up cost, and how that grows.
 
-    python bench/dedup_index.py --text FILE [--parts 24]
+    python bench/dedup_index.py --text FILE [--parts 24] [--paragraphs]
 
-`FILE` holds documents with NUL bytes between them. It is cut into parts of as many documents; all but the last two
-are added, one after another, and the last one is looked up when there are 1, 2, 4, ... parts in the index. Before
-anything is timed, the index's results are compared with those of `near` and `substrings` over all texts at once.
-Processor time of one thread; the last figure of adding is that of all parts, merges of files included.
+`FILE` holds documents with NUL bytes between them. It is cut into parts of as many documents; all but the
+last one are added, one after another, and the last one is looked up when there are 1, 2, 4, ... parts in the
+index. Before anything is timed, results are compared with those of `near` and `substrings` over all texts at
+once. Processor time of one thread; "add, all" is over all parts so far, merges of files included.
 """
 
 import argparse
@@ -67,9 +67,9 @@ def measure_near(parts: list[pa.Array], folder: Path, shingle_bits: dedup.Shingl
         ]
         near, lookup, deduplicate = (megabytes(query) / t for t in times)
         print(
-            f"| {shingle_bits} | {added:.0f} | {len(index)} | {index.num_files} | {megabytes(part) / now:.0f} | "
-            f"{added / seconds:.0f} | {lookup:.0f} | {deduplicate:.0f} | {near:.0f} | "
-            f"{index.num_bytes / len(index):.0f} | {index.num_bytes / added / 1e6:.2f} |",
+            f"| {shingle_bits} | {added:.0f} | {len(index)} | {index.num_files} | "
+            f"{megabytes(part) / now:.0f} | {added / seconds:.0f} | {lookup:.0f} | {deduplicate:.0f} | "
+            f"{near:.0f} | {index.num_bytes / len(index):.0f} | {index.num_bytes / added / 1e6:.2f} |",
             flush=True,
         )
 
@@ -84,8 +84,9 @@ def measure_substrings(parts: list[pa.Array], folder: Path, gap: int) -> None:
             continue
         find = megabytes(query) / processor_seconds(lambda: index.find(query, num_threads=1), 3)
         print(
-            f"| {gap} | {added:.0f} | {index.num_windows} | {index.num_files} | {megabytes(part) / now:.0f} | "
-            f"{added / seconds:.0f} | {find:.0f} | {index.num_bytes / added / 1e6:.2f} |",
+            f"| {gap} | {added:.0f} | {index.num_windows} | {index.num_files} | "
+            f"{megabytes(part) / now:.0f} | {added / seconds:.0f} | {find:.0f} | "
+            f"{index.num_bytes / added / 1e6:.2f} |",
             flush=True,
         )
     exact = dedup.substrings(query, against=pa.concat_arrays(parts[:-1]))
@@ -109,8 +110,8 @@ def main() -> None:
         folder = Path(place)
         check(parts[:3], folder)
         print(
-            "| shingle bits | MB added | documents | files | add MB/s | add, all MB/s | query | deduplicate | near | "
-            "bytes a document | bytes a byte |"
+            "| shingle bits | MB added | documents | files | add MB/s | add, all MB/s | query | "
+            "deduplicate | near | bytes a document | bytes a byte |"
         )
         for bits in (64, 32, 0):
             measure_near(parts, folder, bits)

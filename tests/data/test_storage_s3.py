@@ -9,68 +9,27 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from s3_server import post
 
 from pylm.data import storage
 from pylm.errors import InputError
 
 s3fs = pytest.importorskip("s3fs")
 boto3 = pytest.importorskip("boto3")
-moto_server = pytest.importorskip("moto.server")
+pytest.importorskip("moto.server")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    running = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f"http://{host}:{port}"
-    running.stop()
+def content_of(s3_store: Any, key: str) -> bytes:
+    return bytes(s3_store.get_object(Bucket="corpus", Key=key)["Body"].read())
 
 
-@pytest.fixture
-def store(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An empty store with one bucket, named as a user would: by the environment. Gives boto3's client."""
-    for name in list(os.environ):
-        if name.startswith("AWS_"):
-            monkeypatch.delenv(name)
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "user",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": server,
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    post(f"{server}/moto-api/reset")
-    s3fs.S3FileSystem.clear_instance_cache()
-    client = boto3.client("s3", endpoint_url=server)
-    client.create_bucket(Bucket="corpus")
-    yield client
-    post(f"{server}/moto-api/reset-auth", b"inf")
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
-def post(url: str, content: bytes = b"") -> None:
-    request = urllib.request.Request(url, content, {"Content-Type": "text/plain"}, method="POST")
-    with urllib.request.urlopen(request, timeout=10):
-        pass
-
-
-def content_of(store: Any, key: str) -> bytes:
-    return bytes(store.get_object(Bucket="corpus", Key=key)["Body"].read())
-
-
-def test_files(store: Any) -> None:
+def test_files(s3_store: Any) -> None:
     folder = "s3://corpus/runs/a"
     assert storage.list_files(folder) == []
     content = bytes(range(256)) * 100
@@ -78,7 +37,7 @@ def test_files(store: Any) -> None:
         with storage.publish(storage.join(folder, name)) as temporary:
             temporary.write_bytes(content)
     path = f"{folder}/a.bin"
-    assert content_of(store, "runs/a/a.bin") == content
+    assert content_of(s3_store, "runs/a/a.bin") == content
     assert storage.list_files(folder, suffix=".bin") == [path, f"{folder}/b.bin"]
     assert storage.list_files("s3://corpus") == []
     assert storage.exists(path)
@@ -91,19 +50,21 @@ def test_files(store: Any) -> None:
         assert local.read_bytes() == content
     storage.write_json(f"{folder}/e.json", {"a": [1]})
     assert (
-        storage.read_json(f"{folder}/e.json") == json.loads(content_of(store, "runs/a/e.json")) == {"a": [1]}
+        storage.read_json(f"{folder}/e.json")
+        == json.loads(content_of(s3_store, "runs/a/e.json"))
+        == {"a": [1]}
     )
-    store.put_object(Bucket="corpus", Key="runs/a/f.bin", Body=b"by another machine")
+    s3_store.put_object(Bucket="corpus", Key="runs/a/f.bin", Body=b"by another machine")
     assert storage.list_files(folder, suffix=".bin")[-1] == f"{folder}/f.bin"
     assert storage.read_bytes(f"{folder}/f.bin") == b"by another machine"
     storage.remove(path)
     storage.remove(path)
     assert not storage.exists(path)
     storage.remove_folder(folder)
-    assert "Contents" not in store.list_objects_v2(Bucket="corpus")
+    assert "Contents" not in s3_store.list_objects_v2(Bucket="corpus")
 
 
-def test_parquet_fetches_what_is_read(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_fetches_what_is_read(s3_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = "s3://corpus/a.parquet"
     noise = [os.urandom(1 << 20) for _ in range(30)]
     table = pa.table({"id": list(range(30)), "noise": noise, "text": [f"text {i}" for i in range(30)]})
@@ -124,9 +85,9 @@ def test_parquet_fetches_what_is_read(store: Any, monkeypatch: pytest.MonkeyPatc
     assert 0 < sum(fetched) < 16 << 20, "of 31 MB, the footer and one column"
 
 
-def test_lines(store: Any) -> None:
+def test_lines(s3_store: Any) -> None:
     lines = [b"line %d\n" % i for i in range(100_000)]
-    store.put_object(Bucket="corpus", Key="lines", Body=b"".join(lines))
+    s3_store.put_object(Bucket="corpus", Key="lines", Body=b"".join(lines))
     with storage.open_input("s3://corpus/lines") as file:
         assert list(file) == lines
 
@@ -140,21 +101,21 @@ with storage.publish("s3://corpus/large") as temporary:
 """
 
 
-def test_a_writer_killed_during_the_upload(store: Any, server: str) -> None:
+def test_a_writer_killed_during_the_upload(s3_store: Any, s3_server: str) -> None:
     """120 MB go up in parts; before the last one nothing of them is seen."""
-    store.put_object(Bucket="corpus", Key="large", Body=b"old")
-    with PausingProxy(server, pause_after=20 << 20) as proxy:
+    s3_store.put_object(Bucket="corpus", Key="large", Body=b"old")
+    with PausingProxy(s3_server, pause_after=20 << 20) as proxy:
         environment = {**os.environ, "AWS_ENDPOINT_URL": proxy.url}
         with subprocess.Popen([sys.executable, "-c", PROGRAM], env=environment) as writer:
             assert proxy.paused.wait(60)
-            assert store.list_multipart_uploads(Bucket="corpus")["Uploads"]
-            assert content_of(store, "large") == b"old"
+            assert s3_store.list_multipart_uploads(Bucket="corpus")["Uploads"]
+            assert content_of(s3_store, "large") == b"old"
             writer.send_signal(signal.SIGKILL)
             writer.wait(60)
-    assert content_of(store, "large") == b"old"
+    assert content_of(s3_store, "large") == b"old"
     assert storage.list_files("s3://corpus") == ["s3://corpus/large"]
     subprocess.run([sys.executable, "-c", PROGRAM], check=True, timeout=120)
-    assert content_of(store, "large") == b"new" * (40 << 20)
+    assert content_of(s3_store, "large") == b"new" * (40 << 20)
 
 
 class PausingProxy:
@@ -198,7 +159,7 @@ class PausingProxy:
             client.sendall(block)
 
 
-def test_an_endless_reader_never_sees_a_part(store: Any) -> None:
+def test_an_endless_reader_never_sees_a_part(s3_store: Any) -> None:
     path, seen, stop = "s3://corpus/a", set(), threading.Event()
     with storage.publish(path) as temporary:
         temporary.write_bytes(bytes(1 << 20))
@@ -217,7 +178,7 @@ def test_an_endless_reader_never_sees_a_part(store: Any) -> None:
     assert {(len(content), len(set(content))) for content in seen} == {(1 << 20, 1)}
 
 
-def test_a_bucket_that_does_not_exist(store: Any) -> None:
+def test_a_bucket_that_does_not_exist(s3_store: Any) -> None:
     for act in (storage.list_files, storage.read_bytes, storage.size, storage.open_input):
         with pytest.raises(
             InputError, match=r"^s3://nowhere/a: no such file, folder or bucket; check the path$"
@@ -228,14 +189,14 @@ def test_a_bucket_that_does_not_exist(store: Any) -> None:
     assert not storage.exists("s3://nowhere/a")
 
 
-def test_wrong_credentials(store: Any, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.put_object(Bucket="corpus", Key="a", Body=b"1")
-    users = boto3.client("iam", endpoint_url=server)
+def test_wrong_credentials(s3_store: Any, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3_store.put_object(Bucket="corpus", Key="a", Body=b"1")
+    users = boto3.client("iam", endpoint_url=s3_server)
     users.create_user(UserName="reader")
     policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}
     users.put_user_policy(UserName="reader", PolicyName="all", PolicyDocument=json.dumps(policy))
     key = users.create_access_key(UserName="reader")["AccessKey"]
-    post(f"{server}/moto-api/reset-auth", b"0")
+    post(f"{s3_server}/moto-api/reset-auth", b"0")
     acts = (storage.read_bytes, storage.size, storage.list_files, storage.exists, storage.read_json)
     for act in (*acts, functools.partial(storage.write_json, value=1)):
         s3fs.S3FileSystem.clear_instance_cache()
@@ -249,7 +210,7 @@ def test_wrong_credentials(store: Any, server: str, monkeypatch: pytest.MonkeyPa
     assert storage.read_bytes("s3://corpus/a") == b"1"
 
 
-def test_no_server(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_server(s3_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
@@ -262,7 +223,7 @@ def test_no_server(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_download_goes_when_it_was_used(
-    store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     storage.write_json("s3://corpus/a", 1)

@@ -1,0 +1,64 @@
+"""Deduplication of a corpus by Slurm arrays, by Ray tasks and over S3: the files of a run on this machine."""
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import slurm_daemons
+from dedup_corpora import contents, make_rows, write_parquet
+
+from pylm.data import storage
+from pylm.data.dedup_corpus import dedup_near
+from pylm.data.executors import Executor
+from pylm.data.near_dedup import NearDedupConfig
+from pylm.data.ray_executor import run_ray
+from pylm.data.slurm_executor import run_slurm
+
+CONFIG = NearDedupConfig(split_bytes=1, num_partitions=2, priority=("score",))
+
+
+def run(folder: Path, name: str, execute: Executor | None = None) -> dict[str, bytes]:
+    dedup_near([str(folder / "in")], str(folder / name), CONFIG, execute=execute)
+    files = contents(folder / name)
+    assert len([path for path in files if path.startswith("documents/")]) > 3
+    return files
+
+
+def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(make_rows(1, 20), tmp_path / "in", num_files=3, group=30)
+    (tmp_path / "slurm").mkdir()
+    slurm_daemons.write_fake(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'slurm'}:{os.environ['PATH']}")
+    execute = functools.partial(run_slurm, folder=tmp_path / "jobs", poll_seconds=0.05)
+    assert run(tmp_path, "slurm-out", execute) == run(tmp_path, "out")
+    assert list((tmp_path / "jobs").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'pylm-llm[ray]'")
+    write_parquet(make_rows(1, 20), tmp_path / "in", num_files=3, group=30)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    try:
+        assert run(tmp_path, "ray-out", run_ray) == run(tmp_path, "out")
+    finally:
+        ray.shutdown()
+
+
+def test_s3(tmp_path: Path, s3_store: Any) -> None:
+    write_parquet(make_rows(1, 20), tmp_path / "in", num_files=3, group=30)
+    local = run(tmp_path, "out")
+    for path in (tmp_path / "in").iterdir():
+        with storage.publish(f"s3://corpus/in/{path.name}") as temporary:
+            temporary.write_bytes(path.read_bytes())
+    for _ in range(2):
+        report = dedup_near(["s3://corpus/in"], "s3://corpus/out", CONFIG)
+    assert report["files"]
+    names = [path.rpartition("/")[2] for path in storage.list_files("s3://corpus/out/documents")]
+    assert names == [path.partition("/")[2] for path in local if path.startswith("documents/")]
+    for name in names:
+        assert storage.read_bytes(f"s3://corpus/out/documents/{name}") == local[f"documents/{name}"]
+    assert not storage.exists("s3://corpus/out/work")
