@@ -138,6 +138,7 @@ def _name_of(work: Callable[[Any], Any]) -> str:
 def _import_ray() -> Any:
     try:
         import ray
+        import ray.exceptions  # a folder of that name can be imported too, but holds none
     except ImportError as error:
         raise InputError(
             f"run_ray needs Ray ({error}); pip install 'pylm-llm[ray]', or run with local processes"

@@ -21,7 +21,8 @@ TESTS = str(Path(__file__).parents[1])
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head that takes no work and three nodes of one place each."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'pylm-llm[ray]'")
+    pytest.importorskip("ray.exceptions", reason="Ray is not installed: pip install 'pylm-llm[ray]'")
+    ray = pytest.importorskip("ray")
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("PYTHONPATH", TESTS)
@@ -106,7 +107,8 @@ def test_a_node_is_killed_in_the_middle(cluster: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_session_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'pylm-llm[ray]'")
+    pytest.importorskip("ray.exceptions", reason="Ray is not installed: pip install 'pylm-llm[ray]'")
+    ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("PYTHONPATH", TESTS)
     assert list(run_ray(functools.partial(work, folder=tmp_path), [1, 2, 3])) == [1, 4, 9]
@@ -114,7 +116,7 @@ def test_a_session_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_no_such_cluster(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'pylm-llm[ray]'")
+    pytest.importorskip("ray.exceptions", reason="Ray is not installed: pip install 'pylm-llm[ray]'")
     with pytest.raises(InputError, match=r"^no Ray cluster at address='auto' .*`ray start --head`"):
         list(run_ray(functools.partial(work, folder=tmp_path), [1], address="auto"))
 
