@@ -14,8 +14,7 @@ def test_examples() -> None:
 
 
 def test_clusters() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
-    others = [block for block in blocks if ">>>" not in block]
+    others = re.findall(r"```py\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(others) == 2
     for block in others:
         compile(block, str(GUIDE), "exec")
