@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {"split_bytes": 4000, "num_partitions": 2}
 WAYS: dict[str, tuple[Any, Any]] = {
     "near": (dedup_near, NearDedupConfig(**SMALL, threshold=0.7, ngram=2, verify_bytes=4000)),
     "exact": (dedup_exact, ExactDedupConfig(**SMALL)),
-    "substring": (dedup_substrings, SubstringDedupConfig(**SMALL, min_bytes=30)),
+    "substring": (dedup_substrings, SubstringDedupConfig(**SMALL, min_bytes=30, partition_bytes=16000)),
 }
 
 PROGRAM = """
@@ -140,15 +140,21 @@ def test_killed_while_any_file_is_written(name: str, tmp_path: Path, monkeypatch
     assert moved(contents(out), out, tmp_path / "plain") == expected
 
 
-@pytest.mark.parametrize("stage", ["signed", "candidates", "members.blocks", "texts", "verdicts", "applied"])
+STAGES = {
+    "near": ["signed", "candidates", "members.blocks", "texts", "verdicts", "applied"],
+    "substring": ["signed", "keys-0", "repeats-0", "keys-1", "contexts", "compared", "spans", "applied"],
+}
+
+
+@pytest.mark.parametrize(("name", "stage"), [(name, stage) for name in STAGES for stage in STAGES[name]])
 def test_killed_with_workers_in_every_stage(
-    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CORPUS", str(corpus(tmp_path / "in")))
-    work, config = WAYS["near"]
+    work, config = WAYS[name]
     work([str(tmp_path / "in")], str(tmp_path / "plain"), config, execute=ALONE, keep_work=True)
     out = tmp_path / "out"
-    process = subprocess.Popen(command("near", out, 0, 2), start_new_session=True, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(name, out, 0, 2), start_new_session=True, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while process.poll() is None and not list(out.glob(f"work/**/{stage}")) and time.monotonic() < deadline:
         time.sleep(0.001)
