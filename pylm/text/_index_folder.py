@@ -64,10 +64,10 @@ class Manifest:
 
 def create(folder: Path, kind: str, parameters: dict[str, Any]) -> None:
     """Write the manifest of an empty index; raise InputError where one is already."""
-    if (folder / _MANIFEST).exists():
-        raise InputError(f"{folder} holds an index already; open it, or create the new one elsewhere")
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
+        if (folder / _MANIFEST).exists():
+            raise InputError(f"{folder} holds an index already; open it, or create the new one elsewhere")
         _write(folder, Manifest(kind, parameters))
 
 
