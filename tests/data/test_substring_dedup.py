@@ -23,7 +23,6 @@ from pylm.errors import InputError
 from pylm.text import dedup
 
 ALONE = partial(run_local, num_workers=1)
-REAL_TEXT = Path("/work/shared/data/neardup")
 KEEPS: list[Literal["first", "none"]] = ["first", "none"]
 Text = str | None
 
@@ -260,9 +259,8 @@ def test_texts_to_compare_with_that_change(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", KEEPS)
-@pytest.mark.skipif(not REAL_TEXT.exists(), reason=f"{REAL_TEXT} is not there")
-def test_real_text(keep: Literal["first", "none"], tmp_path: Path) -> None:
-    texts = real_texts(2_000_000)
+def test_real_text(keep: Literal["first", "none"], tmp_path: Path, shared_data: Path) -> None:
+    texts = real_texts(shared_data / "neardup", 2_000_000)
     spans = dedup.substrings(texts, min_bytes=50, keep=keep)
     assert len(spans) > 100
     found, report = run(
@@ -272,9 +270,9 @@ def test_real_text(keep: Literal["first", "none"], tmp_path: Path) -> None:
     assert report["left"]["bytes"] == sum(len(x.encode()) for x in texts) - spans.size
 
 
-def real_texts(size: int) -> list[str]:
+def real_texts(folder: Path, size: int) -> list[str]:
     texts: list[str] = []
-    for path in sorted(REAL_TEXT.rglob("*")):
+    for path in sorted(folder.rglob("*")):
         if path.is_file() and sum(map(len, texts)) < size:
             content = path.read_text(encoding="utf-8", errors="replace")
             texts += [content[i : i + 4000] for i in range(0, len(content), 4000)]
