@@ -148,6 +148,9 @@ def running_slurm(folder: Path) -> Iterator[Path]:
             lambda: b"idle" in subprocess.run(show, env=environment, capture_output=True).stdout, folder
         )
         yield config
+        subprocess.run(["scancel", f"--user={getpass.getuser()}"], env=environment, check=True)
+        queue = ["squeue", "--noheader"]
+        _wait_until(lambda: not subprocess.run(queue, env=environment, capture_output=True).stdout, folder)
     finally:
         for process in reversed(started):
             process.terminate()
