@@ -16,6 +16,10 @@ inline std::uint64_t load64(const char* data) noexcept {
     return word;
 }
 
+// Of a core, what its fingerprint is made of at most: anchors that are dense, in runs, have cores that overlap, and
+// the whole of long ones takes longer to hash than to compare.
+inline constexpr std::size_t kFingerprintBytes = 128;
+
 // How anchors are chosen.
 struct Sampling {
     std::size_t length;  // of windows, in symbols

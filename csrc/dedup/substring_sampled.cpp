@@ -2,7 +2,7 @@
 // of the 8 bytes there, the first of equal ones, among those with `core` symbols of the window to come
 // (Schleimer, Wilkerson, Aiken, "Winnowing", 2003). So equal windows have their anchors at the same distance
 // from their beginnings, and anchors of equal windows share a core. One place in about (length - core) / 2 is
-// an anchor, and only its core's fingerprint and its place are kept.
+// an anchor, and only its place and the fingerprint of its core, or of the first bytes of that, are kept.
 //
 // Places with one fingerprint are a group. Two of them are compared to both sides as far as they agree; all
 // windows in a stretch of `length` or more symbols are then known to have an earlier equal one. That is
@@ -143,8 +143,8 @@ private:
                 }
                 previous = anchor;
                 previous_key = now;
-                const std::uint64_t hash =
-                    xxh3_64({data.data() + (anchor << kShift), sampling_.core << kShift}, 0);
+                const std::size_t size = std::min(sampling_.core << kShift, kFingerprintBytes);
+                const std::uint64_t hash = xxh3_64({data.data() + (anchor << kShift), size}, 0);
                 const std::size_t partition = partition_of(hash);
                 if (partition < begin_ || partition >= end_) return;
                 collected.anchors.push_back(hash << partition_bits_ >> place_bits_ << place_bits_ |

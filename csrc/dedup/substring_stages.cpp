@@ -144,8 +144,9 @@ private:
         if (!trim(begin, end)) return;
         const std::size_t start = documents_.start(document);
         const char* shared = documents_.data(document) + (anchor - least - start);
-        const std::uint64_t key =
-            xxh3_64({shared, sampling_.length - (most - 1 - least)}, std::uint64_t{least} << 32 | most);
+        const std::size_t size = sampling_.length - (most - 1 - least);
+        const std::size_t hashed = level == 0 ? std::min(size, kFingerprintBytes) : size;
+        const std::uint64_t key = xxh3_64({shared, hashed}, std::uint64_t{least} << 32 | most);
         const std::size_t num_parts = std::min(kParts, most - least);
         if (num_parts > 1 && std::binary_search(divided_.begin(), divided_.end(), key)) {
             for (std::size_t part = 0; part < num_parts; ++part) {

@@ -36,9 +36,9 @@ RepeatedWindows repeated_windows(std::span<const std::string_view> texts, std::s
 // Keys of all windows but those in `known`, a key for a run of them; equal windows have equal keys, whatever
 // the texts around them.
 //
-// On level 0 the key of a window is the hash of its anchor's core, and windows of one anchor have one key. Where
-// that key is among `divided`, windows are told apart by their distance from the anchor, in four parts, and the
-// key of a part is the hash of all that its windows share; and so on for these, down to single windows. Runs may
+// On level 0 the key of a window is the fingerprint of its anchor's core, and windows of one anchor have one key.
+// Where that key is among `divided`, windows are told apart by their distance from the anchor, in four parts, and
+// the key of a part is the hash of all that its windows share; and so on for these, down to single windows. Runs may
 // hold known windows between others. Only runs of `least_level` or deeper ones are given. `divided` rises.
 // O(size of the texts), with a hash of each core, and of up to four times as many bytes for each level below.
 struct KeyedRuns {

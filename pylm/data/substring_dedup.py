@@ -293,9 +293,9 @@ def gather_contexts(number: int, stages: Stages, num_levels: int, num_tasks: int
         texts, _ = stages.read_texts(number)
         known, divided = _read_windows(stages, number)[1], _read_divided(stages, num_levels - 2)
         keys, runs = _core.window_keys(texts, stages.min_bytes, *known, divided=divided, least_level=0)
-        is_wanted = wanted[np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)] == keys
-        tasks = partition_of(keys[is_wanted], num_tasks)
-        rows, begin, end = (x[is_wanted] for x in runs)
+        found = find_in(keys, wanted)
+        tasks = partition_of(keys[found], num_tasks)
+        rows, begin, end = (x[found] for x in runs)
         order = np.lexsort((begin, rows, tasks))
         rows, begin, end = rows[order], begin[order], end[order]
         bounds = np.searchsorted(tasks[order], np.arange(num_tasks + 1))
@@ -357,6 +357,17 @@ def cover(number: int, stages: Stages, num_tasks: int) -> None:
         spans.append((row + first, start, stop))
     row, start, stop = (np.concatenate(x) for x in zip(*spans, strict=True))
     write_blocks(stages.path("spans", number), [[row.astype("<u4"), start, stop]], num=1)
+
+
+def find_in(keys: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.intp]:
+    """Find the places of keys that are among some ascending ones, of which there are any."""
+    # Most are none: a table by their upper bits tells at a third of the search's time.
+    bits = min(26, (8 * len(wanted)).bit_length())
+    slots = np.zeros(1 << bits, np.bool_)
+    slots[wanted >> np.uint64(64 - bits)] = True
+    places = np.flatnonzero(slots[keys >> np.uint64(64 - bits)])
+    near = keys[places]
+    return places[wanted[np.minimum(np.searchsorted(wanted, near), len(wanted) - 1)] == near]
 
 
 def join_windows(parts: Sequence[Sequence[NDArray[Any]]]) -> Windows:

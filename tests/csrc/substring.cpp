@@ -30,7 +30,7 @@ std::string thue_morse(std::size_t size) {
 }
 
 void check_lengths(const Texts& texts, const Texts& sources) {
-    for (const std::size_t length : {1U, 2U, 3U, 5U, 8U, 13U, 16U, 17U, 31U, 64U, 100U}) {
+    for (const std::size_t length : {1U, 2U, 3U, 5U, 8U, 13U, 16U, 17U, 31U, 64U, 100U, 300U}) {
         check_spans(texts, sources, length, 1, true);
     }
     check_spans(texts, sources, 7, 2, false);

@@ -170,7 +170,7 @@ void test_substring_stages() {
         licences,
     };
     for (const Texts& texts : collections) {
-        for (const std::size_t length : {1U, 2U, 5U, 13U, 16U, 40U, 100U}) {
+        for (const std::size_t length : {1U, 2U, 5U, 13U, 16U, 40U, 100U, 290U}) {
             for (const std::size_t num_parts : {1U, 2U, 5U}) check_parts(texts, length, num_parts);
         }
     }

@@ -279,6 +279,15 @@ def real_texts(folder: Path, size: int) -> list[str]:
     return texts
 
 
+KEYS = st.lists(st.integers(0, 40) | st.integers(0, 2**64 - 1), max_size=30)
+
+
+@given(KEYS, KEYS.filter(len))
+def test_found_keys(keys: list[int], wanted: list[int]) -> None:
+    found = substring_dedup.find_in(np.array(keys, np.uint64), np.sort(np.array(wanted, np.uint64)))
+    assert found.tolist() == [i for i, key in enumerate(keys) if key in wanted]
+
+
 WINDOWS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20), st.integers(1, 9)), max_size=12)
 
 
