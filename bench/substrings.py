@@ -1,14 +1,16 @@
 """Repeated substrings by anchors against a suffix array with common prefixes: spans, time, peak memory.
 
-    python bench/substrings.py --text FILE [--megabytes 30 100 200] [--json OUT]
+    python bench/substrings.py --text FILE [--megabytes 30 100 200] [--libsais libsais.so] [--json OUT]
 
 `FILE` holds documents with NUL bytes between them. Each call is a process of its own. The yardstick is what
 any suffix-array method must do at least: `dedup.suffix_array` and `dedup.lcp_array` over the texts end to
-end, without the step from there to spans. Before anything is timed, `method="suffix_array"` must give the
-same spans.
+end, without the step from there to spans; with `--libsais` also a build of that library (libsais,
+libsais_plcp, libsais_lcp, one thread), whose arrays must be the same. Before anything is timed,
+`method="suffix_array"` must give the same spans.
 """
 
 import argparse
+import ctypes
 import json
 import statistics
 import subprocess
@@ -21,6 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import xxhash
+from numpy.typing import NDArray
 
 from pylm import dedup
 
@@ -52,7 +55,17 @@ def _work(args: argparse.Namespace) -> None:
         order = dedup.suffix_array(data, num_threads=args.threads)
         dedup.lcp_array(data, order, num_threads=args.threads)
 
-    run = {"sampled": spans("sampled"), "suffix_array": spans("suffix_array"), "sort": sort}[args.way]
+    def libsais() -> None:
+        _libsais(args.libsais, data)
+
+    run = {
+        "sampled": spans("sampled"),
+        "suffix_array": spans("suffix_array"),
+        "sort": sort,
+        "libsais": libsais,
+    }[args.way]
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)  # or what reading has freed is taken again, and not counted
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")  # the peak counts from here
@@ -68,9 +81,31 @@ def _work(args: argparse.Namespace) -> None:
     if found is not None:
         digest = xxhash.xxh3_128()
         for array in (found.doc, found.start, found.end):
-            digest.update(array)
+            digest.update(array.tobytes())
         result |= {"digest": digest.hexdigest(), "spans": len(found), "share": found.size / len(data)}
     print(json.dumps(result), flush=True)
+
+
+def _libsais(library: Path, data: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Suffix array and common prefixes by libsais."""
+    peer = ctypes.CDLL(str(library.resolve()))
+    size = len(data)
+    order, permuted = np.empty(size, np.int32), np.empty(size, np.int32)
+    at = [ctypes.c_void_p(x.ctypes.data) for x in (data, order, permuted)]
+    if peer.libsais(at[0], at[1], size, 0, None) or peer.libsais_plcp(at[0], at[1], at[2], size):
+        raise SystemExit("libsais failed")
+    lcp = np.empty(size, np.int32)
+    if peer.libsais_lcp(at[2], at[1], ctypes.c_void_p(lcp.ctypes.data), size):
+        raise SystemExit("libsais failed")
+    return order, lcp
+
+
+def _check_libsais(args: argparse.Namespace) -> None:
+    data = np.fromfile(args.text, np.uint8, count=5_000_000)
+    order, lcp = _libsais(args.libsais, data)
+    ours = dedup.suffix_array(data)
+    if not np.array_equal(order, ours) or not np.array_equal(lcp[1:], dedup.lcp_array(data, ours)[1:]):
+        raise SystemExit("libsais gives another order or other common prefixes")
 
 
 def _call(args: argparse.Namespace, way: str, megabytes: float) -> dict[str, Any]:
@@ -85,6 +120,7 @@ def _call(args: argparse.Namespace, way: str, megabytes: float) -> dict[str, Any
         str(megabytes),
     ]
     command += ["--min-bytes", str(args.min_bytes), "--keep", args.keep, "--threads", str(args.threads)]
+    command += ["--libsais", str(args.libsais)] if args.libsais else []
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -95,6 +131,8 @@ def _compare(args: argparse.Namespace, megabytes: float) -> dict[str, Any]:
     if ours["digest"] != other["digest"]:
         raise SystemExit(f"the methods give different spans for {megabytes} MB")
     ways: dict[str, list[dict[str, Any]]] = {"sampled": [], "sort": []}
+    if args.libsais:
+        ways["libsais"] = []
     for _ in range(args.repeat):  # round by round, so that both see the same state of the machine
         for way, results in ways.items():
             results.append(_call(args, way, megabytes))
@@ -113,7 +151,16 @@ def _compare(args: argparse.Namespace, megabytes: float) -> dict[str, Any]:
         "cpu_ratio": round(medians["sort"]["cpu_s"] / medians["sampled"]["cpu_s"], 1),
         "memory": round(medians["sampled"]["extra_mb"] / size, 2),
         "sort_memory": round(medians["sort"]["extra_mb"] / size, 2),
-    }
+    } | (
+        {
+            "libsais_mb_per_s": round(size / medians["libsais"]["seconds"], 1),
+            "libsais_ratio": round(medians["libsais"]["seconds"] / medians["sampled"]["seconds"], 1),
+            "libsais_cpu_ratio": round(medians["libsais"]["cpu_s"] / medians["sampled"]["cpu_s"], 1),
+            "libsais_memory": round(medians["libsais"]["extra_mb"] / size, 2),
+        }
+        if args.libsais
+        else {}
+    )
 
 
 def main() -> None:
@@ -127,6 +174,7 @@ def main() -> None:
     parser.add_argument("--keep", default="first")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--repeat", type=int, default=3, help="rounds; the median counts")
+    parser.add_argument("--libsais", type=Path, help="shared library of libsais to compare with")
     parser.add_argument("--json", type=Path, help="write the rows there as well")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -134,8 +182,12 @@ def main() -> None:
         _work(args)
         return
     rows = []
-    print("| MB | spans | share | MB/s | sort, MB/s | times as fast | by CPU time | memory / text | sort's |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    head = "| MB | spans | share | MB/s | sort, MB/s | times as fast | by CPU time | memory / text | sort's |"
+    if args.libsais:
+        _check_libsais(args)
+        head += " libsais, MB/s | times as fast | by CPU time | its memory / text |"
+    print(head)
+    print("|---" * (head.count("|") - 1) + "|")
     for megabytes in args.megabytes:
         rows.append(_compare(args, megabytes))
         print("| " + " | ".join(str(value) for value in rows[-1].values()) + " |", flush=True)

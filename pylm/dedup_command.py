@@ -219,17 +219,31 @@ def substring_command(
     keep: Annotated[
         KeepCopies, typer.Option(help="Which occurrences stay: the first in the corpus, or none.")
     ] = KeepCopies.first,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Files, folders or globs of other texts, may be repeated: cut what occurs in these; what "
+            "repeats in the corpus alone stays."
+        ),
+    ] = None,
     workers: WorkersOption = 0,
     executor: EngineOption = Engine.local,
     sbatch: SbatchOption = None,
     dry_run: DryRunOption = False,
     keep_work: KeepWorkOption = False,
     split_mb: SplitOption = 128,
+    partition_mb: Annotated[
+        int, typer.Option(min=1, help="Memory of a worker that compares parts of all splits.")
+    ] = 256,
     max_bad_fraction: BadOption = 0.01,
 ) -> None:
     """Cut stretches out of texts that occur more than once in the corpus.
 
-    Documents of which nothing is left are left out.
+    Documents of which nothing is left are left out. A worker needs memory for one split, or for a part of
+    what several splits share, however large the corpus.
+
+    A call that was killed goes on where it was. The result does not depend on --workers, --split-mb and
+    --partition-mb, but for the files that documents are in.
     """
     from pylm.data.substring_corpus import dedup_substrings
     from pylm.data.substring_dedup import SubstringDedupConfig
@@ -239,6 +253,8 @@ def substring_command(
         text_column=text_column,
         min_bytes=min_bytes,
         keep_copies=keep.value,
+        against=tuple(against or ()),
+        partition_bytes=partition_mb << 20,
         split_bytes=split_mb << 20,
         max_bad_fraction=max_bad_fraction,
     )

@@ -61,6 +61,7 @@ Windows: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int6
 
 _NO_WINDOWS: Windows = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))
 _NO_KEYS = np.zeros(0, np.uint64)
+_KEY_RECORD = ("<u8", "<u4", "<u4")  # keys; places of those that occur several times; how often these do
 _KEY_BYTES = 40  # of memory for a key while a partition is sorted
 _CONTEXT_COPIES = 2  # of contexts in memory while they are compared, with what else that takes
 
@@ -241,7 +242,7 @@ def divide(number: int, stages: Stages, level: int) -> None:
     """Find the longer keys of windows whose keys of the level before too many contexts have."""
     divided = _read_divided(stages, level - 1)
     before = stages.path(f"keys-{level - 1}", number)
-    blocks = [read_arrays(before, i, "<u8")[0] for i in range(stages.num_partitions)]
+    blocks = [read_arrays(before, i, *_KEY_RECORD)[0] for i in range(stages.num_partitions)]
     keys = _NO_KEYS
     if np.isin(np.concatenate(blocks), divided).any():
         texts, _ = stages.read_texts(number)
@@ -254,11 +255,12 @@ def find_repeats(partition: int, stages: Stages, level: int) -> None:
     """Find the keys of a partition that several splits have; with `against`, splits of both kinds."""
     keys, owners, counts = [_NO_KEYS], [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
     for number in range(stages.num_splits):
-        (own,) = read_arrays(stages.path(f"keys-{level}", number), partition, "<u8")
-        starts = _starts(own)
-        keys.append(own[starts])
-        owners.append(np.full(len(starts), number, np.int32))
-        counts.append(np.diff(starts, append=len(own)))
+        own, several, times = read_arrays(stages.path(f"keys-{level}", number), partition, *_KEY_RECORD)
+        count = np.ones(len(own), np.int64)
+        count[several] = times
+        keys.append(own.view(np.uint64))
+        owners.append(np.full(len(own), number, np.int32))
+        counts.append(count)
     key, owner, count = np.concatenate(keys), np.concatenate(owners), np.concatenate(counts)
     del keys, owners, counts
     order = np.argsort(key, kind="stable")
@@ -367,7 +369,9 @@ def find_in(keys: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.
     slots[wanted >> np.uint64(64 - bits)] = True
     places = np.flatnonzero(slots[keys >> np.uint64(64 - bits)])
     near = keys[places]
-    return places[wanted[np.minimum(np.searchsorted(wanted, near), len(wanted) - 1)] == near]
+    is_wanted = wanted[np.minimum(np.searchsorted(wanted, near), len(wanted) - 1)] == near
+    found: NDArray[np.intp] = places[is_wanted]
+    return found
 
 
 def join_windows(parts: Sequence[Sequence[NDArray[Any]]]) -> Windows:
@@ -388,8 +392,15 @@ def _write_keys(
     stages: Stages, level: int, number: int, keys: NDArray[np.uint64], more: Sequence[Sequence[NDArray[Any]]]
 ) -> None:
     keys = np.sort(keys)
-    bounds = np.searchsorted(partition_of(keys, stages.num_partitions), np.arange(stages.num_partitions + 1))
-    blocks = [[keys[a:b]] for a, b in itertools.pairwise(bounds)]
+    starts = _starts(keys)
+    unique, times = keys[starts], np.diff(starts, append=len(keys))
+    bounds = np.searchsorted(
+        partition_of(unique, stages.num_partitions), np.arange(stages.num_partitions + 1)
+    )
+    blocks: list[Sequence[NDArray[Any]]] = []
+    for begin, end in itertools.pairwise(bounds):
+        several = np.flatnonzero(times[begin:end] > 1)
+        blocks.append([unique[begin:end], several.astype("<u4"), times[begin:end][several].astype("<u4")])
     write_blocks(stages.path(f"keys-{level}", number), [*blocks, *more], num=len(blocks) + len(more))
 
 

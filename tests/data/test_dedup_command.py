@@ -135,6 +135,19 @@ def test_substring(keep: str, corpus: Path, tmp_path: Path, capsys: pytest.Captu
     assert json.loads((out / "funnel.json").read_text())["steps"][1]["name"] == "repeated substrings"
 
 
+def test_substring_against(corpus: Path, tmp_path: Path) -> None:
+    table = read_all(corpus)
+    texts = [text for text in table["text"].to_pylist() if text][::9]
+    write_jsonl([{"text": text} for text in texts], tmp_path / "tests.jsonl")
+    options = ["--min-bytes", 30, "--against", tmp_path / "tests.jsonl", "--partition-mb", 1, "--workers", 1]
+    assert run(["dedup", "substring", corpus, "-o", tmp_path / "out", *options]) == 0
+    spans = dedup.substrings(table["text"], min_bytes=30, against=texts)
+    removed = read_all(tmp_path / "out" / "removed")
+    assert removed["document"].to_pylist() == spans.doc.tolist()
+    assert removed["start"].to_pylist() == spans.start.tolist()
+    assert removed["end"].to_pylist() == spans.end.tolist()
+
+
 def test_a_dry_run(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("near", "exact", "substring"):
         out = tmp_path / name
