@@ -25,9 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pylm.data.dedup import SubstringDedupConfig, dedup_substrings
 from pylm.data.executors import LocalPool
-from pylm.data.substring_corpus import dedup_substrings
-from pylm.data.substring_dedup import SubstringDedupConfig
 from pylm.text import dedup
 
 Spans = list[np.ndarray[Any, Any]]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pylm.data.dedup_run import Progress
+    from pylm.data.dedup.run import Progress
     from pylm.data.executors import Executor
 
 _SHOWN_CLUSTERS = 3
@@ -131,8 +131,7 @@ def near_command(
 
     A call that was killed goes on where it was. The result does not depend on --workers and --partitions.
     """
-    from pylm.data.dedup_corpus import dedup_near
-    from pylm.data.near_dedup import NearDedupConfig
+    from pylm.data.dedup import NearDedupConfig, dedup_near
 
     config = _configure(
         NearDedupConfig,
@@ -185,8 +184,7 @@ def exact_command(
 
     Hashes of 128 bits are compared, 28 bytes a document. Resumes and scales as `near`.
     """
-    from pylm.data.dedup_corpus import dedup_exact
-    from pylm.data.exact_dedup import ExactDedupConfig
+    from pylm.data.dedup import ExactDedupConfig, dedup_exact
 
     config = _configure(
         ExactDedupConfig,
@@ -245,8 +243,7 @@ def substring_command(
     A call that was killed goes on where it was. The result does not depend on --workers, --split-mb and
     --partition-mb, but for the files that documents are in.
     """
-    from pylm.data.substring_corpus import dedup_substrings
-    from pylm.data.substring_dedup import SubstringDedupConfig
+    from pylm.data.dedup import SubstringDedupConfig, dedup_substrings
 
     config = _configure(
         SubstringDedupConfig,
@@ -289,8 +286,8 @@ def plan_command(
     """
     import json
 
-    from pylm.data.dedup_plan import plan_near
-    from pylm.data.near_dedup import NearDedupConfig
+    from pylm.data.dedup import NearDedupConfig
+    from pylm.data.dedup.plan import plan_near
 
     config = _configure(
         NearDedupConfig, text_column=text_column, threshold=threshold, ngram=ngram, num_perm=num_perm
@@ -336,12 +333,12 @@ def _engine(kind: Engine, num_workers: int, sbatch: list[str] | None, out: str) 
         with LocalPool(num_workers) as pool:
             yield pool
     elif kind is Engine.ray:
-        from pylm.data.ray_executor import run_ray
+        from pylm.data.executors.ray import run_ray
 
         yield run_ray
     else:
         from pylm.data import storage
-        from pylm.data.slurm_executor import run_slurm
+        from pylm.data.executors.slurm import run_slurm
 
         if "://" in out:
             raise InputError("--executor slurm needs --out on a file system that all nodes share")

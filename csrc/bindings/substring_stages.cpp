@@ -1,4 +1,4 @@
-// Converts, releases the GIL, calls, hands buffers over. The caller is pylm/data/substring_dedup.py.
+// Converts, releases the GIL, calls, hands buffers over. The caller is pylm/data/dedup/substring_stages.py.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

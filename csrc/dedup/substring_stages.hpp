@@ -1,5 +1,5 @@
 // Repeated substrings of texts that are never in memory together: what is found in a part of them, the keys
-// under which windows of different parts meet, and spans of windows. pylm/data/substring_dedup.py puts these
+// under which windows of different parts meet, and spans of windows. pylm/data/dedup/substring_stages.py puts these
 // together and says why the result is exact.
 //
 // Symbols are bytes. The functions are safe to call from several threads at the same time and throw

@@ -13,9 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pylm.data import storage
-from pylm.data.blocks import read_arrays
-from pylm.data.corpus import open_parquet, parquet_out, read_rows, texts_of
-from pylm.data.dedup_run import (
+from pylm.data.dedup.blocks import read_arrays
+from pylm.data.dedup.corpus import open_parquet, parquet_out, read_rows, texts_of
+from pylm.data.dedup.run import (
     SHOWN_CHARACTERS,
     Progress,
     Run,
@@ -24,10 +24,10 @@ from pylm.data.dedup_run import (
     removed_path,
     run_dedup,
 )
-from pylm.data.dedup_signing import Part, check_unchanged, load_parts
+from pylm.data.dedup.signing import Part, check_unchanged, load_parts
+from pylm.data.dedup.substring_stages import SubstringDedupConfig, find_spans
 from pylm.data.executors import Executor
 from pylm.data.funnel import Tally
-from pylm.data.substring_dedup import SubstringDedupConfig, find_spans
 from pylm.text import dedup
 
 STEP = "repeated substrings"

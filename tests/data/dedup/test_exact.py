@@ -8,8 +8,7 @@ import pytest
 from dedup_corpora import contents, make_rows, read_all, same, write_jsonl, write_parquet
 
 from pylm import dedup
-from pylm.data.dedup_corpus import dedup_exact
-from pylm.data.exact_dedup import ExactDedupConfig
+from pylm.data.dedup import ExactDedupConfig, dedup_exact
 from pylm.data.executors import run_local
 from pylm.errors import InputError
 

@@ -15,12 +15,11 @@ import pytest
 import slurm_daemons
 from executor_work import items_begun, wait_until_begun, work
 
-from pylm.data import run_task
-from pylm.data.executors import Executor
-from pylm.data.slurm_executor import run_slurm
+from pylm.data.executors import Executor, run_task
+from pylm.data.executors.slurm import run_slurm
 from pylm.errors import InputError
 
-TESTS = str(Path(__file__).parents[1])
+TESTS = str(Path(__file__).parents[2])
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ import functools, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from executor_work import work
-from pylm.data.slurm_executor import run_slurm
+from pylm.data.executors.slurm import run_slurm
 
 jobs, notes = map(Path, sys.argv[1:])
 results = run_slurm(functools.partial(work, folder=notes), {items}, folder=jobs, poll_seconds=0.1,
@@ -236,7 +235,7 @@ def test_a_controller_that_does_not_answer(fake: Site, monkeypatch: pytest.Monke
     assert next(results) == 1_000_000, "outcomes are seen all the same"
     down.unlink()
     (fake.notes / "go").unlink()
-    monkeypatch.setattr("pylm.data.slurm_executor._CONTACT_SECONDS", 0.2)
+    monkeypatch.setattr("pylm.data.executors.slurm._CONTACT_SECONDS", 0.2)
     results = fake.execute(fake.work, [2, 2000])
     assert next(results) == 4
     down.touch()
@@ -263,7 +262,7 @@ def test_the_task(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run_task.main([]) == run_task.main(["folder", "-1"]) == 2
-    assert "usage: python -m pylm.data.run_task FOLDER INDEX" in capsys.readouterr().err
+    assert "usage: python -m pylm.data.executors.run_task FOLDER INDEX" in capsys.readouterr().err
     assert run_task.main([str(tmp_path), "0"]) == 2
     assert "job.pickle: no such file; FOLDER is a job folder" in capsys.readouterr().err
     (tmp_path / "notes").mkdir()

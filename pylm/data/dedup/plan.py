@@ -1,18 +1,18 @@
 """What a removal of near-duplicates will take, before it is run: time, memory, disk, splits and partitions.
 
-A plan is arithmetic on rates that were measured on a sample (`dedup_measure`). It is a range where the sample
+A plan is arithmetic on rates that were measured on a sample (`measure`). It is a range where the sample
 cannot say more: of duplicates, a sample shows those whose other copies are in it too.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 
-from pylm.data.corpus import MOST_SPLIT_ROWS
-from pylm.data.dedup_measure import SAMPLE_BYTES, STAGES, Rates, measure_near
-from pylm.data.dedup_run import LEAST_PARTITIONS
+from pylm.data.dedup.corpus import MOST_SPLIT_ROWS
+from pylm.data.dedup.measure import SAMPLE_BYTES, STAGES, Rates, measure_near
+from pylm.data.dedup.near import NearDedupConfig
+from pylm.data.dedup.plan_report import GB, Plan, Range, StagePlan, count_range
+from pylm.data.dedup.run import LEAST_PARTITIONS
 from pylm.data.executors import count_cores
-from pylm.data.near_dedup import NearDedupConfig
-from pylm.data.plan_report import GB, Plan, Range, StagePlan, count_range
 from pylm.errors import InputError
 
 _MOST_PARTITIONS = 1 << 16

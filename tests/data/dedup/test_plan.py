@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pylm.data.dedup_corpus import dedup_near
-from pylm.data.dedup_measure import STAGES, Rates, measure_near
-from pylm.data.dedup_plan import plan_near, predict_near
-from pylm.data.near_dedup import NearDedupConfig
+from pylm.data.dedup import NearDedupConfig, dedup_near
+from pylm.data.dedup.measure import STAGES, Rates, measure_near
+from pylm.data.dedup.plan import plan_near, predict_near
 from pylm.errors import InputError
 
 SMALL = NearDedupConfig(split_bytes=1 << 16, num_partitions=8, verify_bytes=1 << 20)

@@ -15,10 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import substrings as oracle
 
-from pylm.data import substring_dedup
+from pylm.data.dedup import SubstringDedupConfig, dedup_substrings, substring_stages
 from pylm.data.executors import run_local
-from pylm.data.substring_corpus import dedup_substrings
-from pylm.data.substring_dedup import SubstringDedupConfig
 from pylm.errors import InputError
 from pylm.text import dedup
 
@@ -207,7 +205,7 @@ def test_frequent_keys_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """No comparing task gets more than its share, though one text stands in every document."""
     texts = licences(400)
     sizes: list[int] = []
-    real = substring_dedup._core.repeated_windows
+    real = substring_stages._core.repeated_windows
 
     class Core:
         def __getattr__(self, name: str) -> Any:
@@ -218,8 +216,8 @@ def test_frequent_keys_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 sizes.append(sum(len(x) for x in column.to_pylist()))
             return real(column, *args, **options)
 
-    real_core = substring_dedup._core
-    monkeypatch.setattr(substring_dedup, "_core", Core())
+    real_core = substring_stages._core
+    monkeypatch.setattr(substring_stages, "_core", Core())
     expected = dedup.substrings(pa.array(texts), min_bytes=100)
     found, _ = run(texts, tmp_path, 100, min_bytes=100, partition_bytes=100_000)
     assert found == list(
@@ -284,7 +282,7 @@ KEYS = st.lists(st.integers(0, 40) | st.integers(0, 2**64 - 1), max_size=30)
 
 @given(KEYS, KEYS.filter(len))
 def test_found_keys(keys: list[int], wanted: list[int]) -> None:
-    found = substring_dedup.find_in(np.array(keys, np.uint64), np.sort(np.array(wanted, np.uint64)))
+    found = substring_stages.find_in(np.array(keys, np.uint64), np.sort(np.array(wanted, np.uint64)))
     assert found.tolist() == [i for i, key in enumerate(keys) if key in wanted]
 
 
@@ -295,7 +293,7 @@ WINDOWS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20), st.integers(
 def test_joined_windows(windows: list[tuple[int, int, int]]) -> None:
     runs = [np.array([x], np.int64) for x in zip(*((r, a, a + n) for r, a, n in windows), strict=True)]
     arrays = [x[0] for x in runs] if windows else [np.zeros(0, np.int64)] * 3
-    row, begin, end = substring_dedup.join_windows([arrays])
+    row, begin, end = substring_stages.join_windows([arrays])
     covered = sorted({(r, i) for r, a, n in windows for i in range(a, a + n)})
     spread = [(r, i) for r, a, b in zip(row, begin, end, strict=True) for i in range(a, b)]
     assert spread == covered

@@ -1,4 +1,4 @@
-"""One task of a Slurm array: `python -m pylm.data.run_task FOLDER INDEX`.
+"""One task of a Slurm array: `python -m pylm.data.executors.run_task FOLDER INDEX`.
 
 Does the work that FOLDER holds for its item INDEX and leaves the outcome there. The content of FOLDER is
 pickle and is run as code: it is refused unless it belongs to the user.
@@ -85,7 +85,7 @@ def run_task(folder: Path, index: int) -> bool:
 def main(arguments: Sequence[str]) -> int:
     """Run the task that the arguments name; give the exit code."""
     if len(arguments) != 2 or not arguments[1].isdecimal():
-        print("usage: python -m pylm.data.run_task FOLDER INDEX", file=sys.stderr)  # noqa: T201
+        print("usage: python -m pylm.data.executors.run_task FOLDER INDEX", file=sys.stderr)  # noqa: T201
         return 2
     try:
         return 0 if run_task(Path(arguments[0]), int(arguments[1])) else 1

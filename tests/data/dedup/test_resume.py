@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 from dedup_corpora import contents, make_rows, write_jsonl, write_parquet
 
-from pylm.data.dedup_corpus import dedup_exact, dedup_near
-from pylm.data.exact_dedup import ExactDedupConfig
+from pylm.data.dedup import (
+    ExactDedupConfig,
+    NearDedupConfig,
+    SubstringDedupConfig,
+    dedup_exact,
+    dedup_near,
+    dedup_substrings,
+)
 from pylm.data.executors import run_local
-from pylm.data.near_dedup import NearDedupConfig
-from pylm.data.substring_corpus import dedup_substrings
-from pylm.data.substring_dedup import SubstringDedupConfig
 from pylm.errors import InputError
 
 ALONE = partial(run_local, num_workers=1)
@@ -35,7 +38,7 @@ from functools import partial
 sys.path[:0] = sys.argv[5:]
 from pylm.data import storage
 from pylm.data.executors import run_local
-from test_dedup_resume import WAYS
+from test_resume import WAYS
 
 name, out, fatal, workers = sys.argv[1:5]
 published, real = 0, storage.publish
@@ -68,7 +71,7 @@ def command(name: str, out: Path, fatal: int, workers: int) -> list[str]:
         str(fatal),
         str(workers),
         str(here),
-        str(here.parent),
+        str(here.parents[1]),
     ]
 
 

@@ -9,12 +9,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pylm.data import storage
-from pylm.data.blocks import read_arrays
-from pylm.data.corpus import open_parquet, parquet_out, read_rows, texts_of
-from pylm.data.dedup_run import SHOWN_CHARACTERS, Run, documents_path, places_of, removed_path
-from pylm.data.dedup_signing import Part, check_unchanged, load_parts
+from pylm.data.dedup.blocks import read_arrays
+from pylm.data.dedup.corpus import open_parquet, parquet_out, read_rows, texts_of
+from pylm.data.dedup.run import SHOWN_CHARACTERS, Run, documents_path, places_of, removed_path
+from pylm.data.dedup.signing import Part, check_unchanged, load_parts
+from pylm.data.dedup.verdicts import REASONS, Verdicts, read_verdicts
 from pylm.data.funnel import SAMPLES_PER_REASON, Tally
-from pylm.data.verdicts import REASONS, Verdicts, read_verdicts
 
 STEPS = ("exact duplicates", "near duplicates")
 """Of the funnel, in the order of `REASONS`."""

@@ -13,9 +13,8 @@ from dedup_corpora import Row, contents, make_rows, read_all, same, write_jsonl,
 
 from pylm import dedup
 from pylm.data import storage
-from pylm.data.dedup_corpus import dedup_near
+from pylm.data.dedup import NearDedupConfig, dedup_near
 from pylm.data.executors import run_local
-from pylm.data.near_dedup import NearDedupConfig
 from pylm.errors import InputError
 
 ALONE = partial(run_local, num_workers=1)

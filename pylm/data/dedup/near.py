@@ -1,6 +1,6 @@
 """Near-duplicates of a corpus larger than memory, in stages over splits and partitions.
 
-    work/signed/        hashes and band keys of every split (`dedup_signing`)
+    work/signed/        hashes and band keys of every split (`signing`)
     work/RECIPE/
         parts.json              the splits, and the number of the first document of each
         candidates/PPPPP.blocks a partition's exact copies, and pairs that connect what shares a band
@@ -17,6 +17,7 @@ the whole corpus would. Exact copies never get there: the preferred one stands f
 """
 
 import itertools
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -27,10 +28,11 @@ from pydantic import Field
 
 from pylm import _core
 from pylm.data import storage
-from pylm.data.blocks import group, read_arrays, read_block, write_blocks
-from pylm.data.corpus import read_rows, texts_of
-from pylm.data.dedup_run import Run
-from pylm.data.dedup_signing import (
+from pylm.data.dedup.blocks import group, read_arrays, read_block, write_blocks
+from pylm.data.dedup.corpus import read_rows, texts_of
+from pylm.data.dedup.priorities import preference
+from pylm.data.dedup.run import Progress, Run, run_dedup
+from pylm.data.dedup.signing import (
     CorpusConfig,
     Part,
     Signing,
@@ -39,8 +41,8 @@ from pylm.data.dedup_signing import (
     match_hashes,
     read_partition,
 )
-from pylm.data.priorities import preference
-from pylm.data.verdicts import (
+from pylm.data.dedup.survivors import STEPS, remove_documents
+from pylm.data.dedup.verdicts import (
     EXACT,
     NEAR,
     NUM_LARGEST,
@@ -49,6 +51,8 @@ from pylm.data.verdicts import (
     largest_clusters,
     write_verdicts,
 )
+from pylm.data.executors import Executor
+from pylm.data.funnel import Tally
 from pylm.text import dedup
 
 NUM_BINS = 100
@@ -85,6 +89,65 @@ class NearDedupConfig(CorpusConfig):
         bands, rows = self.bands
         hasher = {"num_perm": self.num_perm, "ngram": self.ngram, "unit": self.unit, "seed": self.seed}
         return Signing(self, num_partitions, work, self.text_column, hasher=hasher, bands=bands, rows=rows)
+
+
+def dedup_near(
+    inputs: Sequence[str],
+    out: str,
+    config: NearDedupConfig,
+    *,
+    execute: Executor | None = None,
+    progress: Progress | None = None,
+    dry_run: bool = False,
+    keep_work: bool = False,
+) -> dict[str, Any]:
+    """Remove near-duplicates from a corpus in files, as `dedup.near` would from all of its texts at once.
+
+    A call that was cut off goes on where it was; a complete result is not made again. The files do not depend
+    on who executes the stages, nor on `num_partitions` and `verify_bytes`.
+
+    Args:
+        inputs: files, folders or globs of Parquet and JSON lines (.jsonl, .gz, .zst), local or URLs. Copies
+            are preferred in this order.
+        out: folder for the result: empty, or with a result of this function.
+        config: the recipe.
+        execute: does the work of a stage's items; None for the cores of this machine.
+        progress: called with a stage, finished and all of its items.
+        dry_run: find duplicates and report, but write no survivors.
+        keep_work: keep the files of the stages, so that a call with more inputs signs only those.
+
+    Returns:
+        What report.json says.
+
+    Raises:
+        InputError: an input cannot be used, `out` holds something else or is in use, a file of a stage is
+            damaged.
+        OSError: the disk is full, or `out` cannot be written.
+    """
+
+    def work(run: Run, tally: Tally) -> tuple[Sequence[str], dict[str, Any]]:
+        verdicts = find_near(run, config)
+        found = count_found(run.folder)
+        clusters, histogram = found.pop("largest"), found.pop("histogram")
+        removed = remove_documents(run, tally, verdicts, clusters, dry_run=dry_run)
+        bins = [
+            {"from": i / NUM_BINS, "to": (i + 1) / NUM_BINS, "documents": count}
+            for i, count in enumerate(histogram)
+            if count
+        ]
+        return STEPS, {**removed, "similarities": bins, "compared": found}
+
+    return run_dedup(
+        "near",
+        inputs,
+        out,
+        config,
+        work,
+        execute=execute,
+        progress=progress,
+        dry_run=dry_run,
+        keep_work=keep_work,
+    )
 
 
 def find_near(run: Run, config: NearDedupConfig) -> list[str]:

@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from pylm.data.dedup_measure import Rates
-from pylm.data.near_dedup import NearDedupConfig
+from pylm.data.dedup.measure import Rates
+from pylm.data.dedup.near import NearDedupConfig
 
 GB = 1e9
 

@@ -16,11 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pylm.data import storage
-from pylm.data.blocks import read_block
-from pylm.data.corpus import Split, list_splits, open_parquet, read_rows, total_bytes
-from pylm.data.dedup_corpus import dedup_near
+from pylm.data.dedup.blocks import read_block
+from pylm.data.dedup.corpus import Split, list_splits, open_parquet, read_rows, total_bytes
+from pylm.data.dedup.near import NearDedupConfig, dedup_near
 from pylm.data.executors import Item, Result
-from pylm.data.near_dedup import NearDedupConfig
 from pylm.errors import InputError
 
 STAGES = ("sign", "match", "connect", "gather", "verify", "apply")

@@ -15,7 +15,8 @@ from dedup_corpora import contents, make_rows, read_all, same, write_jsonl, writ
 
 from pylm import dedup
 from pylm.cli import app, call
-from pylm.data import blocks, slurm_executor
+from pylm.data.dedup import blocks
+from pylm.data.executors import slurm
 
 
 def run(arguments: Sequence[object]) -> int:
@@ -64,9 +65,7 @@ def test_slurm_gives_the_same(corpus: Path, tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "bin").mkdir()
     slurm_daemons.write_fake(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setattr(
-        slurm_executor, "run_slurm", partial(slurm_executor.run_slurm, poll_seconds=0.1, grace_seconds=0.5)
-    )
+    monkeypatch.setattr(slurm, "run_slurm", partial(slurm.run_slurm, poll_seconds=0.1, grace_seconds=0.5))
     call = ["dedup", "exact", corpus, "--out"]
     assert run([*call, tmp_path / "here", "--workers", 1]) == 0
     assert run([*call, tmp_path / "there", "--executor", "slurm", "--sbatch", "mem=1G"]) == 0

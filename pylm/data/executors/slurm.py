@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pylm.data import run_task
-from pylm.data.executors import Failure, Item, Result
+from pylm.data.executors import Failure, Item, Result, run_task
 from pylm.errors import InputError
 from pylm.files import read_json, write_json
 
@@ -313,7 +312,7 @@ def _submit(
             "#!/bin/bash",
             *setup,
             f"items=({' '.join(map(str, indices))})",
-            f"exec {shlex.quote(python)} -m pylm.data.run_task {shlex.quote(str(job))} "
+            f"exec {shlex.quote(python)} -m pylm.data.executors.run_task {shlex.quote(str(job))} "
             '"${items[$SLURM_ARRAY_TASK_ID]}"',
             "",
         ]

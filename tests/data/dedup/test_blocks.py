@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from pylm import _core
-from pylm.data.blocks import group, read_arrays, read_block, write_blocks
+from pylm.data.dedup.blocks import group, read_arrays, read_block, write_blocks
 from pylm.errors import InputError
 
 

@@ -10,11 +10,10 @@ import slurm_daemons
 from dedup_corpora import contents, make_rows, write_parquet
 
 from pylm.data import storage
-from pylm.data.dedup_corpus import dedup_near
+from pylm.data.dedup import NearDedupConfig, dedup_near
 from pylm.data.executors import Executor
-from pylm.data.near_dedup import NearDedupConfig
-from pylm.data.ray_executor import run_ray
-from pylm.data.slurm_executor import run_slurm
+from pylm.data.executors.ray import run_ray
+from pylm.data.executors.slurm import run_slurm
 
 CONFIG = NearDedupConfig(split_bytes=1, num_partitions=2, priority=("score",))
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pylm.data.blocks import read_arrays, write_blocks
-from pylm.data.dedup_signing import Part
+from pylm.data.dedup.blocks import read_arrays, write_blocks
+from pylm.data.dedup.signing import Part
 
 EXACT, NEAR = 0, 1
 REASONS = ("exact", "near")

@@ -25,8 +25,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from pylm.data import storage
-from pylm.data.corpus import Split, list_splits, local_path, total_bytes
-from pylm.data.dedup_signing import (
+from pylm.data.dedup.corpus import Split, list_splits, local_path, total_bytes
+from pylm.data.dedup.priorities import check_kinds
+from pylm.data.dedup.signing import (
     FORMAT,
     CorpusConfig,
     Part,
@@ -37,7 +38,6 @@ from pylm.data.dedup_signing import (
 )
 from pylm.data.executors import Executor, LocalPool
 from pylm.data.funnel import Funnel, FunnelStep, Tally
-from pylm.data.priorities import check_kinds
 from pylm.data.readers import EXPECTED, line_of
 from pylm.errors import InputError
 from pylm.files import lock_folder
@@ -334,7 +334,7 @@ def run_dedup(
         What report.json says.
 
     Raises:
-        InputError, OSError: as `dedup_corpus.dedup_near`.
+        InputError, OSError: as `near.dedup_near`.
     """
     if not inputs:
         raise InputError("no inputs; give files, folders or globs of Parquet or JSON lines")

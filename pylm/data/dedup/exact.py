@@ -1,6 +1,6 @@
 """Equal documents of a corpus larger than memory, in stages over splits and partitions.
 
-    work/signed/        128-bit hashes of every split (`dedup_signing`)
+    work/signed/        128-bit hashes of every split (`signing`)
     work/RECIPE/
         parts.json              the splits, and the number of the first document of each
         verdicts/PPPPP.blocks   a partition's copies, and what stays in the place of each; a block a split
@@ -8,13 +8,17 @@
 No text is compared: texts count as equal when their hashes are, as in `dedup.exact_batches`.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
 from pylm.data import storage
-from pylm.data.dedup_run import Run
-from pylm.data.dedup_signing import CorpusConfig, Signing, load_parts, match_hashes
-from pylm.data.verdicts import NUM_LARGEST, exact_verdicts, largest_clusters, write_verdicts
+from pylm.data.dedup.run import Progress, Run, run_dedup
+from pylm.data.dedup.signing import CorpusConfig, Signing, load_parts, match_hashes
+from pylm.data.dedup.survivors import STEPS, remove_documents
+from pylm.data.dedup.verdicts import NUM_LARGEST, exact_verdicts, largest_clusters, write_verdicts
+from pylm.data.executors import Executor
+from pylm.data.funnel import Tally
 from pylm.errors import InputError
 
 
@@ -43,6 +47,40 @@ class ExactDedupConfig(CorpusConfig):
         column = self.url_column if self.unit == "url" else self.text_column
         exact = {"unit": self.unit, "normalize": self.normalize, "punctuation": self.punctuation}
         return Signing(self, num_partitions, work, column, exact=exact)
+
+
+def dedup_exact(
+    inputs: Sequence[str],
+    out: str,
+    config: ExactDedupConfig,
+    *,
+    execute: Executor | None = None,
+    progress: Progress | None = None,
+    dry_run: bool = False,
+    keep_work: bool = False,
+) -> dict[str, Any]:
+    """Remove equal documents, or those with equal addresses, from a corpus in files; otherwise as
+    `dedup_near`.
+
+    Hashes of 128 bits decide, as in `dedup.exact_batches`.
+    """
+
+    def work(run: Run, tally: Tally) -> tuple[Sequence[str], dict[str, Any]]:
+        verdicts = find_exact(run, config)
+        clusters = count_found(run.folder, run.num_partitions)
+        return STEPS[:1], remove_documents(run, tally, verdicts, clusters, dry_run=dry_run)
+
+    return run_dedup(
+        "exact",
+        inputs,
+        out,
+        config,
+        work,
+        execute=execute,
+        progress=progress,
+        dry_run=dry_run,
+        keep_work=keep_work,
+    )
 
 
 def find_exact(run: Run, config: ExactDedupConfig) -> list[str]:

@@ -1,6 +1,6 @@
 """Launchers of the same work over many items: their type, what they share, and processes of this machine.
 
-`run_local` is here, `run_ray` in `ray_executor.py`, `run_slurm` in `slurm_executor.py`. All give the results
+`run_local` is here, `run_ray` in `ray.py`, `run_slurm` in `slurm.py`. All give the results
 in the order of the items, and raise the first error in that order as the work raised it, so that a stage does
 not depend on which of them runs it.
 """

@@ -12,10 +12,10 @@ import pytest
 from executor_work import items_begun, wait_until_begun, work
 
 from pylm.data.executors import Executor
-from pylm.data.ray_executor import run_ray
+from pylm.data.executors.ray import run_ray
 from pylm.errors import InputError
 
-TESTS = str(Path(__file__).parents[1])
+TESTS = str(Path(__file__).parents[2])
 
 
 @pytest.fixture

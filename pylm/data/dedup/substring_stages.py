@@ -49,10 +49,10 @@ from pydantic import Field
 
 from pylm import _core
 from pylm.data import storage
-from pylm.data.blocks import group, read_arrays, read_block, write_blocks
-from pylm.data.corpus import read_rows, texts_of
-from pylm.data.dedup_run import Run
-from pylm.data.dedup_signing import CorpusConfig, Part, check_unchanged, load_parts, partition_of
+from pylm.data.dedup.blocks import group, read_arrays, read_block, write_blocks
+from pylm.data.dedup.corpus import read_rows, texts_of
+from pylm.data.dedup.run import Run
+from pylm.data.dedup.signing import CorpusConfig, Part, check_unchanged, load_parts, partition_of
 
 PARTITION_BYTES = 256 << 20
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pylm.data.priorities import LEAST, Priority, check_kinds, parse_priority, preference, priority_keys
+from pylm.data.dedup.priorities import LEAST, Priority, check_kinds, parse_priority, preference, priority_keys
 from pylm.errors import InputError
 
 DAY = datetime.date(2024, 3, 1)

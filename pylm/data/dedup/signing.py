@@ -22,10 +22,10 @@ from pydantic import Field
 
 from pylm.config import Config
 from pylm.data import storage
-from pylm.data.blocks import group, read_arrays, write_blocks
-from pylm.data.corpus import SPLIT_BYTES, Split, convert_jsonl, read_rows, state_of, texts_of
+from pylm.data.dedup.blocks import group, read_arrays, write_blocks
+from pylm.data.dedup.corpus import SPLIT_BYTES, Split, convert_jsonl, read_rows, state_of, texts_of
+from pylm.data.dedup.priorities import Priority, parse_priority, preference, priority_keys
 from pylm.data.funnel import Tally
-from pylm.data.priorities import Priority, parse_priority, preference, priority_keys
 from pylm.errors import InputError
 from pylm.text import dedup
 
