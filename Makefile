@@ -56,5 +56,5 @@ $(BUILT): $(VENV)/.torch $(NATIVE)
 	touch $@
 
 $(DEV): $(VENV)/.torch $(NATIVE)
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev,test]'
 	touch $@ $(BUILT)
