@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "interrupt.hpp"
+
 namespace pylm {
 
 // Number of threads that a caller's wish means: 0 is one for every core.
@@ -20,12 +22,16 @@ inline unsigned resolve_threads(unsigned num_threads) noexcept {
 // Indices are handed out one by one in rising order, so tasks may differ in cost; they must write to places
 // of their own. After an exception no further task starts; when all threads have stopped, the exception of
 // the lowest index is rethrown: the same one whatever the threads, since all tasks before a failed one had
-// started. Where the system refuses more threads, those at hand do the work.
+// started. Where the system refuses more threads, those at hand do the work. The calling thread looks for an
+// interrupt before each of its tasks.
 template <typename Task>
 void parallel_for(std::size_t count, unsigned num_threads, Task&& task) {
     const std::size_t workers = std::min<std::size_t>(resolve_threads(num_threads), count);
     if (workers <= 1) {
-        for (std::size_t index = 0; index < count; ++index) task(index);
+        for (std::size_t index = 0; index < count; ++index) {
+            check_interrupt();
+            task(index);
+        }
         return;
     }
     std::atomic<std::size_t> next{0};
@@ -37,6 +43,7 @@ void parallel_for(std::size_t count, unsigned num_threads, Task&& task) {
             const std::size_t index = next.fetch_add(1, std::memory_order_relaxed);
             if (index >= count) return;
             try {
+                check_interrupt();
                 task(index);
             } catch (...) {
                 next.store(count, std::memory_order_relaxed);

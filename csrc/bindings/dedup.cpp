@@ -17,6 +17,7 @@
 #include "bindings/arrow.hpp"
 #include "bindings/buffers.hpp"
 #include "bindings/hasher.hpp"
+#include "bindings/long_call.hpp"
 #include "bindings/module.hpp"
 #include "bindings/normalized.hpp"
 #include "bindings/simd.hpp"
@@ -98,7 +99,7 @@ template <typename Value>
 py::array signatures_as(const Hasher& hasher, std::span<const std::string_view> texts, unsigned num_threads) {
     std::vector<Value> values;
     {
-        const py::gil_scoped_release release;
+        const LongCall call;
         values = sign_all<Value>(hasher, texts, num_threads);
     }
     return to_array(std::move(values), {static_cast<py::ssize_t>(texts.size()),
@@ -128,7 +129,7 @@ py::tuple band_keys_of(const Hasher& hasher, const Collection& collection, std::
     std::vector<std::uint64_t> keys(texts.size() * bands, 0);
     std::vector<std::uint8_t> has_shingles(texts.size(), 0);
     {
-        const py::gil_scoped_release release;
+        const LongCall call;
         parallel_for((texts.size() + block - 1) / block, num_threads, [&](std::size_t task) {
             dedup::Shingler shingler(hasher.rule, hasher.level);
             dedup::MinHasher::Scratch scratch;
@@ -164,14 +165,14 @@ void unite_pairs(Parents<Index>& parents, const Items& a, const Items& b) {
     const std::span<Index> sets(parents.mutable_data(), static_cast<std::size_t>(parents.size()));
     const std::span left(a.data(), static_cast<std::size_t>(a.size()));
     const std::span right(b.data(), static_cast<std::size_t>(b.size()));
-    const py::gil_scoped_release release;
+    const LongCall call;
     dedup::unite_pairs(sets, left, right);
 }
 
 template <typename Index>
 void find_roots(Parents<Index>& parents) {
     const std::span<Index> sets(parents.mutable_data(), static_cast<std::size_t>(parents.size()));
-    const py::gil_scoped_release release;
+    const LongCall call;
     dedup::find_roots(sets);
 }
 
@@ -190,7 +191,7 @@ py::tuple near(const Hasher& hasher, const py::object& object, const NormalizedT
     options.verify = verify;
     dedup::NearDuplicates found;
     {
-        const py::gil_scoped_release release;
+        const LongCall call;
         found = dedup::near_duplicates(texts.views(), source, hasher.minhash, options);
     }
     return py::make_tuple(to_array(std::move(found.representative)), to_array(std::move(found.similarity)));
@@ -215,7 +216,7 @@ py::array suffix_array(const py::array& data, unsigned num_threads) {
     return with_symbols(data, [&](auto symbols) {
         py::array_t<Index> suffixes = huge_array<Index>(symbols.size());
         const std::span<Index> out(suffixes.mutable_data(), symbols.size());
-        const py::gil_scoped_release release;
+        const LongCall call;
         dedup::suffix_array(symbols, out, num_threads);
         return suffixes;
     });
@@ -228,7 +229,7 @@ py::array lcp_array(const py::array& data, const py::array& order, unsigned num_
                                  static_cast<std::size_t>(order.size()));
         py::array_t<Index> lcp = huge_array<Index>(symbols.size());
         const std::span<Index> out(lcp.mutable_data(), symbols.size());
-        const py::gil_scoped_release release;
+        const LongCall call;
         dedup::lcp_array(symbols, suffixes, out, num_threads);
         return lcp;
     });
@@ -248,7 +249,7 @@ py::tuple find_spans(std::span<const std::string_view> texts,
                      const dedup::SubstringOptions& options) {
     dedup::Spans spans;
     {
-        const py::gil_scoped_release release;
+        const LongCall call;
         spans = sources ? dedup::repeated_substrings(texts, *sources, options)
                         : dedup::repeated_substrings(texts, options);
     }
@@ -331,7 +332,7 @@ py::tuple cut_spans(const py::object& object, std::size_t num_texts, const py::a
     std::vector<std::uint8_t> valid((texts.size() + 7) / 8);  // a bit a text, as in Arrow
     {
         char* data = reinterpret_cast<char*>(rest.mutable_data());
-        const py::gil_scoped_release release;
+        const LongCall call;
         dedup::cut(texts.views(), ranges, offsets, {data, size}, num_threads);
         for (std::size_t i = 0; i < texts.size(); ++i) {
             valid[i / 8] |= static_cast<std::uint8_t>(!arrow::is_null(texts.views()[i]) << (i % 8));

@@ -13,6 +13,7 @@
 
 #include "bindings/arrow.hpp"
 #include "bindings/buffers.hpp"
+#include "bindings/long_call.hpp"
 #include "bindings/module.hpp"
 #include "bindings/normalized.hpp"
 #include "dedup/bloom.hpp"
@@ -30,7 +31,7 @@ constexpr std::size_t kBlock = 256;  // texts a task
 py::array exact_of(std::span<const std::string_view> texts, unsigned num_threads) {
     std::vector<std::int64_t> first;
     {
-        const py::gil_scoped_release release;
+        const LongCall call;
         first = dedup::exact_duplicates(texts, num_threads);
     }
     return to_array(std::move(first));
@@ -40,7 +41,7 @@ py::array exact_of(std::span<const std::string_view> texts, unsigned num_threads
 class TextParts {
 public:
     TextParts(const py::object& object, bool paragraphs) : texts_(object) {
-        const py::gil_scoped_release release;
+        const LongCall call;
         parts_ = paragraphs ? dedup::split_paragraphs(texts_.views()) : dedup::split_lines(texts_.views());
     }
     std::span<const std::string_view> views() const noexcept { return parts_.views; }
@@ -65,7 +66,7 @@ py::tuple hashes_of(const Collection& collection, unsigned num_threads) {
     std::vector<std::uint64_t> hashes(2 * texts.size(), 0);
     std::vector<std::uint8_t> null(texts.size(), 0);
     {
-        const py::gil_scoped_release release;
+        const LongCall call;
         parallel_for((texts.size() + kBlock - 1) / kBlock, num_threads, [&](std::size_t task) {
             for (std::size_t i = task * kBlock; i < std::min(texts.size(), (task + 1) * kBlock); ++i) {
                 null[i] = arrow::is_null(texts[i]);

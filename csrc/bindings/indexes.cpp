@@ -17,6 +17,7 @@
 #include "bindings/arrow.hpp"
 #include "bindings/buffers.hpp"
 #include "bindings/hasher.hpp"
+#include "bindings/long_call.hpp"
 #include "bindings/module.hpp"
 #include "bindings/normalized.hpp"
 #include "dedup/near.hpp"
@@ -56,7 +57,7 @@ py::tuple find_near(const dedup::NearIndex& index, const Hasher& hasher, const p
     const dedup::NearOptions options = near_options(hasher, threshold, bands, rows, keep, priority, num_threads);
     dedup::NearAgainst found;
     {
-        const py::gil_scoped_release release;
+        const LongCall call;
         found = dedup::near_against(texts.views(), source, hasher.minhash, options, index, among);
     }
     return to_tuple(index, std::move(found));
@@ -80,7 +81,7 @@ py::tuple add_near(const dedup::NearIndex& index, const Hasher& hasher, const py
     }
     dedup::NearAgainst found;
     {
-        const py::gil_scoped_release release;
+        const LongCall call;
         found = dedup::near_against(texts.views(), source, hasher.minhash, options, index, true);
         index.write(path, found, source, given, hasher.minhash, hasher.rule, num_threads);
     }
@@ -99,7 +100,7 @@ py::tuple find_keys(const dedup::NearIndex& index, const py::array_t<std::uint64
     std::vector<std::int64_t> id;
     const std::span<const std::uint64_t> given(keys.data(), static_cast<std::size_t>(keys.size()));
     {
-        const py::gil_scoped_release release;
+        const LongCall call;
         for (const auto& hit : index.find_keys(given)) {
             key.push_back(static_cast<std::int64_t>(hit.key));
             id.push_back(index.id_of(hit.document));
@@ -112,7 +113,7 @@ py::tuple find_substrings(const dedup::SubstringIndex& index, const py::object& 
     const Texts texts(object);
     dedup::Spans spans;
     {
-        const py::gil_scoped_release release;
+        const LongCall call;
         spans = index.find(texts.views(), num_threads);
     }
     return py::make_tuple(texts.size(), to_array(std::move(spans.text)), to_array(std::move(spans.start)),
@@ -124,7 +125,7 @@ py::tuple add_substrings(const dedup::SubstringIndex& index, const py::object& o
     const Texts texts(object);
     std::size_t num_windows = 0;
     {
-        const py::gil_scoped_release release;
+        const LongCall call;
         num_windows = index.write(path, texts.views(), num_threads);
     }
     return py::make_tuple(texts.size(), num_windows);
@@ -132,13 +133,13 @@ py::tuple add_substrings(const dedup::SubstringIndex& index, const py::object& o
 
 template <typename Index>
 void merge_files(const Index& index, const std::string& path, std::size_t begin, std::size_t end, unsigned num_threads) {
-    const py::gil_scoped_release release;
+    const LongCall call;
     index.merge(path, begin, end, num_threads);
 }
 
 template <typename Index>
 void check_files(const Index& index, unsigned num_threads) {
-    const py::gil_scoped_release release;
+    const LongCall call;
     index.check(num_threads);
 }
 

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/long_call.hpp"
 #include "dedup/normalize.hpp"
 #include "parallel.hpp"
 #include "text/arrow.hpp"
@@ -26,7 +27,7 @@ public:
     NormalizedTexts(std::span<const std::string_view> given, const dedup::CharacterTable& table,
                     unsigned num_threads) {
         constexpr std::size_t block = 128;
-        const pybind11::gil_scoped_release release;
+        const LongCall call;
         views_.resize(given.size());
         parts_.resize((given.size() + block - 1) / block);
         std::vector<std::uint8_t> done(given.size(), 0);

@@ -16,6 +16,7 @@
 
 #include "bindings/arrow.hpp"
 #include "bindings/buffers.hpp"
+#include "bindings/long_call.hpp"
 #include "bindings/module.hpp"
 #include "parallel.hpp"
 #include "signals/signals.hpp"
@@ -85,7 +86,7 @@ py::tuple compute(const py::object& object, const std::vector<std::string>& name
     }
     Columns columns;
     {
-        const py::gil_scoped_release release;
+        const LongCall call;
         columns = compute_all(texts.views(), wanted, num_threads);
     }
     py::list arrays;

@@ -14,6 +14,7 @@
 
 #include "bindings/arrow.hpp"
 #include "bindings/buffers.hpp"
+#include "bindings/long_call.hpp"
 #include "bindings/module.hpp"
 #include "dedup/substring_stages.hpp"
 
@@ -46,7 +47,7 @@ py::tuple repeated_windows(const py::object& object, const std::optional<py::obj
         .length = length, .first_stays = keep == "first", .num_threads = num_threads};
     dedup::RepeatedWindows found;
     {
-        const py::gil_scoped_release release;
+        const LongCall call;
         found = sources ? dedup::repeated_windows(texts.views(), sources->views(), options)
                         : dedup::repeated_windows(texts.views(), options);
     }
@@ -64,7 +65,7 @@ py::tuple window_keys(const py::object& object, std::size_t length, const Places
     const std::span keys(divided.data(), static_cast<std::size_t>(divided.size()));
     dedup::KeyedRuns found;
     {
-        const py::gil_scoped_release release;
+        const LongCall call;
         found = dedup::window_keys(texts.views(), length, known, keys, least_level);
     }
     py::array_t<std::uint64_t> key = to_array(std::move(found.key));
@@ -77,7 +78,7 @@ py::tuple spans_of_windows(const py::object& object, std::size_t length, const P
     const dedup::Ranges windows = ranges_of(text, begin, end);
     dedup::Spans spans;
     {
-        const py::gil_scoped_release release;
+        const LongCall call;
         spans = dedup::spans_of_windows(texts.views(), length, windows, true);
     }
     return to_arrays({std::move(spans.text), std::move(spans.start), std::move(spans.end)});
@@ -92,7 +93,7 @@ py::tuple copy_windows(const py::object& object, std::size_t length, const Place
     py::array_t<std::uint8_t> bytes(static_cast<py::ssize_t>(size));
     {
         char* data = reinterpret_cast<char*>(bytes.mutable_data());
-        const py::gil_scoped_release release;
+        const LongCall call;
         dedup::copy_windows(texts.views(), windows, offsets, {data, size});
     }
     return py::make_tuple(to_array(std::move(offsets)), bytes);

@@ -23,12 +23,14 @@
 
 #include "dedup/piece_names.hpp"
 #include "huge_pages.hpp"
+#include "interrupt.hpp"
 #include "parallel.hpp"
 
 namespace pylm::dedup {
 namespace {
 
 constexpr std::size_t kAhead = 32;  // entries between a prefetch and its use
+constexpr std::size_t kInterruptSteps = std::size_t{1} << 22;  // a fraction of a second
 
 template <typename Symbol, typename Index>
 class Sorter {
@@ -203,6 +205,7 @@ private:
         };
         push_l(static_cast<Index>(size - 1));
         for (std::size_t i = 0; i < size; ++i) {
+            if (i % kInterruptSteps == 0) check_interrupt();
             prefetch<1>(i, buckets);
             const Index entry = suffixes_[i];
             if (pieces_only) {
@@ -214,6 +217,7 @@ private:
         }
         buckets = ends_;
         for (std::size_t i = size; i-- > 0;) {
+            if (i % kInterruptSteps == 0) check_interrupt();
             prefetch<-1>(i, buckets);
             const Index entry = suffixes_[i];
             if (pieces_only) {

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "huge_pages.hpp"
+#include "interrupt.hpp"
 #include "parallel.hpp"
 #include "tokenizer/merges.hpp"
 #include "tokenizer/pool.hpp"
@@ -158,6 +159,7 @@ TokenBuffer encode_chunks(Pool<Worker>& workers, std::size_t num_chunks, std::si
         ids.reserve(expected);
         const auto worker = workers.take();
         for (std::size_t index = 0; index < num_chunks; ++index) {
+            check_interrupt();
             const std::size_t offset = ids.size();
             encode(index, *worker, ids);
             placed(index, offset);
@@ -172,6 +174,7 @@ TokenBuffer encode_chunks(Pool<Worker>& workers, std::size_t num_chunks, std::si
             const std::size_t index = next_chunk.fetch_add(1, std::memory_order_relaxed);
             if (index >= num_chunks) break;
             try {
+                check_interrupt();
                 TokenBuffer buffer = output.take_buffer();
                 encode(index, *worker, buffer);
                 output.commit(index, std::move(buffer), placed);
