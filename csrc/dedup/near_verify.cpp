@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "dedup/near_stages.hpp"
+#include "dedup/prefix_index.hpp"
 #include "dedup/shingle.hpp"
 #include "parallel.hpp"
 
@@ -56,24 +57,26 @@ public:
         if (num_known_ == 0) return;
         for (std::size_t bucket = 0; bucket < buckets.num_buckets; ++bucket) {
             const auto nodes = assignment.touched.of(bucket);
-            kept_in_bucket_[bucket].assign(nodes.begin(), nodes.end());
+            auto& owners = kept_in_bucket_[bucket];
+            owners.assign(nodes.begin(), nodes.end());
+            std::sort(owners.begin(), owners.end());
         }
     }
 
     // A component on one thread.
     void visit_all(std::span<const std::uint32_t> members, Shingler& shingler) {
         members = members.subspan(count_known(members));
-        std::vector<Set> kept;
+        Kept kept;
         for (const std::uint32_t node : members) {
             const auto set = shingler.distinct(text(node));
-            if (visit(node, set, kept)) kept.emplace_back(set.begin(), set.end());
+            if (visit(node, set, kept)) kept.add(node, {set.begin(), set.end()});
         }
     }
 
     // A large one: most of the time goes into the sets, which do not depend on each other.
     void visit_all_in_parallel(std::span<const std::uint32_t> members) {
         members = members.subspan(count_known(members));
-        std::vector<Set> kept;
+        Kept kept;
         std::vector<Set> sets;
         for (std::size_t begin = 0; begin < members.size(); begin += sets.size()) {
             std::size_t count = 0;
@@ -88,7 +91,7 @@ public:
                 }
             });
             for (std::size_t i = 0; i < count; ++i) {
-                if (visit(members[begin + i], sets[i], kept)) kept.push_back(std::move(sets[i]));
+                if (visit(members[begin + i], sets[i], kept)) kept.add(members[begin + i], std::move(sets[i]));
             }
         }
     }
@@ -96,6 +99,41 @@ public:
 private:
     using Set = std::vector<std::uint64_t>;  // distinct shingles, ascending
 
+    // What one component has kept.
+    struct Kept {
+        std::vector<Set> sets;
+        std::vector<std::uint32_t> nodes;
+        std::size_t num_shingles = 0;
+        std::size_t spent = 0;  // about a nanosecond each
+        PrefixIndex index;
+
+        void add(std::uint32_t node, Set set) {
+            num_shingles += set.size();
+            if (!index.is_empty()) index.add(set);
+            sets.push_back(std::move(set));
+            nodes.push_back(node);
+        }
+
+        // Where each text is compared with many others in vain, as with templates that are filled in, an index finds
+        // the few that it may resemble. Building it costs as much as some dozens of comparisons a set, so it waits
+        // until these are spent.
+        void index_where_it_pays(double threshold) {
+            if (index.is_empty() ? spent < budget_ : num_shingles < 2 * num_indexed_) {
+                budget_ = std::max(budget_, kSpentAShingle * num_shingles);
+                return;
+            }
+            index.build(sets, threshold);
+            num_indexed_ = num_shingles;
+        }
+
+      private:
+        std::size_t budget_ = kLeastSpent;
+        std::size_t num_indexed_ = 0;
+    };
+
+    static constexpr std::size_t kSpentAShingle = 64;
+    static constexpr std::size_t kLeastSpent = 1 << 16;
+    static constexpr std::size_t kMostIndexed = std::size_t{1} << 31;
     static constexpr std::size_t kSetsAtOnce = 1024;
     static constexpr std::size_t kBytesAtOnce = std::size_t{1} << 26;  // of text
     static constexpr std::size_t kSetsATask = 8;
@@ -106,43 +144,75 @@ private:
         return static_cast<std::size_t>(std::lower_bound(members.begin(), members.end(), num_known_) - members.begin());
     }
 
-    // Finds the text that a text duplicates. Returns whether it is kept; its set is then to be put behind `kept`, the
-    // sets of those that its component kept before.
-    bool visit(std::uint32_t node, std::span<const std::uint64_t> set, const std::vector<Set>& kept) {
-        std::vector<std::uint32_t> candidates;
+    // Finds the text that a text duplicates. Returns whether it is kept; it is then to be put behind `kept`.
+    bool visit(std::uint32_t node, std::span<const std::uint64_t> set, Kept& kept) {
         const std::size_t rank = node - num_known_;
-        for (const std::uint32_t bucket : buckets_.of(rank)) {
-            if (bucket == Buckets::none) continue;
-            for (const std::uint32_t owner : kept_in_bucket_[bucket]) {
-                if (seen_by_[owner] == node) continue;
-                seen_by_[owner] = node;
-                candidates.push_back(owner);
-            }
-        }
-        std::sort(candidates.begin(), candidates.end());
+        kept.index_where_it_pays(options_.threshold);
+        const std::vector<std::uint32_t> candidates = list_candidates(node, set, kept);
+        kept.spent += candidates.size();
         std::uint32_t owner = node;
         std::vector<std::uint64_t> signature;  // of the set, where it is needed
         for (const std::uint32_t candidate : candidates) {
             const double similarity = candidate < num_known_
                                           ? similarity_to_known(candidate, set, signature)
-                                          : jaccard(kept[place_[candidate]], set, options_.threshold);
-            if (similarity < options_.threshold) continue;
+                                          : jaccard(kept.sets[place_[candidate]], set, options_.threshold);
+            if (similarity < options_.threshold) {
+                kept.spent += set.size();
+                continue;
+            }
             owner = candidate;
             assignment_.owner[node] = candidate;
             assignment_.similarity[node] = similarity;
             break;
         }
         if (!against_.among) return false;
-        if (owner == node) place_[node] = static_cast<std::uint32_t>(kept.size());
+        if (owner == node) place_[node] = static_cast<std::uint32_t>(kept.sets.size());
         for (std::size_t band = 0; band < options_.bands; ++band) {
             const std::uint32_t bucket = buckets_.of(rank)[band];
             if (bucket == Buckets::none) continue;
             auto& owners = kept_in_bucket_[bucket];
-            if (std::find(owners.begin(), owners.end(), owner) != owners.end()) continue;
-            owners.push_back(owner);
+            const auto place = std::lower_bound(owners.begin(), owners.end(), owner);
+            if (place != owners.end() && *place == owner) continue;
+            owners.insert(place, owner);
             if (against_.known != nullptr) assignment_.is_new[rank * options_.bands + band] = 1;
         }
         return owner == node;
+    }
+
+    // Kept texts, and known documents, that stand in a bucket of this text, ascending. With an index those that are
+    // surely below the threshold are left out.
+    std::vector<std::uint32_t> list_candidates(std::uint32_t node, std::span<const std::uint64_t> set, Kept& kept) {
+        std::vector<std::uint32_t> candidates;
+        const auto buckets = buckets_.of(node - num_known_);
+        const auto consider = [&](std::uint32_t owner) {
+            if (seen_by_[owner] == node) return false;
+            seen_by_[owner] = node;
+            return true;
+        };
+        const bool is_indexed = !kept.index.is_empty();
+        for (const std::uint32_t bucket : buckets) {
+            if (bucket == Buckets::none) continue;
+            for (const std::uint32_t owner : kept_in_bucket_[bucket]) {
+                if (is_indexed && owner >= num_known_) break;
+                if (consider(owner)) candidates.push_back(owner);
+            }
+        }
+        if (is_indexed) {
+            kept.spent += kept.index.find(set, [&](std::uint32_t number) {
+                const std::uint32_t owner = kept.nodes[number];
+                if (consider(owner) && stands_in_one_of(buckets, owner)) candidates.push_back(owner);
+            });
+        }
+        std::sort(candidates.begin(), candidates.end());
+        return candidates;
+    }
+
+    bool stands_in_one_of(std::span<const std::uint32_t> buckets, std::uint32_t owner) const {
+        return std::any_of(buckets.begin(), buckets.end(), [&](std::uint32_t bucket) {
+            if (bucket == Buckets::none) return false;
+            const auto& owners = kept_in_bucket_[bucket];
+            return std::binary_search(owners.begin(), owners.end(), owner);
+        });
     }
 
     double similarity_to_known(std::uint32_t node, std::span<const std::uint64_t> set,
@@ -163,9 +233,9 @@ private:
     const Against& against_;
     Assignment& assignment_;
     std::uint32_t num_known_;
-    std::vector<std::vector<std::uint32_t>> kept_in_bucket_;
+    std::vector<std::vector<std::uint32_t>> kept_in_bucket_;  // ascending
     std::vector<std::uint32_t> seen_by_;
-    std::vector<std::uint32_t> place_;  // of a kept node's set among those of its component
+    std::vector<std::uint32_t> place_;  // of a kept node among those of its component
 };
 
 void estimate(std::span<const std::uint32_t> members, const Ranked& ranked, std::size_t width,

@@ -13,6 +13,7 @@
 #include "dedup/minhash.hpp"
 #include "dedup/near.hpp"
 #include "dedup/normalize.hpp"
+#include "dedup/prefix_index.hpp"
 #include "dedup/shingle.hpp"
 #include "text/arrow.hpp"
 
@@ -177,6 +178,58 @@ void check_errors() {
           "missing permutations are refused");
 }
 
+// Sets of three kinds: copies of templates with a few other members, members of few, members of many.
+std::vector<std::vector<std::uint64_t>> random_sets(Random& random, std::size_t count) {
+    std::vector<std::uint64_t> frequent;
+    for (std::size_t i = 0; i < 90; ++i) frequent.push_back(random());
+    std::vector<std::vector<std::uint64_t>> sets;
+    for (std::size_t i = 0; i < count; ++i) {
+        std::set<std::uint64_t> set;
+        if (i % 3 == 0) {
+            set.insert(frequent.begin(), frequent.begin() + static_cast<std::ptrdiff_t>(random.below(90)));
+            for (std::size_t k = random.below(30); k > 0; --k) set.insert(random());
+        } else {
+            const std::uint64_t most = i % 3 == 1 ? 12 : 100'000;
+            for (std::size_t k = random.below(40); k > 0; --k) set.insert(random.below(most));
+        }
+        sets.emplace_back(set.begin(), set.end());
+    }
+    return sets;
+}
+
+// No set that reaches the threshold is missed, whether it was there when the index was built or not.
+void check_prefix_index() {
+    Random random(9);
+    const auto sets = random_sets(random, 300);
+    for (const double threshold : {0.01, 0.3, 0.5, 0.75, 0.8, 0.95, 1.0}) {
+        PrefixIndex index;
+        check(index.is_empty(), "an index is empty at first");
+        index.build(std::span(sets).first(100), threshold);
+        for (std::size_t i = 100; i < 200; ++i) index.add(sets[i]);
+        for (const auto& set : sets) {
+            std::set<std::size_t> found;
+            index.find(set, [&](std::uint32_t number) { found.insert(number); });
+            for (std::size_t i = 0; i < 200; ++i) {
+                const double similarity = jaccard(sets[i], set, 0);
+                check(similarity < threshold || similarity == 0 || found.contains(i), "a similar set is found");
+            }
+        }
+    }
+    // What the index is for: sets that share three quarters of their members, and none of the others.
+    std::vector<std::vector<std::uint64_t>> filled;
+    for (std::size_t i = 0; i < 1000; ++i) {
+        filled.emplace_back();
+        for (std::uint64_t k = 0; k < 87; ++k) filled.back().push_back(k * k * k);
+        for (std::size_t k = 0; k < 13; ++k) filled.back().push_back(random() | std::uint64_t{1} << 63);
+        std::sort(filled.back().begin(), filled.back().end());
+    }
+    PrefixIndex index;
+    index.build(filled, 0.8);
+    std::size_t visited = 0;
+    for (const auto& set : filled) index.find(set, [&](std::uint32_t) { ++visited; });
+    check(visited < 20 * filled.size(), "templates that are filled in are told apart");
+}
+
 }  // namespace
 
 void test_dedup() {
@@ -208,6 +261,7 @@ void test_dedup() {
     check_near(kSettings[0], corpus_of(huge), true, Keep::kFirst);
     check_near(kSettings[1], corpus_of(huge), true, Keep::kFirst);
     check_arithmetic();
+    check_prefix_index();
     check_errors();
 }
 

@@ -137,6 +137,29 @@ def test_near_with_bands(scheme: dedup.Scheme, keep: dedup.Keep, bands: int, row
     assert (found.bands, found.rows) == (bands, rows)
 
 
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 0.75, 0.8])
+@pytest.mark.parametrize("keep", ["first", "longest"])
+def test_templates(threshold: float, keep: dedup.Keep) -> None:
+    """Hundreds of texts that share most of their words, and none of them what they were filled in with."""
+    draw = random.Random(7)
+    template = [f"w{i}" for i in range(60)]
+    texts = []
+    for i in range(400):
+        words = list(template[: draw.choice([60, 60, 60, 50])])
+        for place in draw.sample(range(len(words)), draw.choice([3, 6, 8, 9])):
+            words[place] = f"x{draw.randrange(100_000)}"
+        texts.append(" ".join(words))
+        if i % 40 == 0:
+            texts.append(" ".join(["once", *words[:-1]]))  # one that resembles another one
+    draw.shuffle(texts)
+    bands, rows = 20, 4
+    options = {"num_perm": 80, "ngram": 1, "seed": 5}
+    found = dedup.near(texts, threshold=threshold, keep=keep, bands=bands, rows=rows, **options)
+    linked = _shares_band(texts, bands, rows, **options)
+    _check(found, *oracle.near(texts, _sets(texts, "fast", 1), threshold=threshold, linked=linked, keep=keep))
+    assert len(found.pairs) >= 10
+
+
 def test_verification_breaks_chains() -> None:
     """A ~ B ~ C, but A and C are strangers: C is no duplicate of the A that is kept."""
     words = [f"w{i}" for i in range(26)]
