@@ -2,8 +2,9 @@
 
 import importlib
 import math
+import numbers
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -13,6 +14,11 @@ from torch.autograd import forward_ad
 from pylm.errors import InputError
 
 Implementation: TypeAlias = Callable[..., Tensor | tuple[Tensor, ...]]
+
+# Under torch.compile and torch.export a number may be symbolic.
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
+_INTEGERS = (int, torch.SymInt)
+_INFINITY = float("inf")
 
 LIBRARY = torch.library.Library("pylm", "FRAGMENT")  # type: ignore[no-untyped-call]
 
@@ -124,15 +130,29 @@ def unit_rows(x: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 or rows.shape[1] <= 1 else rows.contiguous()
 
 
-def check_float(op: str, **tensors: Tensor | None) -> None:
-    """Raise InputError unless every given tensor is of a floating dtype."""
+def check_tensors(op: str, **tensors: object) -> None:
+    """Raise InputError unless every argument is a tensor."""
     for name, tensor in tensors.items():
-        if tensor is not None and not isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor):
             raise InputError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}; convert it first")
-        if tensor is not None and not tensor.is_floating_point():
+
+
+def check_float(op: str, **tensors: object) -> None:
+    """Raise InputError unless every argument is a tensor of a floating dtype."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}; convert it first")
+        if not tensor.is_floating_point():
             raise InputError(
                 f"{op}: {name} must be a floating-point tensor, got {tensor.dtype}; convert it first"
             )
+
+
+def check_optional_float(op: str, **tensors: object) -> None:
+    """Raise InputError unless every argument is None or a tensor of a floating dtype."""
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            check_float(op, **{name: tensor})
 
 
 def autocast_like_linear(x: Tensor) -> Tensor:
@@ -143,6 +163,64 @@ def autocast_like_linear(x: Tensor) -> Tensor:
     if x.device.type != "cuda" or x.dtype == torch.float64 or not torch.is_autocast_enabled("cuda"):
         return x
     return x.to(torch.get_autocast_dtype("cuda"))
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """Return whether a value is a finite number; neither a tensor, which a GPU would be waited for, nor text.
+
+    No math.isfinite: Dynamo follows comparisons of symbolic numbers alone.
+    """
+    if isinstance(value, _NUMBERS):
+        return -_INFINITY < value < _INFINITY
+    return isinstance(value, numbers.Real) and -_INFINITY < float(value) < _INFINITY
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Return whether a value is a whole number, of NumPy too; bools are none."""
+    if isinstance(value, _INTEGERS):
+        return not isinstance(value, bool)
+    return isinstance(value, numbers.Integral)
+
+
+def check_positive(op: str, *, or_none: bool = False, **values: object) -> None:
+    """Raise InputError unless every argument is a positive finite number, or None where that is allowed."""
+    for name, value in values.items():
+        if not (or_none and value is None) and not (is_finite(value) and value > 0.0):
+            expected = "positive or None" if or_none else "positive"
+            raise InputError(f"{op}: {name} must be {expected}, got {value!r}; pass a finite number")
+
+
+def check_not_negative(op: str, **values: object) -> None:
+    """Raise InputError unless every argument is a finite number of at least 0."""
+    for name, value in values.items():
+        if not (is_finite(value) and value >= 0.0):
+            raise InputError(f"{op}: {name} must not be negative, got {value!r}; pass a finite number")
+
+
+def check_size(op: str, **values: object) -> None:
+    """Raise InputError unless every argument is a positive whole number."""
+    for name, value in values.items():
+        if not (is_integer(value) and value > 0):
+            raise InputError(f"{op}: {name} must be a positive whole number, got {value!r}")
+
+
+def check_float_dtype(op: str, dtype: object) -> None:
+    """Raise InputError unless `dtype` is a floating one, or None for torch's default."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InputError(f"{op}: dtype must be a floating torch.dtype, got {dtype!r}; pass torch.bfloat16")
+
+
+def check_flag(op: str, **values: object) -> None:
+    """Raise InputError unless every argument is True or False."""
+    for name, value in values.items():
+        if value is not True and value is not False:
+            raise InputError(f"{op}: {name} must be True or False, got {value!r}")
+
+
+def check_ignore_index(op: str, ignore_index: object) -> None:
+    """Raise InputError unless `ignore_index` can be a target."""
+    if not (is_integer(ignore_index) and -(2**63) <= ignore_index < 2**63):
+        raise InputError(f"{op}: ignore_index must be a whole number of 64 bits, got {ignore_index!r}")
 
 
 def is_integral(x: Tensor) -> bool:
