@@ -421,7 +421,10 @@ def target_logprob(
         with_mean,
         keep,
     )
-    logprob, lse, entropy, mean = (output.view(targets.shape) for output in outputs[:4])
+    if targets.dim() == 1:
+        logprob, lse, entropy, mean = outputs[:4]
+    else:
+        logprob, lse, entropy, mean = [output.view(targets.shape) for output in outputs[:4]]
     return logprob, lse, entropy, mean
 
 
