@@ -82,7 +82,7 @@ class Start:
     """A kernel with its grid and everything it is given but the tensors, to be started time and again.
 
     Triton binds the arguments of each start anew and makes a text of them to look the kernel up by, which
-    takes ten of the twelve microseconds of a start (`docs/decisions.md`). Here sizes are fixed, so which
+    takes nine of the eleven microseconds of a start (`docs/decisions.md`). Here sizes are fixed, so which
     compiled kernel is needed depends on the device and on whether addresses are multiples of 16 alone. The
     first start, those under Triton's interpreter, with hooks on launches, or with a Triton that is not known,
     go its way.

@@ -13,7 +13,7 @@ import triton
 from oracles.fake_gpu import DRIVER, LIBCUDA, Launch, launches_of
 from torch import Tensor
 
-from pylm.kernels import _launch, linear_cross_entropy, linear_logprob, rms_norm, rope, swiglu
+from pylm.kernels import _launch, linear_cross_entropy, linear_logprob, moe_route, rms_norm, rope, swiglu
 
 Step = Callable[[], object]
 
@@ -96,6 +96,16 @@ def test_every_op_launches_what_triton_would() -> None:
         *_, kept = linear_logprob.forward(*call)
         back = hidden, head, targets, b, row, row, row, kept, 0.5, cap, -100, needs
         assert_same(lambda back=back: linear_logprob.backward(row, None, row, None, *back), targets, row)
+    logits = torch.empty(6, 16, dtype=torch.bfloat16)
+    for call in (
+        (None, 2, "softmax", "max", 1, 1, True, 1.0),
+        (torch.empty(16), 2, "sigmoid", "top2", 4, 2, False, 2.5),
+    ):
+        assert_same(lambda call=call: moe_route.forward(logits, *call), logits)
+        weight, expert, _, _, load, aux, z, lse = moe_route.forward(logits, *call)
+        for upstream in ((weight, aux, z), (None, None, z)):
+            back = *upstream, logits, expert, load, lse, call[2], call[6], call[7]
+            assert_same(lambda back=back: moe_route.backward(*back), logits, expert, load, lse)
     loss = hidden, head, targets, None, -100, 0.1, 1e-4, [True, True]
     assert_same(lambda: linear_cross_entropy.forward(*loss), targets)
     grads = linear_cross_entropy.forward(*loss)

@@ -76,6 +76,15 @@ def test_ordinary_keys_are_those_of_a_gpu() -> None:
     assert _direct.ordinary_keys("CUDA") == found == _direct.ORDINARY
 
 
+def test_a_torch_without_these_functions_goes_through_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _direct._found("_dispatch_keys") is not None
+    assert _direct._found("_dispatch_keys", "_functorch.gone") is None
+    monkeypatch.setattr(_direct, "_FUNCTIONS", None)
+    monkeypatch.setattr(_direct, "_NUM_MODES", _direct._UNKNOWN)
+    assert _direct.ordinary_keys("CUDA") == frozenset()
+    assert _direct.is_observed()
+
+
 def test_values_and_gradients_are_the_same(launched: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     inputs = leaf(4, 8), nn.Parameter(torch.randn(8)), leaf(3, 8)
