@@ -34,9 +34,14 @@ _FUNCTIONS = _found(
     "_functorch.peek_interpreter_stack",
     "_is_tracing",
     "_autograd._profiler_enabled",
+    "DispatchKeySet.raw_repr",
+    "DispatchKeySet.__or__",
+    "DispatchKey.ADInplaceOrView",
+    "DispatchKey.AutogradCUDA",
+    "DispatchKey.AutocastCUDA",
 )
 _UNKNOWN: Callable[..., Any] = lambda *_: True  # noqa: E731
-_KEYS_OF, _NUM_MODES, _HAS_FUNCTION_MODE, _TRANSFORM, _IS_TRACING, _IS_PROFILING = (
+_KEYS_OF, _NUM_MODES, _HAS_FUNCTION_MODE, _TRANSFORM, _IS_TRACING, _IS_PROFILING, *_ = (
     _FUNCTIONS or [_UNKNOWN] * 6
 )
 
