@@ -25,6 +25,8 @@ BF16_PEAKS = {
     "L40S": 362e12,
     "RTX 4090": 165e12,
 }
+# As many rounds as fit, so that calls of 100 ms do not take the time of all others.
+_LEAST_ROUNDS, _ROUNDS_MS = 5, 500.0
 _FLUSH_BYTES = 256 << 20  # more than the L2 cache of any of them
 
 
@@ -44,8 +46,19 @@ def bf16_peak(device: torch.device) -> float | None:
     return next((peak for key, peak in BF16_PEAKS.items() if key in name), None)
 
 
+class Clock:
+    """How much is left of the seconds that a program was given."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.perf_counter() + seconds
+
+    def left(self) -> float:
+        """Return the seconds that are left, negative when they are over."""
+        return self._end - time.perf_counter()
+
+
 def median_ms(call: Callable[[], object], device: torch.device, *, rounds: int) -> tuple[float, float]:
-    """Time a call `rounds` times after three warm-ups.
+    """Time a call `rounds` times after three warm-ups; where that takes half a second, only 5 times or more.
 
     On a GPU between CUDA events, the L2 cache emptied before each and the GPU kept busy until the host
     has queued the call, so that what is timed is the GPU's work and not the host's.
@@ -63,7 +76,7 @@ def median_ms(call: Callable[[], object], device: torch.device, *, rounds: int) 
             times.append(1e3 * (time.perf_counter() - start))
     else:
         flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device)
-        for _ in range(rounds):
+        while len(times) < rounds and (len(times) < _LEAST_ROUNDS or sum(times) < _ROUNDS_MS):
             start_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             flush.zero_()
             torch.cuda._sleep(10_000_000)  # about 5 ms: longer than any call takes the host

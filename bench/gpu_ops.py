@@ -1,11 +1,12 @@
 """Each op on a GPU against torch, torch.compile and Liger-Kernel, in bfloat16.
 
-    python bench/gpu_ops.py --out FOLDER [--dry-run]
+    python bench/gpu_ops.py --out FOLDER [--seconds N] [--dry-run]
 
 Outputs and gradients of every competitor must agree before it is timed. `forward` runs without gradients,
 `backward` alone on a graph that is kept, `both` is one after the other. The ceiling is a copy that moves as
 many bytes as must be read and written at least, or the bare matrix products, timed in the same run. Host time
-is what one call takes the CPU where the tensors are small.
+is what one call takes the CPU where the tensors are small. Each size has its share of the seconds: torch and
+pylm are timed in any case, others while it lasts.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 import torch._functorch.config
 import torch.nn.functional as F
-from gpu_common import describe, find_device, measure_ceilings, median_ms, write_results
+from gpu_common import Clock, describe, find_device, measure_ceilings, median_ms, write_results
 from torch import Tensor
 
 from pylm import ops
@@ -385,8 +386,10 @@ def host_us(call: Call, inputs: list[Tensor], device: torch.device) -> float:
     return 1e6 * best
 
 
-def measure(case: Case, device: torch.device, ceilings: Ceilings, rounds: int) -> list[dict[str, Any]]:
-    """Compare and time all implementations of a case."""
+def measure(
+    case: Case, device: torch.device, ceilings: Ceilings, rounds: int, clock: Clock
+) -> list[dict[str, Any]]:
+    """Compare and time all implementations of a case; torch and pylm, and others while there is time."""
     rows: list[dict[str, Any]] = []
     generator = torch.Generator(device).manual_seed(1)
     with torch.no_grad():
@@ -398,6 +401,9 @@ def measure(case: Case, device: torch.device, ceilings: Ceilings, rounds: int) -
     for name, call in case.calls.items():
         row: dict[str, Any] = {"case": case.name, "implementation": name, "ceiling_ms": limits}
         rows.append(row)
+        if name not in ("torch", "pylm") and clock.left() <= 0.0:
+            row["note"] = "the time was over: not timed"
+            continue
         try:
             actual = run_both(call, case.inputs, upstream)
         except Exception as error:
@@ -468,8 +474,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time each op on a GPU against its peers.")
     parser.add_argument("--out", type=Path, required=True, help="folder for ops.json and ops.md")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU; figures mean nothing")
+    parser.add_argument("--seconds", type=float, default=570.0, help="that it may take")
     parser.add_argument("--only", default="", help="a part of the names of the cases to time")
     options = parser.parse_args()
+    clock = Clock(options.seconds)
     device = find_device(options.dry_run)
     # A graph that is kept may not give its buffers away.
     torch._functorch.config.donated_buffer = False
@@ -478,11 +486,18 @@ def main() -> None:
     ceilings = Ceilings(device, rounds)
     rows: list[dict[str, Any]] = []
     result = {"about": describe(device), "ceilings": overall, "rows": rows}
-    for build in Cases(device, dry_run=options.dry_run).all():
+    builders = Cases(device, dry_run=options.dry_run).all()
+    for i, build in enumerate(builders):
+        if clock.left() <= 0.0:
+            print(f"the time was over: {len(builders) - i} cases left out", flush=True)
+            result["cases_left_out"] = len(builders) - i
+            break
+        # Twice the share of a case, as most take less; what is left over goes to those behind it.
+        share = Clock(2.0 * clock.left() / (len(builders) - i))
         start, case = time.perf_counter(), build()
         if options.only in case.name:
             torch.compiler.reset()
-            rows += measure(case, device, ceilings, rounds)
+            rows += measure(case, device, ceilings, rounds, share)
             # Written after each case: nothing is lost when the time is over.
             write_results(options.out, "ops", result, tabulate(rows), show=False)
             print(f"{case.name}: {time.perf_counter() - start:.0f} s", flush=True)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pylm.kernels._launch import cdiv, current_device, wide_dtype
+from pylm.kernels._launch import Start, cdiv, remembered, wide_dtype
 from pylm.kernels.linear_logprob import Gradients, chunks, go_over_rows, pad_classes
 
 
@@ -23,6 +23,11 @@ def _scale_kernel(grad_ptr, factor_ptr, out_ptr, size, BLOCK: tl.constexpr):
     grad = tl.load(grad_ptr + offsets, mask=offsets < size, other=0.0)
     factor = tl.load(factor_ptr)
     tl.store(out_ptr + offsets, (grad * factor).to(out_ptr.dtype.element_ty), mask=offsets < size)
+
+
+@remembered
+def _scale_start(size: int, dtypes: tuple[torch.dtype, ...]) -> Start:
+    return Start(_scale_kernel, (cdiv(size, 4096),), (size,), (4096,), num_warps=4)
 
 
 def forward(
@@ -82,8 +87,6 @@ def backward(
     scaled_weight = torch.empty(grad_weight.shape, dtype=weight.dtype, device=weight.device)
     for grad, scaled in ((grad_hidden, scaled_hidden), (grad_weight, scaled_weight)):
         if grad.numel():
-            with current_device(grad):
-                _scale_kernel[(cdiv(grad.numel(), 4096),)](
-                    grad, grad_loss, scaled, grad.numel(), BLOCK=4096, num_warps=4
-                )
+            start = _scale_start(grad.numel(), (grad.dtype, grad_loss.dtype, scaled.dtype))
+            start(grad, grad_loss, scaled)
     return scaled_hidden, scaled_weight

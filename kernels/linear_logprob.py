@@ -24,7 +24,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pylm.kernels._launch import FUSED_MULTIPLY_ADD, cdiv, current_device, next_power_of_2, wide_dtype
+from pylm.kernels._launch import (
+    FUSED_MULTIPLY_ADD,
+    Start,
+    cdiv,
+    next_power_of_2,
+    remembered,
+    wide_dtype,
+)
 
 _CHUNK_BYTES = 2 << 30
 _MIN_CHUNK_ROWS = 4096  # fewer make the matrix products slower
@@ -273,18 +280,54 @@ def pad_classes(weight: Tensor) -> Tensor:
     return F.pad(weight, (0, 0, 0, -weight.shape[0] % 8)) if weight.shape[0] % 8 else weight
 
 
-def _options(
-    bias: Tensor | None, temperature: float, softcap: float | None, num_classes: int
-) -> dict[str, Any]:
-    block_v = min(_BLOCK_V, next_power_of_2(num_classes))
-    return {
-        "HAS_BIAS": bias is not None,
-        "HAS_SOFTCAP": softcap is not None,
-        "HAS_TEMPERATURE": temperature != 1.0,
-        "BLOCK_V": block_v,
-        "num_warps": min(4, max(1, block_v // 256)),
+def _block_of_classes(num_classes: int) -> int:
+    return min(_BLOCK_V, next_power_of_2(max(1, num_classes)))
+
+
+def _num_warps(block_v: int) -> int:
+    return min(4, max(1, block_v // 256))
+
+
+@remembered
+def _row_start(
+    rows: tuple[int, int],
+    classes: tuple[int, int],
+    strides: tuple[int, int],
+    dtypes: tuple[torch.dtype | None, ...],
+    options: tuple[Any, ...],
+) -> Start:
+    """Return the start over a chunk of rows for products, bias, targets, four statistics and what is left.
+
+    Classes are those there are and those with padding; strides are of rows of products and of what is left;
+    dtypes are of products, bias, targets, statistics and what is left.
+    """
+    temperature, softcap, label_smoothing, z_loss, ignore_index, with_entropy, with_mean, leaves = options
+    block_v = _block_of_classes(classes[0])
+    return Start(
+        _row_kernel,
+        (rows[1] - rows[0],),
+        (
+            *strides,
+            rows[0],
+            *classes,
+            temperature,
+            1.0 if softcap is None else softcap,
+            label_smoothing,
+            z_loss,
+            ignore_index,
+        ),
+        (
+            dtypes[1] is not None,
+            softcap is not None,
+            temperature != 1.0,
+            with_entropy,
+            with_mean,
+            leaves,
+            block_v,
+        ),
+        num_warps=_num_warps(block_v),
         **FUSED_MULTIPLY_ADD,
-    }
+    )
 
 
 def go_over_rows(
@@ -308,30 +351,32 @@ def go_over_rows(
     with_mean: bool = False,
 ) -> None:
     """Fill the statistics (N,) of a chunk of rows, and `out` (rows, V padded)."""
-    start, stop = rows
-    product = multiply(hidden[start:stop], padded.t(), products.dtype, out=products[: stop - start])
-    with current_device(hidden):
-        _row_kernel[(stop - start,)](
-            product,
-            product if bias is None else bias,
-            targets,
-            *statistics,
-            product if out is None else out,
-            product.stride(0),
-            0 if out is None else out.stride(0),
-            start,
-            num_classes,
-            padded.shape[0],
-            temperature,
-            1.0 if softcap is None else softcap,
-            label_smoothing,
-            z_loss,
-            ignore_index,
-            WITH_ENTROPY=with_entropy,
-            WITH_MEAN=with_mean,
-            LEAVES=leaves,
-            **_options(bias, temperature, softcap, num_classes),
-        )
+    num_rows = rows[1] - rows[0]
+    if num_rows < products.shape[0]:
+        products = products[:num_rows]
+    if num_rows < hidden.shape[0]:
+        hidden = hidden[rows[0] : rows[1]]
+    product = multiply(hidden, padded.t(), products.dtype, out=products)
+    start = _row_start(
+        rows,
+        (num_classes, padded.shape[0]),
+        (product.stride(0), 0 if out is None else out.stride(0)),
+        (
+            product.dtype,
+            None if bias is None else bias.dtype,
+            targets.dtype,
+            statistics[0].dtype,
+            None if out is None else out.dtype,
+        ),
+        (temperature, softcap, label_smoothing, z_loss, ignore_index, with_entropy, with_mean, leaves),
+    )
+    start(
+        product,
+        product if bias is None else bias,
+        targets,
+        *statistics,
+        product if out is None else out,
+    )
 
 
 def forward(
@@ -352,9 +397,14 @@ def forward(
     kept_dtype = torch.bfloat16 if hidden.dtype == torch.float16 else hidden.dtype
     padded = pad_classes(weight)
     kept = torch.empty((num_rows, padded.shape[0]) if keep else (0, 0), dtype=kept_dtype, device=device)
-    # What is not asked for stays zero.
-    logprob, lse, entropy, mean, total = (torch.zeros(num_rows, dtype=wide, device=device) for _ in range(5))
-    if num_rows and num_classes:
+    has_terms = bool(num_rows and num_classes)
+    # What is not asked for stays zero; the kernel writes the rest.
+    is_written = True, True, with_entropy, with_mean, False
+    logprob, lse, entropy, mean, total = (
+        (torch.empty if has_terms and written else torch.zeros)(num_rows, dtype=wide, device=device)
+        for written in is_written
+    )
+    if has_terms:
         targets = targets.contiguous()
         bias = None if bias is None else bias.contiguous()
         parts = list(chunks(num_rows, num_classes, wide.itemsize))
@@ -423,6 +473,48 @@ class Gradients:
         return self._bias[: self._num_classes]
 
 
+@remembered
+def _gradient_start(
+    rows: tuple[int, int],
+    classes: tuple[int, int],
+    strides: tuple[int, int],
+    upstream_strides: tuple[int | None, ...],
+    dtypes: tuple[torch.dtype | None, ...],
+    options: tuple[float, float | None, int, bool],
+) -> Start:
+    """Return the start for source, bias, targets, lse, entropy, the four gradients from upstream and dz.
+
+    Classes are those there are and those with padding; strides are of rows of source and dz; dtypes are of
+    source, bias, targets, lse, dz and the gradients from upstream.
+    """
+    temperature, softcap, ignore_index, from_probabilities = options
+    block_v = _block_of_classes(classes[0])
+    return Start(
+        _gradient_kernel,
+        (rows[1] - rows[0], cdiv(classes[1], block_v)),
+        (
+            *strides,
+            *[stride or 0 for stride in upstream_strides],
+            rows[0],
+            *classes,
+            temperature,
+            1.0 if softcap is None else softcap,
+            ignore_index,
+        ),
+        (
+            from_probabilities,
+            *[stride is not None for stride in upstream_strides],
+            dtypes[1] is not None,
+            softcap is not None,
+            temperature != 1.0,
+            tl.float64 if dtypes[3] == torch.float64 else tl.float32,
+            block_v,
+        ),
+        num_warps=_num_warps(block_v),
+        **FUSED_MULTIPLY_ADD,
+    )
+
+
 def backward(
     grad_logprob: Tensor | None,
     grad_lse: Tensor | None,
@@ -457,38 +549,35 @@ def backward(
     products = torch.empty((0 if has_kept else most, padded.shape[0]), dtype=lse.dtype, device=device)
     gradients = Gradients(hidden, padded, num_classes, needs, weight.dtype if len(parts) == 1 else lse.dtype)
     upstream = [grad_logprob, grad_lse, grad_entropy, grad_mean]
-    options = _options(bias, temperature, softcap, max(1, num_classes))
     for start, stop in parts:
         if has_kept:
             source = kept[start:stop]
         else:
             source = multiply(hidden[start:stop], padded.t(), lse.dtype, out=products[: stop - start])
-        with current_device(hidden):
-            _gradient_kernel[(stop - start, cdiv(padded.shape[0], options["BLOCK_V"]))](
-                source,
-                source if contiguous_bias is None else contiguous_bias,
-                targets,
-                lse,
-                entropy,
-                *(lse if g is None else g for g in upstream),
-                grads,
-                source.stride(0),
-                grads.stride(0),
-                *(0 if g is None else g.stride(0) for g in upstream),
-                start,
-                num_classes,
-                padded.shape[0],
-                temperature,
-                1.0 if softcap is None else softcap,
-                ignore_index,
-                FROM_PROBABILITIES=has_kept,
-                HAS_G_LOGPROB=grad_logprob is not None,
-                HAS_G_LSE=grad_lse is not None,
-                HAS_G_ENTROPY=grad_entropy is not None,
-                HAS_G_MEAN=grad_mean is not None,
-                WIDE=tl.float64 if lse.dtype == torch.float64 else tl.float32,
-                **options,
-            )
+        gradient_start = _gradient_start(
+            (start, stop),
+            (num_classes, padded.shape[0]),
+            (source.stride(0), grads.stride(0)),
+            tuple([None if g is None else g.stride(0) for g in upstream]),
+            (
+                source.dtype,
+                None if bias is None else bias.dtype,
+                targets.dtype,
+                lse.dtype,
+                grads.dtype,
+                *[None if g is None else g.dtype for g in upstream],
+            ),
+            (temperature, softcap, ignore_index, has_kept),
+        )
+        gradient_start(
+            source,
+            source if contiguous_bias is None else contiguous_bias,
+            targets,
+            lse,
+            entropy,
+            *[lse if g is None else g for g in upstream],
+            grads,
+        )
         gradients.add(grads[: stop - start], start, stop)
     bias_dtype = weight.dtype if bias is None else bias.dtype
     return gradients.hidden, gradients.weight.to(weight.dtype), gradients.bias.to(bias_dtype)

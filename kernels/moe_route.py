@@ -17,14 +17,21 @@ where each block's choices of each expert begin, and the second kernel numbers t
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 # (the parameters of a kernel have Triton's types, which mypy does not know)
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pylm.kernels._launch import FUSED_MULTIPLY_ADD, cdiv, current_device, next_power_of_2, wide_dtype
+from pylm.kernels._launch import (
+    FUSED_MULTIPLY_ADD,
+    Start,
+    cdiv,
+    next_power_of_2,
+    remembered,
+    wide_dtype,
+)
 
 # Elements of a program's tile, and of a warp: few, since each waits for one choice after another.
 _FORWARD_TILE = 1024, 512
@@ -310,6 +317,64 @@ def _block_tokens(num_columns: int, tile: tuple[int, int]) -> tuple[int, int]:
     return block_n, min(16, max(2, block_n * num_columns // elements_a_warp))
 
 
+class _ForwardStarts(NamedTuple):
+    """The three starts of a forward pass, and how many programs look at tokens."""
+
+    choose: Start
+    add: Start
+    sort: Start
+    num_blocks: int
+
+
+@remembered
+def _forward_starts(
+    shape: tuple[int, int],
+    strides: tuple[int, int],
+    dtypes: tuple[torch.dtype, torch.dtype | None],
+    top_k: int,
+    score: str,
+    group_score: str,
+    groups: tuple[int, int],
+    normalize: bool,
+    scale: float,
+) -> _ForwardStarts:
+    """Return the starts for logits of this shape; dtypes are of logits and bias."""
+    num_tokens, num_experts = shape
+    num_groups, topk_groups = groups
+    group_size = num_experts // num_groups
+    block_m, block_g = next_power_of_2(group_size), next_power_of_2(num_groups)
+    block_n, num_warps = _block_tokens(block_g * block_m, _FORWARD_TILE)
+    num_blocks = max(1, cdiv(num_tokens, block_n))
+    choose = Start(
+        _forward_kernel,
+        (num_blocks,),
+        (*strides, num_tokens, num_experts, group_size, num_groups, topk_groups, top_k, scale),
+        (
+            dtypes[1] is not None,
+            topk_groups < num_groups,
+            group_score == "top2" and group_size > 1,
+            score == "sigmoid",
+            normalize,
+            block_n,
+            block_g,
+            block_m,
+            next_power_of_2(top_k),
+        ),
+        num_warps=num_warps,
+        **FUSED_MULTIPLY_ADD,
+    )
+    add = Start(_start_kernel, (cdiv(num_experts, 16),), (num_blocks, num_experts), (256, 16), num_warps=8)
+    sort = Start(
+        _order_kernel,
+        (num_blocks,),
+        (num_tokens, num_blocks, num_experts, top_k, float(max(1, num_tokens))),
+        (block_n, next_power_of_2(num_experts), 1024),
+        num_warps=num_warps,
+        **FUSED_MULTIPLY_ADD,
+    )
+    return _ForwardStarts(choose, add, sort, num_blocks)
+
+
 def forward(
     logits: Tensor,
     bias: Tensor | None,
@@ -326,11 +391,18 @@ def forward(
     if num_experts > _MAX_EXPERTS:
         raise ValueError(f"moe_route: the kernel takes up to {_MAX_EXPERTS} experts, got {num_experts}")
     wide, device = wide_dtype(logits), logits.device
-    group_size = num_experts // num_groups
-    block_m = next_power_of_2(group_size)
-    block_g = next_power_of_2(num_groups)
-    block_n, num_warps = _block_tokens(block_g * block_m, _FORWARD_TILE)
-    num_blocks = max(1, cdiv(num_tokens, block_n))
+    starts = _forward_starts(
+        logits.shape,
+        logits.stride(),
+        (logits.dtype, None if bias is None else bias.dtype),
+        top_k,
+        score,
+        group_score,
+        (num_groups, topk_groups),
+        normalize,
+        scale,
+    )
+    num_blocks = starts.num_blocks
     weight = torch.empty((num_tokens, top_k), dtype=wide, device=device)
     expert = torch.empty((num_tokens, top_k), dtype=torch.int64, device=device)
     order = torch.empty(num_tokens * top_k, dtype=torch.int32, device=device)
@@ -338,72 +410,40 @@ def forward(
     block_load = torch.empty((num_blocks, num_experts), dtype=torch.int32, device=device)
     block_share = torch.empty((num_blocks, num_experts), dtype=wide, device=device)
     block_z = torch.empty(num_blocks, dtype=wide, device=device)
-    options: dict[str, Any] = {"num_warps": num_warps, **FUSED_MULTIPLY_ADD}
-    with current_device(logits):
-        _forward_kernel[(num_blocks,)](
-            logits,
-            logits if bias is None else bias.contiguous(),
-            weight,
-            expert,
-            lse,
-            block_load,
-            block_share,
-            block_z,
-            *logits.stride(),
-            num_tokens,
-            num_experts,
-            group_size,
-            num_groups,
-            topk_groups,
-            top_k,
-            scale,
-            HAS_BIAS=bias is not None,
-            HAS_GROUPS=topk_groups < num_groups,
-            SUMS_TWO=group_score == "top2" and group_size > 1,
-            USES_SIGMOID=score == "sigmoid",
-            NORMALIZES=normalize,
-            BLOCK_N=block_n,
-            BLOCK_G=block_g,
-            BLOCK_M=block_m,
-            BLOCK_K=next_power_of_2(top_k),
-            **options,
-        )
-        load = torch.empty(num_experts, dtype=torch.int32, device=device)
-        share = torch.empty(num_experts, dtype=wide, device=device)
-        _start_kernel[(cdiv(num_experts, 16),)](
-            block_load,
-            block_share,
-            load,
-            share,
-            num_blocks,
-            num_experts,
-            BLOCK_B=256,
-            BLOCK_E=16,
-            num_warps=8,
-        )
-        offsets = torch.empty(num_experts + 1, dtype=torch.int32, device=device)
-        aux_loss, z_loss = (torch.empty((), dtype=wide, device=device) for _ in range(2))
-        _order_kernel[(num_blocks,)](
-            expert,
-            block_load,
-            load,
-            share,
-            block_z,
-            order,
-            offsets,
-            aux_loss,
-            z_loss,
-            num_tokens,
-            num_blocks,
-            num_experts,
-            top_k,
-            float(max(1, num_tokens)),
-            BLOCK_N=block_n,
-            BLOCK_E=next_power_of_2(num_experts),
-            BLOCK_B=1024,
-            **options,
-        )
+    given_bias = logits if bias is None else bias.contiguous()
+    starts.choose(logits, given_bias, weight, expert, lse, block_load, block_share, block_z)
+    load = torch.empty(num_experts, dtype=torch.int32, device=device)
+    share = torch.empty(num_experts, dtype=wide, device=device)
+    starts.add(block_load, block_share, load, share)
+    offsets = torch.empty(num_experts + 1, dtype=torch.int32, device=device)
+    aux_loss, z_loss = (torch.empty((), dtype=wide, device=device) for _ in range(2))
+    starts.sort(expert, block_load, load, share, block_z, order, offsets, aux_loss, z_loss)
     return weight, expert, order, offsets, load, aux_loss, z_loss, lse
+
+
+@remembered
+def _backward_start(
+    shape: tuple[int, int],
+    top_k: int,
+    strides: tuple[int, int],
+    weight_strides: tuple[int, int] | None,
+    dtypes: tuple[torch.dtype | None, ...],
+    score: str,
+    normalize: bool,
+    scale: float,
+) -> Start:
+    """Return the start for the tensors of `backward`; dtypes are of upstream gradients and logits."""
+    num_tokens, num_experts = shape
+    block_e = next_power_of_2(num_experts)
+    block_n, num_warps = _block_tokens(block_e, _BACKWARD_TILE)
+    return Start(
+        _backward_kernel,
+        (cdiv(num_tokens, block_n),),
+        (*(weight_strides or (0, 0)), *strides, num_tokens, num_experts, top_k, scale),
+        (*[dtype is not None for dtype in dtypes[:3]], score == "sigmoid", normalize, block_n, block_e),
+        num_warps=num_warps,
+        **FUSED_MULTIPLY_ADD,
+    )
 
 
 def backward(
@@ -419,35 +459,18 @@ def backward(
     scale: float,
 ) -> Tensor:
     """Return the gradient of the logits (N, E)."""
-    num_tokens, num_experts = logits.shape
-    grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    block_e = next_power_of_2(num_experts)
-    block_n, num_warps = _block_tokens(block_e, _BACKWARD_TILE)
+    grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
     if logits.numel():
-        with current_device(logits):
-            _backward_kernel[(cdiv(num_tokens, block_n),)](
-                lse if grad_weight is None else grad_weight,
-                lse if grad_aux is None else grad_aux,
-                lse if grad_z is None else grad_z,
-                logits,
-                expert,
-                load,
-                lse,
-                grad,
-                *((0, 0) if grad_weight is None else grad_weight.stride()),
-                *logits.stride(),
-                num_tokens,
-                num_experts,
-                expert.shape[1],
-                scale,
-                HAS_WEIGHT=grad_weight is not None,
-                HAS_AUX=grad_aux is not None,
-                HAS_Z=grad_z is not None,
-                USES_SIGMOID=score == "sigmoid",
-                NORMALIZES=normalize,
-                BLOCK_N=block_n,
-                BLOCK_E=block_e,
-                num_warps=num_warps,
-                **FUSED_MULTIPLY_ADD,
-            )
+        upstream = grad_weight, grad_aux, grad_z
+        start = _backward_start(
+            logits.shape,
+            expert.shape[1],
+            logits.stride(),
+            None if grad_weight is None else grad_weight.stride(),
+            (*[None if g is None else g.dtype for g in upstream], logits.dtype),
+            score,
+            normalize,
+            scale,
+        )
+        start(*[lse if g is None else g for g in upstream], logits, expert, load, lse, grad)
     return grad

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from pylm.kernels._launch import (
     FUSED_MULTIPLY_ADD,
+    Start,
     cdiv,
-    current_device,
     next_power_of_2,
     num_programs,
-    strided_rows,
+    remembered,
+    row_strides,
     wide_dtype,
 )
 
@@ -157,12 +158,16 @@ def _sum_kernel(partial_ptr, sum_ptr, num_rows, dim, BLOCK_N: tl.constexpr, BLOC
     tl.store(sum_ptr + columns, total_D.to(sum_ptr.dtype.element_ty), mask=column_mask)
 
 
+@remembered
+def _sum_start(num_rows: int, dim: int, dtypes: tuple[torch.dtype, torch.dtype]) -> Start:
+    return Start(_sum_kernel, (cdiv(dim, 32),), (num_rows, dim), (256, 32), num_warps=8)
+
+
 def _sum_rows(partial: Tensor, dtype: torch.dtype) -> Tensor:
     """Add up (N, D) in a fixed order and round once."""
     num_rows, dim = partial.shape
     total = torch.empty(dim, dtype=dtype, device=partial.device)
-    with current_device(partial):
-        _sum_kernel[(cdiv(dim, 32),)](partial, total, num_rows, dim, BLOCK_N=256, BLOCK_D=32, num_warps=8)
+    _sum_start(num_rows, dim, (partial.dtype, dtype))(partial, total)
     return total
 
 
@@ -175,38 +180,53 @@ def _blocks(dim: int, tile: int, elements_a_warp: int) -> tuple[int, int, int]:
     return block_n, block_d, min(16, max(4, block_n * block_d // elements_a_warp))
 
 
+@remembered
+def _forward_start(
+    shape: tuple[int, ...],
+    strides: tuple[tuple[int, ...], ...],
+    dtypes: tuple[torch.dtype | None, ...],
+    eps: float,
+    weight_offset: float,
+) -> tuple[Start, list[bool]]:
+    """Return the start for x, residual, weight, y, added and rstd, and which of the first two lie as read."""
+    num_rows, dim = math.prod(shape[:-1]), shape[-1]
+    has_residual, has_weight = dtypes[1] is not None, dtypes[2] is not None
+    inner, rows = row_strides(shape, *strides)
+    block_n, block_d, num_warps = _blocks(dim, 8192, 512)
+    places = [place for row in (rows[0], rows[-1]) for place in row[1:]]
+    start = Start(
+        _forward_kernel,
+        (cdiv(num_rows, block_n),),
+        (*places, inner, num_rows, dim, eps, weight_offset),
+        (has_residual, has_weight, block_n, block_d),
+        num_warps=num_warps,
+        **FUSED_MULTIPLY_ADD,
+    )
+    return start, [row.in_place for row in rows]
+
+
 def _launch_forward(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float, weight_offset: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    num_rows, dim = math.prod(x.shape[:-1]), x.shape[-1]
-    inner, (x_rows, residual_rows) = strided_rows(x, x if residual is None else residual)
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    rstd = torch.empty(x.shape[:-1], dtype=wide_dtype(x), device=x.device)
+    shape, dtype = x.shape, x.dtype
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    rstd = torch.empty(shape[:-1], dtype=wide_dtype(x), device=x.device)
     added = y if residual is None else torch.empty_like(y)
-    block_n, block_d, num_warps = _blocks(dim, 8192, 512)
     if x.numel():
-        with current_device(x):
-            _forward_kernel[(cdiv(num_rows, block_n),)](
-                x_rows.data,
-                residual_rows.data,
-                x if weight is None else weight.contiguous(),
-                y,
-                added,
-                rstd,
-                *x_rows[1:],
-                *residual_rows[1:],
-                inner,
-                num_rows,
-                dim,
-                eps,
-                weight_offset,
-                HAS_RESIDUAL=residual is not None,
-                HAS_WEIGHT=weight is not None,
-                BLOCK_N=block_n,
-                BLOCK_D=block_d,
-                num_warps=num_warps,
-                **FUSED_MULTIPLY_ADD,
-            )
+        if weight is not None and not weight.is_contiguous():
+            weight = weight.contiguous()
+        strides = (x.stride(),) if residual is None else (x.stride(), residual.stride())
+        dtypes = (
+            dtype,
+            None if residual is None else residual.dtype,
+            None if weight is None else weight.dtype,
+        )
+        start, in_place = _forward_start(shape, strides, dtypes, eps, weight_offset)
+        x_rows = x if in_place[0] else x.contiguous()
+        residual_rows = x_rows
+        if residual is not None:
+            residual_rows = residual if in_place[1] else residual.contiguous()
+        start(x_rows, residual_rows, x_rows if weight is None else weight, y, added, rstd)
     return y, added, rstd
 
 
@@ -223,6 +243,46 @@ def add_forward(
     return _launch_forward(x, residual, weight, eps, weight_offset)
 
 
+@remembered
+def _backward_start(
+    shape: tuple[int, ...],
+    strides: tuple[tuple[int, ...], ...],
+    dtypes: tuple[torch.dtype | None, ...],
+    weight_offset: float,
+    needs_weight_grad: bool,
+    most_programs: int,
+) -> tuple[Start, int, list[bool]]:
+    """Return the start for the tensors of `backward`, its programs, and which inputs it reads in place.
+
+    Strides and dtypes are those of x, grad_y and, where there is one, grad_added; then the weight's dtype.
+    """
+    num_rows, dim = math.prod(shape[:-1]), shape[-1]
+    has_added, has_weight = dtypes[2] is not None, dtypes[3] is not None
+    inner, rows = row_strides(shape, *strides)
+    block_n, block_d, num_warps = _blocks(dim, 4096, 1024)
+    assert dtypes[0] is not None
+    staged = _STAGES * (2 + has_added) * block_n * block_d * dtypes[0].itemsize
+    rows_per_program = cdiv(cdiv(num_rows, most_programs), block_n) * block_n
+    programs = cdiv(num_rows, max(1, rows_per_program))
+    places = [place for row in (rows[1], rows[2 if has_added else 1], rows[0]) for place in row[1:]]
+    start = Start(
+        _backward_kernel,
+        (programs,),
+        (*places, inner, num_rows, dim, rows_per_program, weight_offset),
+        (
+            has_added,
+            has_weight,
+            needs_weight_grad,
+            block_n,
+            block_d,
+            _STAGES if staged <= _STAGED_BYTES else 1,
+        ),
+        num_warps=num_warps,
+        **FUSED_MULTIPLY_ADD,
+    )
+    return start, programs, [row.in_place for row in rows]
+
+
 def backward(
     grad_y: Tensor,
     grad_added: Tensor | None,
@@ -233,46 +293,39 @@ def backward(
     needs_weight_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return grad_x like x (..., D) and grad_weight (D,), empty where it is not needed."""
-    num_rows, dim = math.prod(x.shape[:-1]), x.shape[-1]
-    inner, (x_rows, grad_rows, added_rows) = strided_rows(
-        x, grad_y, grad_y if grad_added is None else grad_added
-    )
-    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     needs_weight_grad = needs_weight_grad and weight is not None
-    block_n, block_d, num_warps = _blocks(dim, 4096, 1024)
-    staged = _STAGES * (2 + (grad_added is not None)) * block_n * block_d * x.element_size()
-    rows_per_program = cdiv(cdiv(num_rows, num_programs(x)), block_n) * block_n
-    programs = cdiv(num_rows, max(1, rows_per_program))
-    partial = torch.empty((programs, dim) if needs_weight_grad else (0,), dtype=rstd.dtype, device=x.device)
-    if x.numel():
-        with current_device(x):
-            _backward_kernel[(programs,)](
-                grad_rows.data,
-                added_rows.data,
-                x_rows.data,
-                x if weight is None else weight.contiguous(),
-                rstd.contiguous(),
-                grad_x,
-                partial,
-                *grad_rows[1:],
-                *added_rows[1:],
-                *x_rows[1:],
-                inner,
-                num_rows,
-                dim,
-                rows_per_program,
-                weight_offset,
-                HAS_GRAD_ADDED=grad_added is not None,
-                HAS_WEIGHT=weight is not None,
-                NEEDS_WEIGHT_GRAD=needs_weight_grad,
-                BLOCK_N=block_n,
-                BLOCK_D=block_d,
-                STAGES=_STAGES if staged <= _STAGED_BYTES else 1,
-                num_warps=num_warps,
-                **FUSED_MULTIPLY_ADD,
-            )
+    if not x.numel():
+        return grad_x, torch.zeros_like(weight) if needs_weight_grad else x.new_empty(0)
+    if weight is not None and not weight.is_contiguous():
+        weight = weight.contiguous()
+    inputs = [x, grad_y] if grad_added is None else [x, grad_y, grad_added]
+    dtypes = (
+        x.dtype,
+        grad_y.dtype,
+        None if grad_added is None else grad_added.dtype,
+        None if weight is None else weight.dtype,
+    )
+    start, programs, in_place = _backward_start(
+        x.shape,
+        tuple([tensor.stride() for tensor in inputs]),
+        dtypes,
+        weight_offset,
+        needs_weight_grad,
+        num_programs(x),
+    )
+    inputs = [tensor if lies else tensor.contiguous() for tensor, lies in zip(inputs, in_place, strict=True)]
+    size = (programs, x.shape[-1]) if needs_weight_grad else (0,)
+    partial = torch.empty(size, dtype=rstd.dtype, device=x.device)
+    start(
+        inputs[1],
+        inputs[-1],
+        inputs[0],
+        x if weight is None else weight,
+        rstd.contiguous(),
+        grad_x,
+        partial,
+    )
     if weight is None or not needs_weight_grad:
         return grad_x, torch.empty(0, dtype=x.dtype, device=x.device)
-    if not x.numel():
-        return grad_x, torch.zeros_like(weight)
     return grad_x, _sum_rows(partial, weight.dtype)

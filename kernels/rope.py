@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pylm.kernels._launch import FUSED_MULTIPLY_ADD, current_device, next_power_of_2
+from pylm.kernels._launch import FUSED_MULTIPLY_ADD, Start, next_power_of_2, remembered
 
 
 @triton.jit
@@ -126,6 +126,57 @@ def _rope_kernel(
     )  # fmt: skip
 
 
+@remembered
+def _start(
+    q_shape: tuple[int, ...],
+    k_shape: tuple[int, ...],
+    strides: tuple[tuple[int, ...], ...],
+    table_shape: tuple[int, ...],
+    dtypes: tuple[torch.dtype | None, ...],
+    interleaved: bool,
+    inverse: bool,
+) -> Start:
+    """Return the start for q (B, T, H, C), k, cos, sin, positions and both outputs.
+
+    Strides are those of q, k and, where there are any, positions (B, T); dtypes are of the first five.
+    """
+    batch, time, num_q_heads, num_features = q_shape
+    num_k_heads, half = k_shape[-2], table_shape[-1]
+    has_positions = dtypes[-1] is not None
+    return Start(
+        _rope_kernel,
+        (batch * time,),
+        (
+            *strides[0],
+            *strides[1],
+            *(strides[2] if has_positions else (0, 0)),
+            time,
+            math.prod(table_shape),
+            num_q_heads,
+            num_k_heads,
+            num_features,
+            half,
+        ),
+        (
+            has_positions,
+            interleaved,
+            inverse,
+            2 * half < num_features,
+            tl.float64 if dtypes[0] == torch.float64 else tl.float32,
+            next_power_of_2(max(1, num_q_heads)),
+            next_power_of_2(max(1, num_k_heads)),
+            next_power_of_2(max(1, half)),
+            next_power_of_2(max(1, num_features - 2 * half)),
+        ),
+        **FUSED_MULTIPLY_ADD,
+    )
+
+
+def _with_batch(x: Tensor) -> Tensor:
+    """Return x (..., T, H, C) as (B, T, H, C)."""
+    return x if x.dim() == 4 else x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:])
+
+
 def rotate(
     q: Tensor,
     k: Tensor,
@@ -136,47 +187,18 @@ def rotate(
     inverse: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return q (..., T, H, C) and k (..., T, K, C) rotated, contiguous."""
-    time, num_q_heads, num_features = q.shape[-3:]
-    num_k_heads, half = k.shape[-2], cos.shape[-1]
-    batch = math.prod(q.shape[:-3])
-    q_BTHC = q.reshape(batch, time, num_q_heads, num_features)
-    k_BTKC = k.reshape(batch, time, num_k_heads, num_features)
-    q_out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    k_out = torch.empty(k.shape, dtype=k.dtype, device=k.device)
+    q_out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    k_out = torch.empty_like(k, memory_format=torch.contiguous_format)
+    q_BTHC, k_BTKC = _with_batch(q), _with_batch(k)
+    shape = q_BTHC.shape
+    if not (shape[0] and shape[1] and shape[3]):
+        return q_out, k_out
     cos, sin = cos.contiguous(), sin.contiguous()
-    positions_BT, stride_pb, stride_pt = cos, 0, 0
+    positions_BT, strides = cos, (q_BTHC.stride(), k_BTKC.stride())
     if position_ids is not None:
-        positions_BT = position_ids.expand(q.shape[:-2]).reshape(batch, time)
-        stride_pb, stride_pt = positions_BT.stride()
-    if batch * time and num_features:
-        with current_device(q):
-            _rope_kernel[(batch * time,)](
-                q_BTHC,
-                k_BTKC,
-                cos,
-                sin,
-                positions_BT,
-                q_out,
-                k_out,
-                *q_BTHC.stride(),
-                *k_BTKC.stride(),
-                stride_pb,
-                stride_pt,
-                time,
-                cos.numel(),
-                num_q_heads,
-                num_k_heads,
-                num_features,
-                half,
-                HAS_POSITIONS=position_ids is not None,
-                INTERLEAVED=interleaved,
-                INVERSE=inverse,
-                HAS_REST=2 * half < num_features,
-                WIDE=tl.float64 if q.dtype == torch.float64 else tl.float32,
-                BLOCK_H=next_power_of_2(max(1, num_q_heads)),
-                BLOCK_K=next_power_of_2(max(1, num_k_heads)),
-                BLOCK_R=next_power_of_2(max(1, half)),
-                BLOCK_C=next_power_of_2(max(1, num_features - 2 * half)),
-                **FUSED_MULTIPLY_ADD,
-            )
+        positions_BT = position_ids.expand(q.shape[:-2]).reshape(shape[:2])
+        strides = (*strides, positions_BT.stride())
+    dtypes = q.dtype, k.dtype, cos.dtype, sin.dtype, None if position_ids is None else position_ids.dtype
+    start = _start(shape, k_BTKC.shape, strides, cos.shape, dtypes, interleaved, inverse)
+    start(q_BTHC, k_BTKC, cos, sin, positions_BT, q_out, k_out)
     return q_out, k_out

@@ -14,7 +14,7 @@ Nothing is kept for the backward pass but the inputs.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 # (the parameters of a kernel have Triton's types, which mypy does not know)
 
-from typing import Any
+from typing import TypeAlias
 
 import torch
 import triton
@@ -23,9 +23,10 @@ from torch import Tensor
 
 from pylm.kernels._launch import (
     FUSED_MULTIPLY_ADD,
+    Start,
     cdiv,
-    current_device,
     next_power_of_2,
+    remembered,
     rows_of,
     wide_dtype,
 )
@@ -201,31 +202,30 @@ def _backward_kernel(
         tl.store(grad_up_ptr + offsets, grad_up.to(grad_up_ptr.dtype.element_ty), mask=mask)
 
 
-def _options(
-    dtype: torch.dtype,
+_Form: TypeAlias = tuple[
+    bool, str, float, float | None, float
+]  # interleaved, activation, alpha, limit, up offset
+
+
+@remembered
+def _start(
+    backward: bool,
+    num_rows: int,
     dim: int,
-    interleaved: bool,
-    activation: str,
-    alpha: float,
-    limit: float | None,
-    up_offset: float,
-) -> dict[str, Any]:
+    strides: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    form: _Form,
+) -> Start:
+    """Return the start of one of both kernels, for tensors with these strides of rows and dtypes."""
     block_f = min(_MAX_BLOCK_F, next_power_of_2(max(1, dim)))
-    return {
-        "WIDE": tl.float64 if dtype == torch.float64 else tl.float32,
-        "INTERLEAVED": interleaved,
-        "ACTIVATION": activation,
-        "ALPHA": alpha,
-        "LIMIT": limit,
-        "UP_OFFSET": up_offset,
-        "BLOCK_N": _TILE_ELEMENTS // block_f if block_f > 64 else 64,
-        "BLOCK_F": block_f,
+    block_n = _TILE_ELEMENTS // block_f if block_f > 64 else 64
+    return Start(
+        _backward_kernel if backward else _forward_kernel,
+        (cdiv(num_rows, block_n) * cdiv(dim, block_f),),
+        (*strides, num_rows, dim),
+        (tl.float64 if dtypes[-2] == torch.float64 else tl.float32, *form, block_n, block_f),
         **FUSED_MULTIPLY_ADD,
-    }
-
-
-def _grid(num_rows: int, dim: int, options: dict[str, Any]) -> tuple[int]:
-    return (cdiv(num_rows, options["BLOCK_N"]) * cdiv(dim, options["BLOCK_F"]),)
+    )
 
 
 def _refuse_keep(keep: bool) -> None:
@@ -233,44 +233,27 @@ def _refuse_keep(keep: bool) -> None:
         raise ValueError("swiglu: the kernel keeps nothing for the backward pass; pass keep=False on a GPU")
 
 
-def _launch_forward(gate_rows: Tensor, up_rows: Tensor, y: Tensor, options: dict[str, Any]) -> Tensor:
+def _launch_forward(gate_rows: Tensor, up_rows: Tensor, y: Tensor, form: _Form) -> Tensor:
     """Write y (..., F); return the empty tensor that is kept for the backward pass."""
-    num_rows, dim = gate_rows.shape[0], y.shape[-1]
     if y.numel():
-        with current_device(y):
-            _forward_kernel[_grid(num_rows, dim, options)](
-                gate_rows, up_rows, y, gate_rows.stride(0), up_rows.stride(0), num_rows, dim, **options
-            )
+        strides = gate_rows.stride(0), up_rows.stride(0)
+        dtypes = gate_rows.dtype, up_rows.dtype
+        start = _start(False, gate_rows.shape[0], y.shape[-1], strides, dtypes, form)
+        start(gate_rows, up_rows, y)
     return torch.empty((0, 0), dtype=wide_dtype(y), device=y.device)
 
 
 def _launch_backward(
-    grad_gate: Tensor,
-    grad_up: Tensor,
-    grad: Tensor,
-    gate_rows: Tensor,
-    up_rows: Tensor,
-    options: dict[str, Any],
+    grad_gate: Tensor, grad_up: Tensor, grad: Tensor, gate_rows: Tensor, up_rows: Tensor, form: _Form
 ) -> None:
     """Write both gradients; they share their row stride."""
-    grad_rows = rows_of(grad)
-    num_rows, dim = grad_rows.shape
     if grad.numel():
-        with current_device(grad):
-            _backward_kernel[_grid(num_rows, dim, options)](
-                grad_rows,
-                gate_rows,
-                up_rows,
-                grad_gate,
-                grad_up,
-                grad_rows.stride(0),
-                gate_rows.stride(0),
-                up_rows.stride(0),
-                grad_gate.stride(0),
-                num_rows,
-                dim,
-                **options,
-            )
+        grad_rows = rows_of(grad)
+        num_rows, dim = grad_rows.shape
+        strides = grad_rows.stride(0), gate_rows.stride(0), up_rows.stride(0), grad_gate.stride(0)
+        dtypes = grad_rows.dtype, gate_rows.dtype, up_rows.dtype
+        start = _start(True, num_rows, dim, strides, dtypes, form)
+        start(grad_rows, gate_rows, up_rows, grad_gate, grad_up)
 
 
 def forward(
@@ -278,9 +261,9 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Return y like gate (..., F) and an empty tensor."""
     _refuse_keep(keep)
-    options = _options(gate.dtype, gate.shape[-1], False, activation, alpha, limit, up_offset)
-    y = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    return y, _launch_forward(rows_of(gate), rows_of(up), y, options)
+    y = torch.empty_like(gate, memory_format=torch.contiguous_format)
+    form = False, activation, alpha, limit, up_offset
+    return y, _launch_forward(rows_of(gate), rows_of(up), y, form)
 
 
 def backward(
@@ -294,9 +277,10 @@ def backward(
     up_offset: float,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of gate and up, like them, (..., F)."""
-    options = _options(gate.dtype, gate.shape[-1], False, activation, alpha, limit, up_offset)
-    grad_gate, grad_up = (torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) for _ in range(2))
-    _launch_backward(rows_of(grad_gate), rows_of(grad_up), grad, rows_of(gate), rows_of(up), options)
+    grad_gate = torch.empty_like(gate, memory_format=torch.contiguous_format)
+    grad_up = torch.empty_like(grad_gate)
+    form = False, activation, alpha, limit, up_offset
+    _launch_backward(rows_of(grad_gate), rows_of(grad_up), grad, rows_of(gate), rows_of(up), form)
     return grad_gate, grad_up
 
 
@@ -320,9 +304,9 @@ def packed_forward(
     """Return y (..., F) of gate_up (..., 2 F) and an empty tensor."""
     _refuse_keep(keep)
     dim = gate_up.shape[-1] // 2
-    options = _options(gate_up.dtype, dim, interleaved, activation, alpha, limit, up_offset)
     y = torch.empty((*gate_up.shape[:-1], dim), dtype=gate_up.dtype, device=gate_up.device)
-    return y, _launch_forward(*_parts(rows_of(gate_up), interleaved), y, options)
+    form = interleaved, activation, alpha, limit, up_offset
+    return y, _launch_forward(*_parts(rows_of(gate_up), interleaved), y, form)
 
 
 def packed_backward(
@@ -336,8 +320,8 @@ def packed_backward(
     up_offset: float,
 ) -> Tensor:
     """Return the gradient of gate_up, like it, (..., 2 F)."""
-    options = _options(gate_up.dtype, grad.shape[-1], interleaved, activation, alpha, limit, up_offset)
-    grad_gate_up = torch.empty(gate_up.shape, dtype=gate_up.dtype, device=gate_up.device)
+    grad_gate_up = torch.empty_like(gate_up, memory_format=torch.contiguous_format)
+    form = interleaved, activation, alpha, limit, up_offset
     outputs = _parts(rows_of(grad_gate_up), interleaved)
-    _launch_backward(*outputs, grad, *_parts(rows_of(gate_up), interleaved), options)
+    _launch_backward(*outputs, grad, *_parts(rows_of(gate_up), interleaved), form)
     return grad_gate_up

@@ -2,8 +2,9 @@
 
 import importlib
 import math
+import numbers
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -11,14 +12,24 @@ from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
 from pylm.errors import InputError
+from pylm.ops import _direct
 
 Implementation: TypeAlias = Callable[..., Tensor | tuple[Tensor, ...]]
+
+# Under torch.compile and torch.export a number may be symbolic.
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
+_INTEGERS = (int, torch.SymInt)
+_INFINITY = float("inf")
+
+# Launchers of the ops that have been called on a GPU, and what makes a call a node of the graph.
+_launchers: dict[str, Implementation] = {}
+_appliers: dict[str, Implementation] = {}
 
 LIBRARY = torch.library.Library("pylm", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
-def define_op(schema: str, *, cpu: Implementation, kernel: str, fake: Implementation) -> OpOverload:
-    """Register the op `pylm::NAME` and return its overload, ready to be called.
+def define_op(schema: str, *, cpu: Implementation, kernel: str, fake: Implementation) -> Callable[..., Any]:
+    """Register the op `pylm::NAME` and return what calls it.
 
     Args:
         schema: the op's schema without the namespace, for example `"twice(Tensor x) -> Tensor"`.
@@ -38,19 +49,26 @@ def define_op(schema: str, *, cpu: Implementation, kernel: str, fake: Implementa
         with torch.autocast("cpu", enabled=False):
             return cpu(*args)
 
-    found: list[Implementation] = []
-
     def cuda(*args: object) -> Tensor | tuple[Tensor, ...]:
-        if not found:
-            found.append(getattr(importlib.import_module(f"pylm.kernels.{module}"), launcher))
-        return found[0](*args)
+        if name not in _launchers:
+            _launchers[name] = getattr(importlib.import_module(f"pylm.kernels.{module}"), launcher)
+        return _launchers[name](*args)
 
     LIBRARY.define(schema)  # type: ignore[no-untyped-call]
     LIBRARY.impl(name, on_cpu, "CPU")  # type: ignore[no-untyped-call]
     LIBRARY.impl(name, cuda, "CUDA")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"pylm::{name}", fake, lib=LIBRARY)
     overload: OpOverload = getattr(torch.ops.pylm, name).default
-    return overload
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling() or name not in _launchers or _direct.is_observed():
+            return overload(*args)
+        needs_grad = _direct.needs_grad(args)
+        if needs_grad is None:
+            return overload(*args)
+        return _appliers[name](*args) if needs_grad else _launchers[name](*args)
+
+    return call
 
 
 def register_autograd(
@@ -82,6 +100,17 @@ def register_autograd(
         def backward(ctx: Any, *grads: Any) -> Any:
             return backward(ctx, *grads)
 
+    class Direct(Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Tensor | tuple[Tensor, ...]:
+            output = _launchers[name](*args)
+            if setup_context is not None:
+                setup_context(ctx, args, output)
+            return output
+
+    # What Function.apply does beforehand is for torch.func alone, and takes 2 microseconds.
+    _appliers[name] = super(torch.autograd.Function, Direct).apply
+
     def autograd(*args: Any) -> Any:
         needs_grad = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
         # In forward mode Function says that there is no jvp; the op alone would drop the tangents.
@@ -112,7 +141,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 def as_rows(x: Tensor) -> Tensor:
     """Return x (..., D) as (N, D), a view where the strides allow one."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def unit_rows(x: Tensor) -> Tensor:
@@ -124,15 +153,29 @@ def unit_rows(x: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 or rows.shape[1] <= 1 else rows.contiguous()
 
 
-def check_float(op: str, **tensors: Tensor | None) -> None:
-    """Raise InputError unless every given tensor is of a floating dtype."""
+def check_tensors(op: str, **tensors: object) -> None:
+    """Raise InputError unless every argument is a tensor."""
     for name, tensor in tensors.items():
-        if tensor is not None and not isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor):
             raise InputError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}; convert it first")
-        if tensor is not None and not tensor.is_floating_point():
+
+
+def check_float(op: str, **tensors: object) -> None:
+    """Raise InputError unless every argument is a tensor of a floating dtype."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}; convert it first")
+        if not tensor.is_floating_point():
             raise InputError(
                 f"{op}: {name} must be a floating-point tensor, got {tensor.dtype}; convert it first"
             )
+
+
+def check_optional_float(op: str, **tensors: object) -> None:
+    """Raise InputError unless every argument is None or a tensor of a floating dtype."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not (isinstance(tensor, Tensor) and tensor.is_floating_point()):
+            check_float(op, **{name: tensor})
 
 
 def autocast_like_linear(x: Tensor) -> Tensor:
@@ -145,6 +188,64 @@ def autocast_like_linear(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype("cuda"))
 
 
+def is_finite(value: object) -> TypeGuard[float]:
+    """Return whether a value is a finite number; neither a tensor, which a GPU would be waited for, nor text.
+
+    No math.isfinite: Dynamo follows comparisons of symbolic numbers alone.
+    """
+    if isinstance(value, _NUMBERS):
+        return -_INFINITY < value < _INFINITY
+    return isinstance(value, numbers.Real) and -_INFINITY < float(value) < _INFINITY
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Return whether a value is a whole number, of NumPy too; bools are none."""
+    if isinstance(value, _INTEGERS):
+        return not isinstance(value, bool)
+    return isinstance(value, numbers.Integral)
+
+
+def check_positive(op: str, *, or_none: bool = False, **values: object) -> None:
+    """Raise InputError unless every argument is a positive finite number, or None where that is allowed."""
+    for name, value in values.items():
+        if not (or_none and value is None) and not (is_finite(value) and value > 0.0):
+            expected = "positive or None" if or_none else "positive"
+            raise InputError(f"{op}: {name} must be {expected}, got {value!r}; pass a finite number")
+
+
+def check_not_negative(op: str, **values: object) -> None:
+    """Raise InputError unless every argument is a finite number of at least 0."""
+    for name, value in values.items():
+        if not (is_finite(value) and value >= 0.0):
+            raise InputError(f"{op}: {name} must not be negative, got {value!r}; pass a finite number")
+
+
+def check_size(op: str, **values: object) -> None:
+    """Raise InputError unless every argument is a positive whole number."""
+    for name, value in values.items():
+        if not (is_integer(value) and value > 0):
+            raise InputError(f"{op}: {name} must be a positive whole number, got {value!r}")
+
+
+def check_float_dtype(op: str, dtype: object) -> None:
+    """Raise InputError unless `dtype` is a floating one, or None for torch's default."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InputError(f"{op}: dtype must be a floating torch.dtype, got {dtype!r}; pass torch.bfloat16")
+
+
+def check_flag(op: str, **values: object) -> None:
+    """Raise InputError unless every argument is True or False."""
+    for name, value in values.items():
+        if value is not True and value is not False:
+            raise InputError(f"{op}: {name} must be True or False, got {value!r}")
+
+
+def check_ignore_index(op: str, ignore_index: object) -> None:
+    """Raise InputError unless `ignore_index` can be a target."""
+    if not (is_integer(ignore_index) and -(2**63) <= ignore_index < 2**63):
+        raise InputError(f"{op}: ignore_index must be a whole number of 64 bits, got {ignore_index!r}")
+
+
 def is_integral(x: Tensor) -> bool:
     """Return whether x holds integers: neither floats nor complex numbers nor bools."""
     return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
@@ -152,11 +253,14 @@ def is_integral(x: Tensor) -> bool:
 
 def check_device(op: str, reference: Tensor, /, **tensors: Tensor | None) -> None:
     """Raise InputError unless every given tensor is on the device of `reference`."""
+    device = reference.device
     for name, tensor in tensors.items():
-        if tensor is not None and not isinstance(tensor, Tensor):
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
             raise InputError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}; convert it first")
-        if tensor is not None and tensor.device != reference.device:
+        if tensor.device != device:
             raise InputError(
-                f"{op}: {name} is on {tensor.device}, expected {reference.device} like the first argument; "
+                f"{op}: {name} is on {tensor.device}, expected {device} like the first argument; "
                 f"move it there"
             )

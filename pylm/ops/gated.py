@@ -18,9 +18,11 @@ from pylm.errors import InputError
 from pylm.ops._library import (
     as_rows,
     check_device,
+    check_flag,
     check_float,
     compute_dtype,
     define_op,
+    is_finite,
     refuse_second_derivative,
     register_autograd,
     unit_rows,
@@ -259,6 +261,7 @@ def _gated(op: str, gate: Tensor, up: Tensor, form: _Form) -> Tensor:
 
 def _gated_packed(op: str, gate_up: Tensor, interleaved: bool, form: _Form) -> Tensor:
     check_float(op, gate_up=gate_up)
+    check_flag(op, interleaved=interleaved)
     if gate_up.dim() == 0 or gate_up.shape[-1] % 2:
         order = "gate and up in turn" if interleaved else "gate, then up"
         raise InputError(
@@ -269,11 +272,10 @@ def _gated_packed(op: str, gate_up: Tensor, interleaved: bool, form: _Form) -> T
 
 
 def _silu_form(op: str, alpha: float, limit: float | None, up_offset: float) -> _Form:
-    if limit is not None and not limit > 0.0:
-        raise InputError(f"{op}: limit must be positive or None, got {limit}")
-    # No math.isfinite: Dynamo follows comparisons of symbolic numbers alone.
-    if not (abs(alpha) < float("inf") and abs(up_offset) < float("inf")):
-        raise InputError(f"{op}: alpha and up_offset must be finite, got {alpha} and {up_offset}")
+    if limit is not None and not (is_finite(limit) and limit > 0.0):
+        raise InputError(f"{op}: limit must be positive or None, got {limit!r}; pass a finite number")
+    if not (is_finite(alpha) and is_finite(up_offset)):
+        raise InputError(f"{op}: alpha and up_offset must be finite, got {alpha!r} and {up_offset!r}")
     return _Form("silu", float(alpha), None if limit is None else float(limit), float(up_offset))
 
 

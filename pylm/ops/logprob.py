@@ -27,6 +27,10 @@ from pylm.ops._library import (
     autocast_like_linear,
     check_device,
     check_float,
+    check_ignore_index,
+    check_optional_float,
+    check_positive,
+    check_tensors,
     compute_dtype,
     define_op,
     is_integral,
@@ -363,7 +367,9 @@ refuse_second_derivative("linear_logprob_backward")
 
 def check_linear(op: str, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
     """Return the targets as int64; raise InputError unless the arguments of a linear_* op fit each other."""
-    check_float(op, hidden=hidden, weight=weight, bias=bias)
+    check_float(op, hidden=hidden, weight=weight)
+    check_optional_float(op, bias=bias)
+    check_tensors(op, targets=targets)
     check_device(op, hidden, weight=weight, targets=targets, bias=bias)
     if hidden.dim() == 0 or weight.dim() != 2 or hidden.shape[-1] != weight.shape[1]:
         raise InputError(
@@ -415,7 +421,10 @@ def target_logprob(
         with_mean,
         keep,
     )
-    logprob, lse, entropy, mean = (output.view(targets.shape) for output in outputs[:4])
+    if targets.dim() == 1:
+        logprob, lse, entropy, mean = outputs[:4]
+    else:
+        logprob, lse, entropy, mean = [output.view(targets.shape) for output in outputs[:4]]
     return logprob, lse, entropy, mean
 
 
@@ -457,10 +466,9 @@ def linear_logprob(
         >>> loss = -logprob.sum() / (targets_BT != -100).sum()
     """
     targets = check_linear("linear_logprob", hidden, weight, targets, bias)
-    if temperature <= 0.0:
-        raise InputError(f"linear_logprob: temperature must be positive, got {temperature}")
-    if softcap is not None and softcap <= 0.0:
-        raise InputError(f"linear_logprob: softcap must be positive or None, got {softcap}")
+    check_positive("linear_logprob", temperature=temperature)
+    check_positive("linear_logprob", or_none=True, softcap=softcap)
+    check_ignore_index("linear_logprob", ignore_index)
     logprob, lse, entropy, _ = target_logprob(
         hidden,
         weight,

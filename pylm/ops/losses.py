@@ -10,7 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pylm.errors import InputError
-from pylm.ops._library import check_device, check_float, compute_dtype
+from pylm.ops._library import (
+    check_device,
+    check_float,
+    check_ignore_index,
+    check_not_negative,
+    check_optional_float,
+    check_positive,
+    check_tensors,
+    compute_dtype,
+    is_finite,
+)
 from pylm.ops.cross_entropy import makes_gradients_early, summed_cross_entropy
 from pylm.ops.logprob import check_linear, target_logprob
 
@@ -38,7 +48,8 @@ def linear_cross_entropy(
         targets: (...) integers in [0, V), or `ignore_index`.
         ignore_index: rows with this target give 0 and no gradient.
         label_smoothing: s in [0, 1].
-        z_loss: weight of the squared log-sum-exp, which keeps the logits from drifting; 1e-4 is usual.
+        z_loss: weight of the squared log-sum-exp, at least 0, which keeps the logits from drifting; 1e-4 is
+            usual.
         softcap: c of c tanh(logit / c), or None.
         reduction: "mean" over the rows that are not ignored (0 when all are), "sum", or "none".
 
@@ -52,14 +63,14 @@ def linear_cross_entropy(
         Szegedy et al., 2016 (label smoothing); Chowdhery et al., "PaLM", 2022 (z-loss).
     """
     targets = check_linear("linear_cross_entropy", hidden, weight, targets, None)
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise InputError(f"linear_cross_entropy: label_smoothing must be in [0, 1], got {label_smoothing}")
-    if softcap is not None and softcap <= 0.0:
-        raise InputError(f"linear_cross_entropy: softcap must be positive or None, got {softcap}")
-    if reduction not in ("mean", "sum", "none"):
-        raise InputError(
-            f'linear_cross_entropy: reduction must be "mean", "sum" or "none", got {reduction!r}'
-        )
+    check_loss_options(
+        "linear_cross_entropy",
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
+        reduction=reduction,
+    )
     if reduction != "none" and makes_gradients_early(hidden, weight, softcap):
         total = summed_cross_entropy(
             hidden,
@@ -91,6 +102,25 @@ def linear_cross_entropy(
         return loss
     total = loss.sum()
     return total if reduction == "sum" else _mean(total, targets, ignore_index)
+
+
+def check_loss_options(
+    op: str,
+    *,
+    ignore_index: object,
+    label_smoothing: object,
+    z_loss: object,
+    softcap: object,
+    reduction: object,
+) -> None:
+    """Raise InputError unless the options of `linear_cross_entropy` are in range."""
+    if not (is_finite(label_smoothing) and 0.0 <= label_smoothing <= 1.0):
+        raise InputError(f"{op}: label_smoothing must be in [0, 1], got {label_smoothing!r}")
+    check_not_negative(op, z_loss=z_loss)
+    check_positive(op, or_none=True, softcap=softcap)
+    check_ignore_index(op, ignore_index)
+    if reduction not in ("mean", "sum", "none"):
+        raise InputError(f'{op}: reduction must be "mean", "sum" or "none", got {reduction!r}')
 
 
 def _mean(total: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
@@ -142,19 +172,17 @@ def dpo_loss(
         preferences", 2023 (label smoothing); Chowdhury et al., "Provably Robust DPO", 2024 (robust); Azar
         et al., 2023 (IPO); Lambert et al., "Tulu 3", 2024 (length-normalised); Meng et al., "SimPO", 2024.
     """
-    check_float(
-        "dpo_loss",
-        policy_chosen=policy_chosen,
-        policy_rejected=policy_rejected,
-        reference_chosen=reference_chosen,
-        reference_rejected=reference_rejected,
-    )
+    check_float("dpo_loss", policy_chosen=policy_chosen, policy_rejected=policy_rejected)
+    others = {"reference_chosen": reference_chosen, "reference_rejected": reference_rejected}
+    check_optional_float("dpo_loss", **others)
+    check_device("dpo_loss", policy_chosen, policy_rejected=policy_rejected, **others)
     if kind not in ("sigmoid", "robust", "ipo", "simpo"):
         raise InputError(f'dpo_loss: kind must be "sigmoid", "robust", "ipo" or "simpo", got {kind!r}')
-    if beta <= 0.0:
-        raise InputError(f"dpo_loss: beta must be positive, got {beta}")
-    if not 0.0 <= label_smoothing < 0.5:
-        raise InputError(f"dpo_loss: label_smoothing must be in [0, 0.5), got {label_smoothing}")
+    check_positive("dpo_loss", beta=beta)
+    if not (is_finite(label_smoothing) and 0.0 <= label_smoothing < 0.5):
+        raise InputError(f"dpo_loss: label_smoothing must be in [0, 0.5), got {label_smoothing!r}")
+    if not is_finite(margin):
+        raise InputError(f"dpo_loss: margin must be a finite number, got {margin!r}; 0 is none")
     if kind == "ipo" and (label_smoothing != 0.0 or margin != 0.0):
         raise InputError("dpo_loss: ipo takes neither label_smoothing nor margin; leave both at 0")
     references = (reference_chosen, reference_rejected)
@@ -228,13 +256,18 @@ def kto_loss(
         Ethayarajh et al., "KTO: Model Alignment as Prospect Theoretic Optimization", 2024, section 4.
     """
     check_float("kto_loss", policy=policy, reference=reference)
+    check_tensors("kto_loss", is_desirable=is_desirable)
     mean = kl if isinstance(kl, Tensor) else None
+    check_optional_float("kto_loss", kl=mean)
+    if mean is None and not is_finite(kl):
+        raise InputError(f"kto_loss: kl must be one finite number, got {kl!r}")
     check_device("kto_loss", policy, reference=reference, is_desirable=is_desirable, kl=mean)
-    if beta <= 0.0:
-        raise InputError(f"kto_loss: beta must be positive, got {beta}")
-    if desirable_weight < 0.0 or undesirable_weight < 0.0:
+    check_positive("kto_loss", beta=beta)
+    weights = desirable_weight, undesirable_weight
+    if not all(is_finite(weight) and weight >= 0.0 for weight in weights):
         raise InputError(
-            f"kto_loss: weights must not be negative, got {desirable_weight} and {undesirable_weight}"
+            f"kto_loss: weights must not be negative, got {desirable_weight!r} and {undesirable_weight!r}; "
+            f"desirable_weight and undesirable_weight are finite numbers"
         )
     for name, tensor in (("reference", reference), ("is_desirable", is_desirable)):
         if tensor.shape != policy.shape:

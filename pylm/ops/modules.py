@@ -13,12 +13,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pylm.errors import InputError
+from pylm.ops._library import (
+    check_device,
+    check_flag,
+    check_float,
+    check_float_dtype,
+    check_not_negative,
+    check_positive,
+    check_size,
+    is_finite,
+)
 from pylm.ops.gated import swiglu_packed
-from pylm.ops.losses import linear_cross_entropy
-from pylm.ops.moe import Routing, moe_experts, moe_route
+from pylm.ops.losses import check_loss_options, linear_cross_entropy
+from pylm.ops.moe import Routing, check_router, moe_experts, moe_route
 from pylm.ops.norm import rms_norm
 from pylm.ops.rotary import rope
 from pylm.ops.rotary_tables import rope_cache
+
+
+def _check_features(op: str, name: str, x: Tensor, dim: int) -> None:
+    if x.dim() == 0 or x.shape[-1] != dim:
+        raise InputError(f"{op}: {name} must be (..., {dim}), got {tuple(x.shape)}")
 
 
 class RMSNorm(nn.Module):
@@ -42,6 +57,11 @@ class RMSNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_size("RMSNorm", dim=dim)
+        check_not_negative("RMSNorm", eps=eps)
+        if not is_finite(weight_offset):
+            raise InputError(f"RMSNorm: weight_offset must be a finite number, got {weight_offset!r}")
+        check_float_dtype("RMSNorm", dtype)
         self.eps = eps
         self.weight_offset = weight_offset
         self.weight = nn.Parameter(torch.empty(dim, device=device, dtype=dtype))
@@ -88,6 +108,7 @@ class RotaryEmbedding(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        check_flag("RotaryEmbedding", interleaved=interleaved)
         self.dim = dim
         self.num_positions = num_positions
         self.theta = theta
@@ -145,6 +166,8 @@ class SwiGLU(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_size("SwiGLU", dim=dim, hidden_dim=hidden_dim)
+        check_float_dtype("SwiGLU", dtype)
         self.gate_up = nn.Linear(dim, 2 * hidden_dim, bias=bias, device=device, dtype=dtype)
         self.down = nn.Linear(hidden_dim, dim, bias=bias, device=device, dtype=dtype)
 
@@ -189,6 +212,16 @@ class LinearCrossEntropy(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_size("LinearCrossEntropy", dim=dim, num_classes=num_classes)
+        check_loss_options(
+            "LinearCrossEntropy",
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            softcap=softcap,
+            reduction=reduction,
+        )
+        check_float_dtype("LinearCrossEntropy", dtype)
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
         self.z_loss = z_loss
@@ -205,7 +238,10 @@ class LinearCrossEntropy(nn.Module):
     def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
         """Return the loss of hidden (..., D) for targets (...); without targets the logits (..., V)."""
         if targets is None:
-            logits = F.linear(hidden, self.weight)
+            check_float("LinearCrossEntropy", hidden=hidden)
+            check_device("LinearCrossEntropy", hidden, weight=self.weight)
+            _check_features("LinearCrossEntropy", "hidden", hidden, self.weight.shape[1])
+            logits = F.linear(hidden, self.weight.to(hidden.dtype))
             return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
         return linear_cross_entropy(
             hidden,
@@ -264,6 +300,9 @@ class MoE(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_size("MoE", dim=dim, hidden_dim=hidden_dim, num_experts=num_experts)
+        check_router("MoE", num_experts, top_k, score, num_groups, topk_groups, normalize, scale)
+        check_float_dtype("MoE", dtype)
         if balance not in ("loss", "bias"):
             raise InputError(f'MoE: balance must be "loss" or "bias", got {balance!r}')
         self.top_k = top_k
@@ -299,6 +338,9 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         """Return y like x (..., H), and the routing with its losses and loads."""
+        check_float("MoE", x=x)
+        check_device("MoE", x, router_weight=self.router_weight)
+        _check_features("MoE", "x", x, self.router_weight.shape[1])
         wide = torch.promote_types(x.dtype, torch.float32)
         # There is no autocast for every type of device, meta for one.
         has_autocast = torch.amp.is_autocast_available(x.device.type)
@@ -327,13 +369,21 @@ class MoE(nn.Module):
             rate: what the bias moves by; 1e-3 in DeepSeek-V3.
 
         Raises:
-            InputError: the module has no bias.
+            InputError: the module has no bias, or `load` or `rate` does not fit.
 
         Source:
             Wang et al., "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts", 2024.
         """
         if self.expert_bias is None:
             raise InputError('MoE.update_bias: there is no bias; make the module with balance="bias"')
+        check_positive("MoE.update_bias", rate=rate)
+        if not isinstance(load, Tensor) or load.shape != self.expert_bias.shape:
+            got = tuple(load.shape) if isinstance(load, Tensor) else type(load).__name__
+            raise InputError(
+                f"MoE.update_bias: load must be a tensor {tuple(self.expert_bias.shape)}, got {got}; "
+                f"pass Routing.load"
+            )
+        check_device("MoE.update_bias", self.expert_bias, load=load)
         excess = load.float() - load.float().mean()
         self.expert_bias -= rate * excess.sign()
 

@@ -18,6 +18,7 @@ Shapes: N tokens (all leading dimensions), E experts, K top-k, R = N K rows, H m
 dimension of an expert.
 """
 
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -29,9 +30,15 @@ from pylm.ops._library import (
     as_rows,
     autocast_like_linear,
     check_device,
+    check_flag,
     check_float,
+    check_optional_float,
+    check_positive,
+    check_tensors,
     compute_dtype,
     define_op,
+    is_integer,
+    is_integral,
     refuse_second_derivative,
     register_autograd,
 )
@@ -269,28 +276,17 @@ def moe_route(
         (z_loss); DeepSeek-AI, "DeepSeek-V2", 2024, section 2.1.2 (groups), and "DeepSeek-V3", 2024,
         eq. 12-20 (sigmoid, bias, shares of sigmoids).
     """
-    check_float("moe_route", logits=logits, bias=bias)
+    check_float("moe_route", logits=logits)
+    check_optional_float("moe_route", bias=bias)
     check_device("moe_route", logits, bias=bias)
     if logits.dim() == 0:
         raise InputError("moe_route: logits must be (..., E), got a scalar")
     num_experts = logits.shape[-1]
-    if score not in ("softmax", "sigmoid"):
-        raise InputError(f'moe_route: score must be "softmax" or "sigmoid", got {score!r}')
+    check_router("moe_route", num_experts, top_k, score, num_groups, topk_groups, normalize, scale)
     if group_score not in ("max", "top2", None):
         raise InputError(f'moe_route: group_score must be "max", "top2" or None, got {group_score!r}')
     if bias is not None and bias.shape != (num_experts,):
         raise InputError(f"moe_route: bias must have shape ({num_experts},), got {tuple(bias.shape)}")
-    if num_groups < 1 or num_experts % num_groups:
-        raise InputError(
-            f"moe_route: num_groups must be at least 1 and divide the {num_experts} experts, got {num_groups}"
-        )
-    if not 1 <= topk_groups <= num_groups:
-        raise InputError(f"moe_route: topk_groups must be in [1, num_groups={num_groups}], got {topk_groups}")
-    num_allowed = num_experts // num_groups * topk_groups
-    if not 1 <= top_k <= num_allowed:
-        raise InputError(
-            f"moe_route: top_k must be in [1, {num_allowed}], the experts that may be chosen, got {top_k}"
-        )
     rows = as_rows(logits)
     if rows.shape[0] * top_k > _MAX_ROWS:
         raise InputError(
@@ -301,9 +297,49 @@ def moe_route(
     return Routing(*_ROUTE(rows, bias, top_k, *options)[:7])
 
 
-def _expert_slices(offsets: Tensor) -> list[tuple[int, slice]]:
-    """Return the experts that have rows, with their rows."""
+def check_router(
+    op: str,
+    num_experts: int,
+    top_k: object,
+    score: object,
+    num_groups: object,
+    topk_groups: object,
+    normalize: object,
+    scale: object,
+) -> None:
+    """Raise InputError unless the options of `moe_route` are in range."""
+    if score not in ("softmax", "sigmoid"):
+        raise InputError(f'{op}: score must be "softmax" or "sigmoid", got {score!r}')
+    if not is_integer(num_groups) or num_groups < 1 or num_experts % num_groups:
+        raise InputError(
+            f"{op}: num_groups must be at least 1 and divide the {num_experts} experts, got {num_groups!r}"
+        )
+    if not is_integer(topk_groups) or not 1 <= topk_groups <= num_groups:
+        raise InputError(f"{op}: topk_groups must be in [1, num_groups={num_groups}], got {topk_groups!r}")
+    num_allowed = num_experts // num_groups * topk_groups
+    if not is_integer(top_k) or not 1 <= top_k <= num_allowed:
+        raise InputError(
+            f"{op}: top_k must be in [1, {num_allowed}], the experts that may be chosen, got {top_k!r}"
+        )
+    check_flag(op, normalize=normalize)
+    check_positive(op, scale=scale)
+
+
+def _expert_slices(order: Tensor, offsets: Tensor) -> list[tuple[int, slice]]:
+    """Return the experts that have rows, with their rows; raise where they are not those of a routing."""
     ends = offsets.tolist()
+    if ends[0] != 0 or ends[-1] != order.numel() or any(a > b for a, b in pairwise(ends)):
+        raise InputError(
+            f"moe_experts: the offsets of routing must rise from 0 to its {order.numel()} rows, "
+            f"got {ends[:8]}; pass what moe_route gives"
+        )
+    if order.numel():
+        low, high = torch.aminmax(order)
+        if int(low) < 0 or int(high) >= order.numel():
+            raise InputError(
+                f"moe_experts: the order of routing must be in [0, {order.numel()}), "
+                f"got {int(low)} to {int(high)}; pass what moe_route gives"
+            )
     return [(e, slice(ends[e], ends[e + 1])) for e in range(len(ends) - 1) if ends[e] < ends[e + 1]]
 
 
@@ -332,7 +368,7 @@ def _experts_cpu(
     if order.numel() == 0 or x.shape[1] == 0:
         return torch.zeros(x.shape, dtype=x.dtype), kept
     out = torch.empty((order.numel(), x.shape[1]), dtype=wide)
-    for e, rows in _expert_slices(offsets):
+    for e, rows in _expert_slices(order, offsets):
         gate_up = _gate_up(x, order[rows] // weight.shape[1], gate_up_weight[e])
         if keep:
             kept[rows] = gate_up
@@ -378,7 +414,7 @@ def _experts_backward_cpu(
     grad_gate_up = torch.zeros(gate_up_weight.shape if needs_gate_up else (0,), dtype=gate_up_weight.dtype)
     grad_down = torch.zeros(down_weight.shape if needs_down else (0,), dtype=down_weight.dtype)
     grad_rows = torch.empty((num_rows if needs_x else 0, x.shape[1]), dtype=wide)
-    for e, rows in _expert_slices(offsets) if x.shape[1] else []:
+    for e, rows in _expert_slices(order, offsets) if x.shape[1] else []:
         choices = order[rows].long()
         tokens = choices // top_k
         kept = gate_up[rows].to(wide) if gate_up.numel() else _gate_up(x, tokens, gate_up_weight[e])
@@ -497,7 +533,10 @@ def moe_experts(x: Tensor, routing: Routing, gate_up_weight: Tensor, down_weight
         >>> y_ND = moe_experts(x_ND, routing, gate_up_weight, down_weight)
         >>> loss = loss + 0.01 * routing.aux_loss + 0.001 * routing.z_loss
     """
+    if not isinstance(routing, tuple) or len(routing) < 4:
+        raise InputError(f"moe_experts: routing must be what moe_route gives, got {type(routing).__name__}")
     weight, _, order, offsets = routing[:4]
+    check_tensors("moe_experts", order=order, offsets=offsets)
     check_float("moe_experts", x=x, weight=weight, gate_up_weight=gate_up_weight, down_weight=down_weight)
     check_device(
         "moe_experts",
@@ -524,6 +563,11 @@ def moe_experts(x: Tensor, routing: Routing, gate_up_weight: Tensor, down_weight
         raise InputError(
             f"moe_experts: routing is of {tuple(weight.shape)} choices and {order.shape[0]} rows, expected "
             f"those of the {rows.shape[0]} tokens of x; route the same tokens"
+        )
+    if not is_integral(order) or not is_integral(offsets):
+        raise InputError(
+            f"moe_experts: order and offsets of routing must be integers, got {order.dtype} and "
+            f"{offsets.dtype}; pass what moe_route gives"
         )
     if offsets.shape != (shape[0] + 1,):
         raise InputError(

@@ -15,8 +15,10 @@ from pylm.ops._library import (
     as_rows,
     check_device,
     check_float,
+    check_optional_float,
     compute_dtype,
     define_op,
+    is_finite,
     refuse_second_derivative,
     register_autograd,
 )
@@ -206,7 +208,7 @@ def rms_norm(
     Args:
         x: (..., D), any strides.
         weight: (D,) gain, or None for no gain.
-        eps: added to the mean square.
+        eps: added to the mean square; at least 0.
         residual: (..., D) like `x`; when given, `x + residual` is normalised and returned as well.
         weight_offset: added to the weight; 1.0 for models that store the gain as its distance from one.
 
@@ -214,12 +216,13 @@ def rms_norm(
         y (..., D); with `residual`, the pair (y, x + residual).
 
     Raises:
-        InputError: a shape, dtype or device does not fit.
+        InputError: a shape, dtype, device or option does not fit.
 
     Source:
         Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
     """
-    check_float("rms_norm", x=x, weight=weight, residual=residual)
+    check_float("rms_norm", x=x)
+    check_optional_float("rms_norm", weight=weight, residual=residual)
     check_device("rms_norm", x, weight=weight, residual=residual)
     if x.dim() == 0:
         raise InputError("rms_norm: x must have at least one dimension, got a scalar; pass (..., D)")
@@ -228,6 +231,10 @@ def rms_norm(
             f"rms_norm: weight must have shape ({x.shape[-1]},) like the last dimension of x, "
             f"got {tuple(weight.shape)}; pass one gain per feature"
         )
+    if not (is_finite(eps) and eps >= 0.0):
+        raise InputError(f"rms_norm: eps must not be negative, got {eps!r}; 1e-6 is usual")
+    if not is_finite(weight_offset):
+        raise InputError(f"rms_norm: weight_offset must be a finite number, got {weight_offset!r}; 0 is none")
     if residual is None:
         y: Tensor = _FORWARD(x, weight, eps, weight_offset)[0]
         return y

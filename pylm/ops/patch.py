@@ -8,7 +8,7 @@ what a module computes: its own forward, on small random numbers, must agree wit
 import functools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -103,9 +103,10 @@ def patch(model: nn.Module, *, ops: Collection[str] | None = None) -> PatchRepor
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"patch: model must be a torch.nn.Module, got {type(model).__name__}")
-    wanted = set(OPS if ops is None else ops)
-    if isinstance(ops, str) or not wanted <= set(OPS):
-        unknown = repr(ops) if isinstance(ops, str) else ", ".join(map(repr, sorted(wanted - set(OPS))))
+    is_set = ops is None or (isinstance(ops, Iterable) and not isinstance(ops, str))
+    wanted = set(OPS if ops is None else ops) if is_set else set()
+    if not is_set or not wanted <= set(OPS):
+        unknown = repr(ops) if not is_set else ", ".join(map(repr, sorted(wanted - set(OPS))))
         raise InputError(f"patch: ops must be a set of names among {', '.join(OPS)}; got {unknown}")
     swapped: list[Swapped] = []
     left: list[Left] = []
@@ -161,7 +162,12 @@ def unpatch(model: nn.Module) -> None:
 
     Args:
         model: any model; one that is not patched is left as it is.
+
+    Raises:
+        InputError: `model` is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"unpatch: model must be a torch.nn.Module, got {type(model).__name__}")
     for module in model.modules():
         module.__dict__.pop(DEFERS, None)
         if swap_of(module) is not None:

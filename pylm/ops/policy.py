@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from pylm.errors import InputError
-from pylm.ops._library import check_device, check_float, compute_dtype
+from pylm.ops._library import (
+    check_device,
+    check_float,
+    check_not_negative,
+    check_optional_float,
+    check_tensors,
+    compute_dtype,
+    is_finite,
+    is_integer,
+)
 
 Reduction: TypeAlias = Literal["sequence", "token", "constant", "none"]
 AdvantageKind: TypeAlias = Literal["standardised", "centred"]
@@ -26,7 +35,7 @@ def group_advantages(
     Args:
         rewards: (P, G), one row a prompt.
         kind: which of the two.
-        epsilon: keeps a group of nearly equal rewards finite.
+        epsilon: keeps a group of nearly equal rewards finite; at least 0.
 
     Returns:
         Advantages (P, G), of the dtype of `rewards`; exactly 0 where all rewards of a prompt are equal.
@@ -44,6 +53,7 @@ def group_advantages(
         raise InputError(f"group_advantages: rewards must be (P, G), got {tuple(rewards.shape)}")
     if kind not in ("standardised", "centred"):
         raise InputError(f'group_advantages: kind must be "standardised" or "centred", got {kind!r}')
+    check_not_negative("group_advantages", epsilon=epsilon)
     centred = rewards - rewards.mean(1, keepdim=True)
     is_equal = (rewards == rewards[:, :1]).all(1, keepdim=True)
     if kind == "standardised" and rewards.shape[1] > 1 and rewards.shape[0]:
@@ -102,7 +112,7 @@ def grpo_loss(
         reference_logprob: (B, T) under the reference; needed where kl_coefficient is not 0. No gradient.
         clip_low: how far below 1 the ratio still counts.
         clip_high: how far above 1 the ratio still counts; DAPO takes 0.28.
-        kl_coefficient: weight of the divergence from the reference.
+        kl_coefficient: weight of the divergence from the reference; at least 0.
         reduction: which of the three, or "none" for the tokens' losses times their row's weight.
         row_weight: (B,), how often each row counts; None means once.
         num_sequences: None counts the rows given, by their weight.
@@ -124,10 +134,14 @@ def grpo_loss(
         >>> loss = grpo_loss(logprob, group_advantages(rewards).flatten(), mask, reduction="token").loss
     """
     _check_inputs(logprob, advantages, mask, old_logprob, reference_logprob, row_weight)
-    if not (clip_low >= 0.0 and clip_high >= 0.0):
+    if not all(is_finite(clip) and clip >= 0.0 for clip in (clip_low, clip_high)):
         raise InputError(
-            f"grpo_loss: clip_low and clip_high must not be negative, got {clip_low} and {clip_high}"
+            f"grpo_loss: clip_low and clip_high must not be negative, got {clip_low!r} and {clip_high!r}; "
+            f"a finite number that is large clips nothing"
         )
+    check_not_negative("grpo_loss", kl_coefficient=kl_coefficient)
+    for name, count in (("num_sequences", num_sequences), ("num_tokens", num_tokens)):
+        _check_count(name, count)
     if reference_logprob is None and kl_coefficient != 0.0:
         raise InputError(
             f"grpo_loss: kl_coefficient={kl_coefficient} needs reference_logprob, got None; pass it or 0"
@@ -178,7 +192,7 @@ def _reduce(
     if reduction == "sequence" and num_sequences is not None:
         return loss.sum() / _at_least_one(num_sequences)
     if reduction == "constant" and num_sequences is not None:
-        if max_tokens is None or max_tokens < 1:
+        if not is_integer(max_tokens) or max_tokens < 1:
             raise InputError(
                 f'grpo_loss: reduction "constant" needs max_tokens of at least 1, got {max_tokens}'
             )
@@ -186,6 +200,14 @@ def _reduce(
     raise InputError(
         f'grpo_loss: reduction must be "sequence", "token", "constant" or "none", got {reduction!r}'
     )
+
+
+def _check_count(name: str, count: object) -> None:
+    if isinstance(count, Tensor) and count.numel() == 1:
+        return
+    if count is not None and (isinstance(count, Tensor) or not is_finite(count) or count < 0):
+        got = f"a tensor {tuple(count.shape)}" if isinstance(count, Tensor) else repr(count)
+        raise InputError(f"grpo_loss: {name} must be one number of at least 0, or None, got {got}")
 
 
 def _at_least_one(count: int | Tensor) -> int | Tensor:
@@ -201,7 +223,9 @@ def _check_inputs(
     row_weight: Tensor | None,
 ) -> None:
     others = {"old_logprob": old_logprob, "reference_logprob": reference_logprob}
-    check_float("grpo_loss", logprob=logprob, advantages=advantages, **others)
+    check_float("grpo_loss", logprob=logprob, advantages=advantages)
+    check_optional_float("grpo_loss", **others)
+    check_tensors("grpo_loss", mask=mask)
     check_device("grpo_loss", logprob, advantages=advantages, mask=mask, row_weight=row_weight, **others)
     if logprob.dim() != 2:
         raise InputError(f"grpo_loss: logprob must be (B, T), got {tuple(logprob.shape)}")

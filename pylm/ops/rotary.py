@@ -16,6 +16,7 @@ from torch import Tensor
 from pylm.errors import InputError
 from pylm.ops._library import (
     check_device,
+    check_flag,
     check_float,
     compute_dtype,
     define_op,
@@ -178,6 +179,7 @@ def rope(
     """
     check_float("rope", q=q, k=k, cos=cos, sin=sin)
     check_device("rope", q, k=k, cos=cos, sin=sin, position_ids=position_ids)
+    check_flag("rope", interleaved=interleaved)
     if q.dim() < 3 or q.shape[:-2] != k.shape[:-2] or q.shape[-1] != k.shape[-1]:
         raise InputError(
             f"rope: q (..., T, H, C) and k (..., T, K, C) must agree in all but the heads, "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pylm.errors import InputError
+from pylm.ops._library import check_float_dtype, is_finite, is_integer, is_integral
 
 _KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 
@@ -50,8 +51,11 @@ def rope_cache(
         >>> cos, sin = rope_cache(2048, 64, theta=500_000.0)
         >>> q, k = rope(q, k, cos, sin)
     """
-    if num_positions < 0:
-        raise InputError(f"rope_cache: num_positions must not be negative, got {num_positions}")
+    if not is_integer(num_positions) or num_positions < 0:
+        raise InputError(
+            f"rope_cache: num_positions must not be negative, got {num_positions!r}; pass a whole number"
+        )
+    check_float_dtype("rope_cache", dtype)
     length = num_positions if sequence_length is None else sequence_length
     frequencies, factor = rope_frequencies(dim, theta=theta, scaling=scaling, sequence_length=length)
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float64), frequencies)
@@ -108,16 +112,26 @@ def rope_frequencies(
         Positional Interpolation", 2023 (linear); Peng et al., "YaRN", 2023 (dynamic, yarn); Ding et al.,
         "LongRoPE", 2024; the releases of Llama 3.1, DeepSeek V2 (mscale) and Gemma 4 (proportional).
     """
-    if dim % 2 or dim <= 0:
-        raise InputError(f"rope_frequencies: dim must be a positive even number, got {dim}")
-    if theta <= 0.0:
-        raise InputError(f"rope_frequencies: theta must be positive, got {theta}")
+    if not is_integer(dim) or dim % 2 or dim <= 0:
+        raise InputError(f"rope_frequencies: dim must be a positive even number, got {dim!r}")
+    if not is_finite(theta) or theta <= 0.0:
+        raise InputError(f"rope_frequencies: theta must be positive, got {theta!r}; pass a finite number")
+    if sequence_length is not None and (not is_integer(sequence_length) or sequence_length < 0):
+        raise InputError(
+            f"rope_frequencies: sequence_length must be a whole number of at least 0, or None, "
+            f"got {sequence_length!r}"
+        )
+    if scaling is not None and not isinstance(scaling, Mapping):
+        raise InputError(
+            f"rope_frequencies: scaling must be a mapping or None, got {scaling!r}; "
+            f'pass the field of the configuration, {{"rope_type": ...}}'
+        )
     frequencies = _plain(dim, theta)
     if scaling is None:
         return frequencies, 1.0
     kind = _kind(scaling)
     if kind == "linear":
-        return frequencies / _number(scaling, "factor"), 1.0
+        return frequencies / _positive(scaling, "factor"), 1.0
     if kind == "dynamic":
         return _dynamic(dim, theta, scaling, sequence_length), 1.0
     if kind == "yarn":
@@ -127,8 +141,11 @@ def rope_frequencies(
     if kind == "llama3":
         return _llama3(frequencies, scaling), 1.0
     if kind == "proportional":
-        frequencies[int(_number(scaling, "partial_rotary_factor", 1.0) * dim // 2) :] = 0.0
-        return frequencies / _number(scaling, "factor", 1.0), 1.0
+        share = _number(scaling, "partial_rotary_factor", 1.0)
+        if share > 1.0:
+            raise _unfit(scaling, "partial_rotary_factor", "must be in [0, 1]")
+        frequencies[int(share * dim // 2) :] = 0.0
+        return frequencies / _positive(scaling, "factor", 1.0), 1.0
     if kind != "default":
         raise InputError(f"rope_frequencies: rope_type must be one of {', '.join(_KINDS)}, got {kind!r}")
     return frequencies, 1.0
@@ -141,13 +158,17 @@ def _plain(dim: int, theta: float) -> Tensor:
 def _dynamic(dim: int, theta: float, scaling: Mapping[str, object], sequence_length: int | None) -> Tensor:
     if dim == 2:
         raise InputError("rope_frequencies: scaling of type 'dynamic' needs dim of at least 4, got 2")
-    factor, trained = _number(scaling, "factor"), _number(scaling, "original_max_position_embeddings")
+    factor, trained = _positive(scaling, "factor"), _trained(scaling)
     length = max(trained, sequence_length or 0)
     return _plain(dim, theta * (factor * length / trained - (factor - 1.0)) ** (dim / (dim - 2)))
 
 
 def _yarn(frequencies: Tensor, theta: float, scaling: Mapping[str, object]) -> tuple[Tensor, float]:
-    trained = _number(scaling, "original_max_position_embeddings")
+    if theta == 1.0:
+        raise InputError(
+            "rope_frequencies: scaling of type 'yarn' needs another theta than 1: all pairs are alike"
+        )
+    trained = _trained(scaling)
     factor = _extension(scaling, trained)
     num_pairs = frequencies.shape[0]
 
@@ -155,9 +176,14 @@ def _yarn(frequencies: Tensor, theta: float, scaling: Mapping[str, object]) -> t
         """Return the pair, not a whole number, that turns so often in the trained positions."""
         return num_pairs * math.log(trained / (turns * 2.0 * math.pi)) / math.log(theta)
 
-    low = pair_of(_number(scaling, "beta_fast", 32.0))
-    high = pair_of(_number(scaling, "beta_slow", 1.0))
-    if scaling.get("truncate", True):
+    fast, slow = _positive(scaling, "beta_fast", 32.0), _positive(scaling, "beta_slow", 1.0)
+    if fast < slow:
+        raise _unfit(scaling, "beta_fast", f"must not be below beta_slow, {slow}")
+    low, high = pair_of(fast), pair_of(slow)
+    truncate = scaling.get("truncate", True)
+    if truncate not in (True, False):
+        raise _unfit(scaling, "truncate", "must be true or false")
+    if truncate:
         low, high = math.floor(low), math.ceil(high)
     # The upper bound counts features, not pairs, and an empty range has the width 0.001: models are
     # trained with the frequencies that this gives.
@@ -169,7 +195,7 @@ def _yarn(frequencies: Tensor, theta: float, scaling: Mapping[str, object]) -> t
     attention = _attention_scale(factor, 1.0)
     if mscale and mscale_all:
         attention = _attention_scale(factor, mscale) / _attention_scale(factor, mscale_all)
-    return scaled, _number(scaling, "attention_factor", attention)
+    return scaled, _positive(scaling, "attention_factor", attention)
 
 
 def _attention_scale(factor: float, mscale: float) -> float:
@@ -179,21 +205,25 @@ def _attention_scale(factor: float, mscale: float) -> float:
 def _longrope(
     frequencies: Tensor, scaling: Mapping[str, object], sequence_length: int | None
 ) -> tuple[Tensor, float]:
-    trained = _number(scaling, "original_max_position_embeddings")
+    trained = _trained(scaling)
     is_long = sequence_length is not None and sequence_length > trained
     factors = _numbers(scaling, "long_factor" if is_long else "short_factor", frequencies.shape[0])
     given = scaling.get("attention_factor")
     attention = 1.0
     if given is None:
         factor = _extension(scaling, trained)
+        if factor > 1.0 and trained == 1.0:
+            raise _unfit(scaling, "original_max_position_embeddings", "must be more than 1")
         attention = math.sqrt(1.0 + math.log(factor) / math.log(trained)) if factor > 1.0 else 1.0
-    return frequencies / factors, _number(scaling, "attention_factor", attention)
+    return frequencies / factors, _positive(scaling, "attention_factor", attention)
 
 
 def _llama3(frequencies: Tensor, scaling: Mapping[str, object]) -> Tensor:
-    factor = _number(scaling, "factor")
+    factor = _positive(scaling, "factor")
     low, high = _number(scaling, "low_freq_factor"), _number(scaling, "high_freq_factor")
-    turns = frequencies * _number(scaling, "original_max_position_embeddings") / (2 * math.pi)
+    if not high > low:
+        raise _unfit(scaling, "high_freq_factor", f"must be more than low_freq_factor, {low}")
+    turns = frequencies * _trained(scaling) / (2 * math.pi)
     kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
     return frequencies * (kept + (1 - kept) / factor)
 
@@ -205,12 +235,32 @@ def _kind(scaling: Mapping[str, object]) -> object:
 def _extension(scaling: Mapping[str, object], trained: float) -> float:
     """Return how many times longer than the trained context the extended one is."""
     if scaling.get("factor") is None and scaling.get("max_position_embeddings") is not None:
-        return _number(scaling, "max_position_embeddings") / trained
-    return _number(scaling, "factor")
+        return _positive(scaling, "max_position_embeddings") / trained
+    return _positive(scaling, "factor")
+
+
+def _trained(scaling: Mapping[str, object]) -> float:
+    """Return the length of the context that the model was trained with."""
+    trained = _number(scaling, "original_max_position_embeddings")
+    if trained < 1.0:
+        raise _unfit(scaling, "original_max_position_embeddings", "must be at least 1")
+    return trained
+
+
+def _positive(scaling: Mapping[str, object], field: str, default: float | None = None) -> float:
+    value = _number(scaling, field, default)
+    if value <= 0.0:
+        raise _unfit(scaling, field, "must be positive")
+    return value
+
+
+def _unfit(scaling: Mapping[str, object], field: str, expected: str) -> InputError:
+    kind, got = _kind(scaling), scaling.get(field)
+    return InputError(f"rope_frequencies: {field} of scaling of type {kind!r} {expected}, got {got!r}")
 
 
 def _number(scaling: Mapping[str, object], field: str, default: float | None = None) -> float:
-    """Return a field that is a number; where it is absent or None the default, where there is one."""
+    """Return a field, a finite number of at least 0; where it is absent or None the default, if any."""
     value = scaling.get(field)
     if value is None and default is not None:
         return default
@@ -218,17 +268,24 @@ def _number(scaling: Mapping[str, object], field: str, default: float | None = N
         raise InputError(
             f"rope_frequencies: scaling of type {_kind(scaling)!r} needs the number {field!r}, got {value!r}"
         )
+    if not is_finite(value) or isinstance(value, bool):
+        raise _unfit(scaling, field, "must be a finite number")
+    if value < 0.0:
+        raise _unfit(scaling, field, "must not be negative")
     return float(value)
 
 
 def _numbers(scaling: Mapping[str, object], field: str, count: int) -> Tensor:
     values = scaling.get(field)
-    if not isinstance(values, Sequence) or len(values) != count:
+    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != count:
         got = f"{len(values)} of them" if isinstance(values, Sequence) else repr(values)
         raise InputError(
             f"rope_frequencies: scaling of type {_kind(scaling)!r} needs {count} numbers {field!r}, "
             f"one a pair of features, got {got}"
         )
+    for value in values:
+        if not is_finite(value) or value <= 0.0:
+            raise _unfit(scaling, field, "must hold positive numbers")
     return torch.tensor(values, dtype=torch.float64)
 
 
@@ -252,13 +309,24 @@ def packed_position_ids(offsets: Tensor, num_tokens: int) -> Tensor:
         >>> packed_position_ids(torch.tensor([0, 3, 5]), 6).tolist()
         [0, 1, 2, 0, 1, 0]
     """
-    if offsets.dim() != 1 or offsets.shape[0] == 0 or offsets.is_floating_point():
+    if not isinstance(offsets, Tensor):
+        raise InputError(
+            f"packed_position_ids: offsets must be a tensor, got {type(offsets).__name__}; convert it first"
+        )
+    if offsets.dim() != 1 or offsets.shape[0] == 0 or not is_integral(offsets):
         raise InputError(
             f"packed_position_ids: offsets must be integers of shape (S + 1,), "
             f"got {offsets.dtype} {tuple(offsets.shape)}"
         )
-    if num_tokens < 0:
-        raise InputError(f"packed_position_ids: num_tokens must not be negative, got {num_tokens}")
+    if not is_integer(num_tokens) or num_tokens < 0:
+        raise InputError(
+            f"packed_position_ids: num_tokens must not be negative, got {num_tokens!r}; pass a whole number"
+        )
+    if num_tokens > torch.iinfo(offsets.dtype).max:
+        raise InputError(
+            f"packed_position_ids: offsets must be of a dtype that holds num_tokens={num_tokens}, "
+            f"got {offsets.dtype}; convert them to int32"
+        )
     if offsets.device.type == "cpu" and not torch.compiler.is_compiling():
         first, falls = int(offsets[0]), bool((offsets.diff() < 0).any())
         if first != 0 or falls:

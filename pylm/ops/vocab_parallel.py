@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pylm.errors import InputError
+from pylm.ops._library import check_float, check_ignore_index, check_positive, is_integer
 from pylm.ops.logprob import LogProb, check_linear, linear_logprob
 
 
@@ -89,12 +90,25 @@ def vocab_parallel_logprob(
     Source:
         Shoeybi et al., "Megatron-LM", 2019 (vocabulary-parallel cross entropy).
     """
+    check_float("vocab_parallel_logprob", weight=weight)
     if weight.dim() != 2 or weight.shape[0] == 0:
         raise InputError(
             f"vocab_parallel_logprob: weight must be (V_r, D) with at least one row on each rank, "
             f"got {tuple(weight.shape)}; use fewer ranks"
         )
     targets = check_linear("vocab_parallel_logprob", hidden, weight, targets, bias)
+    check_positive("vocab_parallel_logprob", temperature=temperature)
+    check_positive("vocab_parallel_logprob", or_none=True, softcap=softcap)
+    check_ignore_index("vocab_parallel_logprob", ignore_index)
+    if not is_integer(first_class) or first_class < 0:
+        raise InputError(
+            f"vocab_parallel_logprob: first_class must be a whole number of at least 0, got {first_class!r}"
+        )
+    if not dist.is_available() or not dist.is_initialized():
+        raise InputError(
+            "vocab_parallel_logprob: group must be of torch.distributed, which has not been started; "
+            "call torch.distributed.init_process_group first"
+        )
     is_kept = targets != ignore_index
     local_targets = targets - first_class
     is_local = is_kept & (local_targets >= 0) & (local_targets < weight.shape[0])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pylm.errors import InputError
+from pylm.ops._library import check_float_dtype, check_size
 from pylm.ops.gated import geglu, swiglu, swiglu_packed
 from pylm.ops.logprob import linear_logprob
 from pylm.ops.losses import linear_cross_entropy
@@ -47,11 +48,21 @@ def warmup(
         Seconds that it took.
 
     Raises:
-        InputError: there is no GPU.
+        InputError: there is no GPU, or a size or the dtype does not fit.
 
     Example:
         >>> seconds = warmup(dim=64, vocab_size=100, device="cpu")
     """
+    sizes = {
+        "dim": dim,
+        "hidden_dim": hidden_dim,
+        "num_heads": num_heads,
+        "num_kv_heads": num_kv_heads,
+        "head_dim": head_dim,
+        "vocab_size": vocab_size,
+    }
+    check_size("warmup", **{name: size for name, size in sizes.items() if size is not None})
+    check_float_dtype("warmup", dtype)
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise InputError(
             f"warmup: torch sees no GPU for device {str(device)!r}; on a CPU there is nothing to compile"

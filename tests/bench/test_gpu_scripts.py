@@ -79,11 +79,37 @@ def test_the_plain_variant_runs_no_op_of_ours(monkeypatch: pytest.MonkeyPatch) -
     assert "pylm" in names.seen
 
 
+def test_what_does_not_fit_into_the_seconds_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [str(BENCH / "gpu_ops.py"), "--dry-run", "--out", str(tmp_path), "--seconds", "0"]
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "ops.json").read_text())
+    assert (result["cases_left_out"], result["rows"]) == (12, [])
+    monkeypatch.syspath_prepend(str(BENCH))
+    import gpu_common
+    import gpu_ops
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    calls = {"torch": double, "pylm": double, "other": double}
+    case = gpu_ops.Case("double", calls, [torch.ones(4, requires_grad=True)], bytes_moved=(32, 32))
+    device = torch.device("cpu")
+    rows = gpu_ops.measure(case, device, gpu_ops.Ceilings(device, 2), 2, gpu_common.Clock(-1.0))
+    assert ["both_ms" in row for row in rows] == [True, True, False]
+    assert rows[2]["note"] == "the time was over: not timed"
+    rows = gpu_ops.measure(case, device, gpu_ops.Ceilings(device, 2), 2, gpu_common.Clock(60.0))
+    assert all("both_ms" in row for row in rows)
+
+
 @pytest.mark.parametrize(
     ("arguments", "python", "line"),
     [
         (("--phase", "ops"), sys.executable, "torch sees no CUDA GPU here"),
         (("--phase", "fly"), sys.executable, "--phase must be build, test, ops, train or all, got 'fly'"),
+        (("--seconds", "soon"), sys.executable, "--seconds must be a whole number, got 'soon'"),
         (("--fast",), sys.executable, "unknown argument --fast"),
         (("--dry-run",), "no-such-python", "no no-such-python here"),
     ],

@@ -37,7 +37,7 @@ _run = JITFunction.run
 def compile_only(self, *args, grid, warmup, **kwargs):
     kernel = _run(self, *args, grid=grid, warmup=True, **kwargs)
     compiled.append((f"{self.fn.__module__.rpartition('.')[2]}.{self.fn.__name__}", kernel))
-    return kernel
+    # None, as from the interpreter: what is compiled cannot be loaded here, and so not be started again.
 
 
 def launch_all(dtype: torch.dtype) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pylm import ops
 from pylm.kernels import _grouped, linear_logprob, moe_route, rms_norm, swiglu
-from pylm.kernels._launch import strided_rows
+from pylm.kernels._launch import row_strides
 from pylm.ops import logprob
 
 # In units of float32 eps times the largest value: sums of up to 300 products, exponentials and quotients.
@@ -170,16 +170,20 @@ def test_norm_of_more_rows_than_programs_hold() -> None:
 def test_rows_are_read_where_they_are() -> None:
     fused = torch.randn(2, 5, 7, 4)  # queries, keys and values of each position
     q = fused[:, :, :3]
-    inner, (rows, other) = strided_rows(q, torch.empty(2, 5, 3, 4))
-    assert (inner, rows.data.data_ptr(), rows.outer_stride, rows.inner_stride) == (3, q.data_ptr(), 28, 4)
-    assert (other.outer_stride, other.inner_stride) == (12, 4)
-    inner, (rows,) = strided_rows(fused[0, :, 1])  # one head
-    assert (inner, rows.data.data_ptr(), rows.outer_stride) == (1, fused[0, :, 1].data_ptr(), 28)
+    inner, (rows, other) = row_strides(q.shape, q.stride(), torch.empty(2, 5, 3, 4).stride())
+    assert (inner, rows) == (3, (True, 28, 4))
+    assert other == (True, 12, 4)
+    head = fused[0, :, 1]
+    inner, (rows,) = row_strides(head.shape, head.stride())
+    assert (inner, rows.in_place, rows.outer_stride) == (1, True, 28)
     # Three strides, another number of heads, or no unit stride: copied.
     for x in (fused[:, :3, :2], fused.transpose(-1, -2)):
-        assert strided_rows(x)[1][0].data.data_ptr() != x.data_ptr()
-    inner, (rows, other) = strided_rows(q, q.transpose(0, 1).contiguous().transpose(0, 1))
-    assert rows.data.data_ptr() == q.data_ptr()
+        (rows,) = row_strides(x.shape, x.stride())[1]
+        assert not rows.in_place
+    turned = q.transpose(0, 1).contiguous().transpose(0, 1)
+    inner, (rows, other) = row_strides(q.shape, q.stride(), turned.stride())
+    assert rows.in_place
+    assert rows.outer_stride == 28
 
 
 VIEWS = {
