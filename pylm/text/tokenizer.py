@@ -1,9 +1,11 @@
 """Byte-level BPE: text to token ids and back, with the ids of tiktoken and Hugging Face tokenizers."""
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pickle import PickleBuffer
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from pylm import _core
 from pylm.errors import InputError
 from pylm.files import atomic_path
-from pylm.text import _hf_format, _loading, _rank_format
+from pylm.text import _binary_format, _hf_format, _loading, _rank_format
 from pylm.text._added_tokens import AddedToken, AddedVocabulary, AllowedSpecial, Masks
 from pylm.text._byte_model import ByteModel
 from pylm.text._decoding import Decoding, TokenOffsets, char_offsets
@@ -26,6 +28,7 @@ from pylm.text.token_array import TokenArray, join_arrays
 from pylm.text.word_counter import TextBatches, TrainingProgress, WordCounter
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
     from transformers import PreTrainedTokenizerFast
 
 
@@ -82,15 +85,17 @@ class Tokenizer(Decoding):
         pattern: str | None = None,
         special_tokens: Mapping[str, int] | None = None,
     ) -> "Tokenizer":
-        """Read a tokenizer.json, a rank file, a SentencePiece model, a tekken.json, or a model folder.
+        """Read a tokenizer.json, ranks, a SentencePiece model, a tekken.json, a .pylm file or a model folder.
 
         The rank files that OpenAI and Meta publish are recognised by their bytes, whatever their name:
-        r50k_base, p50k_base, cl100k_base, o200k_base, and Llama 3's tokenizer.model.
+        r50k_base, p50k_base, cl100k_base, o200k_base, and Llama 3's tokenizer.model. A `.pylm` file is what
+        `save` has written: it is mapped and stays so, and must not be written into while it is in use.
 
         Args:
-            path: the file, or a folder with a tokenizer.json, else a tokenizer.model or tekken.json; roles of
-                tokens and chat template are taken from the files beside it. What a tokenizer.model is, ranks
-                (Llama 3) or a model of SentencePiece (Llama 2), shows in its first bytes.
+            path: the file, or a folder with a tokenizer.json, else a tokenizer.model, tekken.json or
+                tokenizer.pylm; roles of tokens and chat template are taken from the files beside it. What a
+                tokenizer.model is, ranks (Llama 3) or a model of SentencePiece (Llama 2), shows in its first
+                bytes.
             pattern: pre-tokenization of another rank file, which does not name it; see `PATTERNS`.
             special_tokens: of a rank file, which does not hold them.
 
@@ -418,14 +423,19 @@ class Tokenizer(Decoding):
         """Write the tokenizer.
 
         Args:
-            path: a `.tiktoken` file to write ranks, without special tokens; an existing folder to write a
-                tokenizer.json and a tokenizer_config.json, as `transformers` reads them; any other name to
-                write a tokenizer.json.
+            path: a `.pylm` file to write all of it, ready to be loaded at once; a `.tiktoken` file to write
+                ranks, without special tokens; an existing folder to write a tokenizer.json and a
+                tokenizer_config.json, as `transformers` reads them; any other name to write a tokenizer.json.
 
         Raises:
             InputError: no rank file gives the same ids; says why.
         """
         path = Path(path)
+        if path.suffix == _binary_format.SUFFIX:
+            content = self._to_binary()
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(content)
+            return
         if path.suffix == ".tiktoken":
             if not isinstance(self._model, ByteModel):
                 raise InputError(f"{path}: a rank file holds byte-level BPE only; save a tokenizer.json")
@@ -443,9 +453,25 @@ class Tokenizer(Decoding):
             with atomic_path(file) as temporary:
                 temporary.write_text(document + "\n", encoding="utf-8")
 
+    def _parts(self) -> Parts:
+        return Parts(self._model, self._added.tokens, self._normalizer, self._template)
+
     def _to_json(self) -> str:
-        parts = Parts(self._model, self._added.tokens, self._normalizer, self._template)
-        return json.dumps(_hf_format.write(parts), ensure_ascii=False)
+        return json.dumps(_hf_format.write(self._parts()), ensure_ascii=False)
+
+    def _to_binary(self) -> bytes:
+        return _binary_format.write(self._parts(), self._config, self._decoder)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[object, ...]:
+        """Pickle the bytes of a `.pylm` file; from protocol 5 on as a buffer that need not be copied."""
+        content = self._to_binary()
+        return type(self)._of_binary, (PickleBuffer(content) if operator.index(protocol) >= 5 else content,)
+
+    @classmethod
+    def _of_binary(cls, content: "ReadableBuffer") -> "Tokenizer":
+        tokenizer = cls.__new__(cls)
+        tokenizer._set_up(*_binary_format.read("the bytes", _binary_format.of_buffer(content)))
+        return tokenizer
 
     def to_transformers(self) -> "PreTrainedTokenizerFast":
         """Give the same tokenizer as `transformers` has it, with roles and chat template.
