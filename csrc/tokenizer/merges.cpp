@@ -161,11 +161,15 @@ MergeTable::MergeTable(const SectionFile& file, std::size_t num_ids)
     const auto fail = [] { throw std::invalid_argument("its table of merges is damaged"); };
     if (num_ids > kLimit || rules_.size() > kLimit || slots_.size() != slots_for(rules_.size())) fail();
     set_sizes(rules_.size(), slots_.size());
-    bool outside = false;
+    const auto limit = static_cast<TokenId>(num_ids);
+    std::uint32_t is_outside = 0;
     for (const Rule& rule : rules_) {
-        const bool is_free = (rule.left & rule.right) == kNone;  // another of the same pair counts
-        outside |= rule.merged >= num_ids || (!is_free && std::max(rule.left, rule.right) >= num_ids);
+        const std::uint32_t is_free = (rule.left & rule.right) == kNone ? 1U : 0U;  // another of the same pair counts
+        is_outside |= rule.merged >= limit ? 1U : 0U;
+        is_outside |= (rule.left >= limit ? 1U : 0U) & ~is_free;
+        is_outside |= (rule.right >= limit ? 1U : 0U) & ~is_free;
     }
+    bool outside = is_outside != 0;
     check_slots();
     for (const HiddenPair& one : hidden_) {
         outside |= one.rank >= rules_.size() ||
@@ -181,20 +185,25 @@ MergeTable::MergeTable(const SectionFile& file, std::size_t num_ids)
 // A look-up must end, and give a rank that there is. It joins what it finds in a bucket, where no two may have the
 // same tag.
 void MergeTable::check_slots() const {
-    bool is_damaged = false, ends = false;
+    const auto num_rules = static_cast<std::uint32_t>(rules_.size());
     const std::uint32_t rank_mask = (1U << rank_bits_) - 1;
+    std::uint32_t is_outside = 0;
+    for (const std::uint32_t slot : slots_) is_outside |= (slot & rank_mask) > num_rules ? 1U : 0U;
+    bool is_damaged = is_outside != 0, ends = false;
     for (std::size_t bucket = 0; bucket < slots_.size(); bucket += kBucket) {
-        std::array<std::uint32_t, kBucket> tags;
-        for (std::size_t i = 0; i < kBucket; ++i) {
-            const std::uint32_t slot = slots_[bucket + i];
-            is_damaged |= (slot & rank_mask) > rules_.size();
-            // Free places differ from all, as a rank stands beside a tag.
-            tags[i] = slot == 0 ? ~static_cast<std::uint32_t>(i) : slot >> rank_bits_;
+        const std::span<const std::uint32_t> slots = slots_.items().subspan(bucket, kBucket);
+        std::uint64_t seen = 0, twice = 0;  // by the tags' lowest bits: most buckets need no closer look
+        for (const std::uint32_t slot : slots) {
+            const std::uint64_t bit = std::uint64_t{slot != 0 ? 1U : 0U} << ((slot >> rank_bits_) & 63);
+            twice |= seen & bit;
+            seen |= bit;
         }
-        for (std::size_t by = 1; by <= kBucket / 2; ++by) {
-            for (std::size_t i = 0; i < kBucket; ++i) is_damaged |= tags[i] == tags[(i + by) % kBucket];
+        for (std::size_t i = 0; twice != 0 && i < kBucket; ++i) {
+            for (std::size_t j = 0; j < i; ++j) {
+                is_damaged |= slots[i] != 0 && slots[j] != 0 && slots[i] >> rank_bits_ == slots[j] >> rank_bits_;
+            }
         }
-        ends |= slots_[bucket + kBucket - 1] == 0;
+        ends |= slots[kBucket - 1] == 0;
     }
     if (is_damaged || !ends) throw std::invalid_argument("its table of merges is damaged");
 }

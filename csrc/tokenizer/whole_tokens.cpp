@@ -40,13 +40,17 @@ WholeTokens::WholeTokens(const TokenTexts& tokens, const std::vector<std::uint8_
 
 WholeTokens::WholeTokens(const SectionFile& file, std::size_t num_tokens)
     : slots_(file.array<Slot>(Section::kWholeTokens)) {
-    bool outside = slots_.size() != slots_for(num_tokens);
-    std::size_t num_free = 0;
+    // Numbers instead of conditions, which compilers turn into vector instructions.
+    std::uint32_t is_outside = 0, is_free = 0;
+    const auto limit = static_cast<std::uint32_t>(num_tokens);
     for (const Slot& slot : slots_) {
-        num_free += slot.id == kNoToken;
-        outside |= slot.id != kNoToken && slot.id >= num_tokens;
+        const std::uint32_t next = slot.id + 1;  // 0 where free
+        is_outside |= next > limit ? 1U : 0U;
+        is_free |= next == 0 ? 1U : 0U;
     }
-    if (outside || num_free == 0) throw std::invalid_argument("its table of whole tokens is damaged");
+    if (slots_.size() != slots_for(num_tokens) || is_outside != 0 || is_free == 0) {
+        throw std::invalid_argument("its table of whole tokens is damaged");
+    }
 }
 
 void WholeTokens::write(SectionWriter& out) const { out.add(Section::kWholeTokens, slots_.items()); }
