@@ -46,6 +46,7 @@ void change(FuzzInput& input, std::span<char> bytes) {
     constexpr std::size_t kHeader = 64, kEntry = 32;
     std::uint64_t num_sections, place[2];
     std::memcpy(&num_sections, bytes.data() + 24, sizeof num_sections);
+    if (num_sections > 32) return;  // changed before
     const std::size_t section = input.below(static_cast<std::size_t>(num_sections) + 1);
     std::size_t begin = 0, size = kHeader + kEntry * static_cast<std::size_t>(num_sections);
     if (section < num_sections) {
@@ -55,7 +56,7 @@ void change(FuzzInput& input, std::span<char> bytes) {
     }
     constexpr std::array<std::size_t, 4> kWidths = {1, 4, 4, 8};
     const std::size_t width = kWidths[input.below(kWidths.size())];
-    if (size < width || begin + size > bytes.size()) return;
+    if (size < width || begin > bytes.size() || size > bytes.size() - begin) return;
     const std::size_t at = begin + (input.below(65536) << (input.flip() ? 4 : 0)) % (size / width) * width;
     std::uint64_t value = 0;
     switch (input.below(4)) {
