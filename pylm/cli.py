@@ -16,6 +16,7 @@ from pylm.errors import InputError
 
 INPUT_ERROR = 2
 INTERRUPTED = 130
+_PATH_ERRORS = (errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 class _InterruptError(Exception):
@@ -250,7 +251,7 @@ def call(action: Callable[[], object]) -> int:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             place = f" at {error.filename}" if error.filename else ""
             return _fail(f"the disk is full{place}; make room and run the same command again", INPUT_ERROR)
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        if error.errno in _PATH_ERRORS:
             return _fail(f"{error.filename}: {os.strerror(error.errno or 0)}", INPUT_ERROR)
         raise
     return 0
