@@ -4,6 +4,7 @@ The file is that of csrc/tokenizer/section_file.hpp; what has no table is descri
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,7 @@ def open_file(path: Path) -> _core.TokenizerFile:
         InputError: no such file, one of another version, or a damaged one; names it and the reason.
     """
     try:
-        return _core.TokenizerFile(str(path))
+        return _core.TokenizerFile(os.fsencode(path))
     except ValueError as error:
         raise InputError(_message(path, error)) from error
 

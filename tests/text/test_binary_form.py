@@ -4,6 +4,7 @@ import copy
 import gzip
 import json
 import multiprocessing
+import os
 import pickle
 import random
 import re
@@ -159,6 +160,12 @@ def test_a_file_is_known_by_its_bytes_and_found_in_a_folder(
     other = Tokenizer.train(["another"], vocab_size=257, pattern="gpt2")
     other.save(tmp_path / "tokenizer.json")  # which comes first
     assert Tokenizer.load(tmp_path).fingerprint == other.fingerprint
+
+
+def test_names_that_are_no_utf8(small: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff\xe9.pylm")
+    small.save(path)
+    assert Tokenizer.load(path).fingerprint == small.fingerprint
 
 
 def test_the_pattern_can_be_replaced(small: Tokenizer, content: bytes, tmp_path: Path) -> None:
