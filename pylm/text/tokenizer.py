@@ -453,7 +453,7 @@ class Tokenizer(Decoding):
         if path.is_dir():
             config = json.dumps(write_config(self._config), ensure_ascii=False, indent=2)
             files = {
-                path / "tokenizer.json": self._to_json(),
+                path / "tokenizer.json": f"{self._to_json()}\n".encode(),
                 path / "tokenizer_config.json": f"{config}\n".encode(),
             }
         elif path.suffix == _binary_format.SUFFIX:
@@ -461,7 +461,7 @@ class Tokenizer(Decoding):
         elif path.suffix == ".tiktoken":
             files = {path: self._to_ranks(path)}
         else:
-            files = {path: self._to_json()}
+            files = {path: f"{self._to_json()}\n".encode()}
         for file, content in files.items():
             with atomic_path(file) as temporary:
                 temporary.write_bytes(content)
@@ -476,8 +476,8 @@ class Tokenizer(Decoding):
     def _parts(self) -> Parts:
         return Parts(self._model, self._added.tokens, self._normalizer, self._template)
 
-    def _to_json(self) -> bytes:
-        return (json.dumps(_hf_format.write(self._parts()), ensure_ascii=False) + "\n").encode()
+    def _to_json(self) -> str:
+        return json.dumps(_hf_format.write(self._parts()), ensure_ascii=False)
 
     def _to_binary(self) -> bytes:
         return _binary_format.write(self._parts(), self._config, self._decoder)
@@ -508,7 +508,7 @@ class Tokenizer(Decoding):
             ) from error
         config = {k: v for k, v in vars(self._config).items() if v is not None}
         return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizers.Tokenizer.from_str(self._to_json().decode()),
+            tokenizer_object=tokenizers.Tokenizer.from_str(self._to_json()),
             clean_up_tokenization_spaces=False,
             **config,
         )
