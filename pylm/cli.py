@@ -16,20 +16,21 @@ from pylm.errors import InputError
 
 INPUT_ERROR = 2
 INTERRUPTED = 130
+_PATH_ERRORS = (errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 class _InterruptError(Exception):
     """Carries Ctrl-C past typer, which would end without a word."""
 
 
-TOKENIZER_COMPARE = "tokenizer compare"
+TOKENIZER_COMPARE, TOKENIZER_CONVERT = "tokenizer compare", "tokenizer convert"
 
 
 class _Commands(typer.core.TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        # `pylm tokenizer RECIPE` is a stage; `pylm tokenizer compare` looks at its results.
-        if " ".join(args[:2]) == TOKENIZER_COMPARE:
-            args = [TOKENIZER_COMPARE, *args[2:]]
+        # `pylm tokenizer RECIPE` is a stage; the other two are for its results.
+        if (name := " ".join(args[:2])) in (TOKENIZER_COMPARE, TOKENIZER_CONVERT):
+            args = [name, *args[2:]]
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
@@ -148,6 +149,36 @@ def tokenizer_compare_command(
     typer.echo(format_json(rows) if as_json else format_table(rows))
 
 
+@app.command(TOKENIZER_CONVERT)
+def tokenizer_convert_command(
+    source: Annotated[
+        Path, typer.Argument(help="A tokenizer.json, a rank file, a .pylm file, a model folder or a run.")
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            help="What to write: a .pylm file (loads at once), a .json file (tokenizer.json), a .tiktoken "
+            "file (ranks), or an existing folder (tokenizer.json and tokenizer_config.json)."
+        ),
+    ],
+    pattern: Annotated[
+        str | None, typer.Option(help="Pre-tokenization of a rank file that is not known.")
+    ] = None,
+) -> None:
+    """Write a tokenizer in another form, with the same ids."""
+    from pylm.text import Tokenizer
+
+    if target.suffix not in (".pylm", ".json", ".tiktoken") and not target.is_dir():
+        raise InputError(
+            f"{target}: what to write is not clear; expected a name that ends in .pylm, .json or .tiktoken, "
+            "or an existing folder"
+        )
+    run = source / "tokenizer" / "tokenizer.json"
+    tokenizer = Tokenizer.load(run if run.is_file() else source, pattern=pattern)
+    tokenizer.save(target)
+    typer.echo(f"{target}: {tokenizer.vocab_size:,} ids")
+
+
 @app.command("report")
 def report_command(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
@@ -220,7 +251,7 @@ def call(action: Callable[[], object]) -> int:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             place = f" at {error.filename}" if error.filename else ""
             return _fail(f"the disk is full{place}; make room and run the same command again", INPUT_ERROR)
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        if error.errno in _PATH_ERRORS:
             return _fail(f"{error.filename}: {os.strerror(error.errno or 0)}", INPUT_ERROR)
         raise
     return 0

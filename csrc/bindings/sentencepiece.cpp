@@ -14,6 +14,7 @@
 #include "bindings/buffers.hpp"
 #include "bindings/module.hpp"
 #include "bindings/tokens.hpp"
+#include "tokenizer/section_file.hpp"
 #include "tokenizer/sentencepiece.hpp"
 #include "tokenizer/vocabulary.hpp"
 
@@ -43,7 +44,7 @@ SpacePrefix prefix_of(const std::string& name) {
 
 py::dict read_model(std::string_view file) {
     SentencePieceModel model;
-    auto vocabulary = std::make_shared<Vocabulary>();
+    std::optional<PackedVocabulary> vocabulary;
     std::vector<std::string> extra_characters;
     std::vector<std::uint8_t> kinds;
     {
@@ -51,18 +52,20 @@ py::dict read_model(std::string_view file) {
         model = parse_sentencepiece_model(file);
         std::vector<PieceKind> enums;
         std::vector<float> scores;
+        Vocabulary pieces;
         for (auto& piece : model.pieces) {
-            vocabulary->tokens.push_back(std::move(piece.text));
+            pieces.tokens.push_back(std::move(piece.text));
             enums.push_back(piece.kind);
             kinds.push_back(static_cast<std::uint8_t>(piece.kind));
             scores.push_back(piece.score);
         }
-        ScoredMerges merges = merges_of_scores(vocabulary->tokens, enums, scores);
-        vocabulary->merges = std::move(merges.rules);
+        ScoredMerges merges = merges_of_scores(pieces.tokens, enums, scores);
+        pieces.merges = std::move(merges.rules);
         extra_characters = std::move(merges.extra_characters);
+        vocabulary.emplace(std::move(pieces));
     }
     py::dict parts;
-    parts["vocabulary"] = vocabulary;
+    parts["vocabulary"] = std::move(*vocabulary);
     parts["kinds"] = to_array(std::move(kinds));
     parts["extra_characters"] = extra_characters;
     parts["byte_fallback"] = model.byte_fallback;
@@ -74,18 +77,19 @@ py::dict read_model(std::string_view file) {
 }
 
 // What each piece is in a text.
-Vocabulary decoded_pieces(const Vocabulary& vocabulary, std::span<const PieceKind> kinds, bool space_is_mark) {
-    if (kinds.size() != vocabulary.tokens.size()) throw py::value_error("kinds must have an entry for every piece");
+PackedVocabulary decoded_pieces(const PackedVocabulary& vocabulary, std::span<const PieceKind> kinds,
+                                bool space_is_mark) {
+    if (kinds.size() != vocabulary.tokens().size()) throw py::value_error("kinds must have an entry for every piece");
     Vocabulary pieces;
     for (std::size_t id = 0; id < kinds.size(); ++id) {
-        const std::string& text = vocabulary.tokens[id];
+        const std::string_view text = vocabulary.tokens()[id];
         if (const auto byte = kinds[id] == PieceKind::kByte ? byte_of_piece(text) : std::nullopt) {
             pieces.tokens.emplace_back(1, static_cast<char>(*byte));
         } else {
-            pieces.tokens.push_back(space_is_mark ? spaces_for_marks(text) : text);
+            pieces.tokens.push_back(space_is_mark ? spaces_for_marks(text) : std::string(text));
         }
     }
-    return pieces;
+    return PackedVocabulary(std::move(pieces));
 }
 
 }  // namespace
@@ -95,30 +99,34 @@ void bind_sentencepiece(py::module_& module) {
         "read_sentencepiece_model", [](const py::bytes& file) { return read_model(file); }, py::arg("file"));
     module.def(
         "decoded_pieces",
-        [](const Vocabulary& vocabulary, const Kinds& kinds, bool space_is_mark) {
+        [](const PackedVocabulary& vocabulary, const Kinds& kinds, bool space_is_mark) {
             return decoded_pieces(vocabulary, kinds_of(kinds), space_is_mark);
         },
         py::arg("vocabulary"), py::arg("kinds"), py::kw_only(), py::arg("space_is_mark"));
 
     py::class_<SentencePieceEncoder> encoder(module, "SentencePieceEncoder");
     encoder
-        .def(py::init([](const Vocabulary& vocabulary, const Kinds& kinds,
+        .def(py::init([](const PackedVocabulary& vocabulary, const Kinds& kinds,
                          const std::vector<std::string>& extra_characters, bool byte_fallback,
                          bool fuse_unknown, const std::string& prefix, bool prefix_everywhere,
                          bool space_is_mark, bool collapse_spaces, bool split_words, bool ignore_merges,
-                         const py::bytes& charsmap, bool simd) {
+                         const py::bytes& charsmap, bool simd, const SectionFile* file) {
                  const std::vector<PieceKind> enums = kinds_of(kinds);
                  SentencePieceOptions options{byte_fallback, fuse_unknown,    prefix_of(prefix), prefix_everywhere,
                                               space_is_mark, collapse_spaces, split_words,       ignore_merges,
                                               std::string(charsmap), simd};
                  const py::gil_scoped_release release;
-                 return std::make_unique<SentencePieceEncoder>(vocabulary.tokens, enums, extra_characters,
-                                                               vocabulary.merges, std::move(options));
+                 if (file != nullptr) {
+                     return std::make_unique<SentencePieceEncoder>(*file, vocabulary.tokens(), enums,
+                                                                   std::move(options));
+                 }
+                 return std::make_unique<SentencePieceEncoder>(vocabulary.tokens(), enums, extra_characters,
+                                                               vocabulary.merges().items(), std::move(options));
              }),
              py::arg("vocabulary"), py::arg("kinds"), py::arg("extra_characters"), py::kw_only(),
              py::arg("byte_fallback"), py::arg("fuse_unknown"), py::arg("prefix"), py::arg("prefix_everywhere"),
              py::arg("space_is_mark"), py::arg("collapse_spaces"), py::arg("split_words"),
-             py::arg("ignore_merges"), py::arg("charsmap"), py::arg("simd") = true)
+             py::arg("ignore_merges"), py::arg("charsmap"), py::arg("simd") = true, py::arg("file") = py::none())
         .def_property_readonly("cuts_text", &SentencePieceEncoder::cuts_text)
         .def(
             "encode",
@@ -133,6 +141,18 @@ void bind_sentencepiece(py::module_& module) {
             },
             py::arg("text"), py::kw_only(), py::arg("begins") = true);
     def_encode_many(encoder);
+    module.def(
+        "write_tokenizer_file",
+        [](const py::bytes& description, const PackedVocabulary& vocabulary, const SentencePieceEncoder& made,
+           const TokenDecoder& decoder, const Kinds& kinds, const py::bytes& charsmap) {
+            SectionWriter out;
+            const std::string_view rules = charsmap;
+            out.add(Section::kKinds, std::span(kinds.data(), static_cast<std::size_t>(kinds.size())));
+            out.add(Section::kCharsmap, std::span<const char>(rules));
+            return write_parts(description, vocabulary, made, decoder, std::move(out));
+        },
+        py::arg("description"), py::arg("vocabulary"), py::arg("encoder"), py::arg("decoder"), py::kw_only(),
+        py::arg("kinds"), py::arg("charsmap"));
 }
 
 }  // namespace pylm::bindings

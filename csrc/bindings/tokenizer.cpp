@@ -17,6 +17,7 @@
 #include "text/unicode.hpp"
 #include "tokenizer/bpe_encode.hpp"
 #include "tokenizer/pretokenize.hpp"
+#include "tokenizer/section_file.hpp"
 #include "tokenizer/vocabulary.hpp"
 
 namespace py = pybind11;
@@ -75,16 +76,20 @@ void bind_tokenizer(py::module_& module) {
 
     py::class_<BpeEncoder> encoder(module, "BpeEncoder");
     encoder
-        .def(py::init([](const Vocabulary& vocabulary, Pattern pattern, bool ignore_merges, bool drop_missing,
-                         std::optional<TokenId> unknown, bool fuse_unknown) {
+        .def(py::init([](const PackedVocabulary& vocabulary, Pattern pattern, bool ignore_merges, bool drop_missing,
+                         std::optional<TokenId> unknown, bool fuse_unknown, const SectionFile* file) {
                  const py::gil_scoped_release release;
                  std::optional<MissingBytes> missing;
                  if (drop_missing || unknown) missing = {unknown.value_or(kNoToken), fuse_unknown};
-                 return std::make_unique<BpeEncoder>(vocabulary.tokens, vocabulary.merges, pattern,
+                 if (file != nullptr) {
+                     return std::make_unique<BpeEncoder>(*file, vocabulary.tokens(), pattern, ignore_merges, missing);
+                 }
+                 return std::make_unique<BpeEncoder>(vocabulary.tokens(), vocabulary.merges().items(), pattern,
                                                      ignore_merges, missing);
              }),
              py::arg("vocabulary"), py::arg("pattern"), py::kw_only(), py::arg("ignore_merges"),
-             py::arg("drop_missing") = false, py::arg("unknown") = py::none(), py::arg("fuse_unknown") = false)
+             py::arg("drop_missing") = false, py::arg("unknown") = py::none(), py::arg("fuse_unknown") = false,
+             py::arg("file") = py::none())
         .def(
             "encode",
             [](const BpeEncoder& self, const py::bytes& text) {
@@ -98,6 +103,11 @@ void bind_tokenizer(py::module_& module) {
             },
             py::arg("text"));
     def_encode_many(encoder);
+    module.def(
+        "write_tokenizer_file",
+        [](const py::bytes& description, const PackedVocabulary& vocabulary, const BpeEncoder& made,
+           const TokenDecoder& decoder) { return write_parts(description, vocabulary, made, decoder); },
+        py::arg("description"), py::arg("vocabulary"), py::arg("encoder"), py::arg("decoder"));
 }
 
 }  // namespace pylm::bindings

@@ -14,6 +14,9 @@
 #include "bindings/buffers.hpp"
 #include "text/mapped_file.hpp"
 #include "tokenizer/bpe_encode.hpp"
+#include "tokenizer/decode.hpp"
+#include "tokenizer/section_file.hpp"
+#include "tokenizer/vocabulary.hpp"
 
 namespace pylm::bindings {
 
@@ -40,6 +43,18 @@ inline pybind11::list to_list(std::span<const TokenId> ids) {
         PyList_SET_ITEM(list.ptr(), static_cast<pybind11::ssize_t>(i), number);
     }
     return list;
+}
+
+// The bytes of a file that gives these parts back; `out` may have others already.
+template <typename Encoder>
+pybind11::bytes write_parts(const pybind11::bytes& description, const PackedVocabulary& vocabulary,
+                            const Encoder& encoder, const TokenDecoder& decoder, SectionWriter out = {}) {
+    const std::string_view text = description;
+    out.add(Section::kDescription, std::span<const char>(text));
+    vocabulary.write(out);
+    encoder.write(out, vocabulary.merges().items());
+    decoder.write(out);
+    return std::move(out).finish();
 }
 
 // What all encoders have for many texts: `encode_texts` and `encode_file`.

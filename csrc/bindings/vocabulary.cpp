@@ -27,6 +27,7 @@
 #include "tokenizer/decode.hpp"
 #include "tokenizer/hf_model.hpp"
 #include "tokenizer/rank_file.hpp"
+#include "tokenizer/section_file.hpp"
 #include "tokenizer/sentencepiece.hpp"
 #include "tokenizer/vocabulary.hpp"
 
@@ -44,7 +45,7 @@ std::span<const TokenId> ids_of(const Ids& ids) {
     return {ids.data(), static_cast<std::size_t>(ids.size())};
 }
 
-Ids to_rows(const std::vector<MergeRule>& rules) {
+Ids to_rows(std::span<const MergeRule> rules) {
     std::vector<std::uint32_t> rows;
     rows.reserve(rules.size() * 4);
     for (const MergeRule& rule : rules) rows.insert(rows.end(), {rule.left, rule.right, rule.merged, rule.rank});
@@ -60,6 +61,11 @@ std::vector<MergeRule> from_rows(const Ids& merges) {
     for (py::ssize_t i = 0; i < rows.shape(0); ++i)
         rules.push_back({rows(i, 0), rows(i, 1), rows(i, 2), rows(i, 3)});
     return rules;
+}
+
+py::bytes to_bytes(const SectionFile& file, Section section) {
+    const auto bytes = file.array<char>(section);
+    return {bytes.data(), bytes.size()};
 }
 
 std::span<const std::uint8_t> mask_of(const AddedTokens& tokens, std::string_view mask) {
@@ -164,57 +170,101 @@ class AddedEncoder {
     Merge merge_;
 };
 
+// In place, unless somebody could change the bytes, or numbers in them would lie across words.
+SectionFile of_buffer(const py::buffer& buffer) {
+    auto request = std::make_unique<py::buffer_info>(buffer.request());
+    if (PyBuffer_IsContiguous(request->view(), 'C') == 0) throw py::value_error("expected contiguous bytes");
+    const std::string_view bytes(static_cast<const char*>(request->ptr),
+                                 static_cast<std::size_t>(request->size * request->itemsize));
+    if (!request->readonly || reinterpret_cast<std::uintptr_t>(bytes.data()) % alignof(std::uint64_t) != 0) {
+        const auto copy = std::make_shared<const std::vector<char>>(bytes.begin(), bytes.end());
+        return {{copy->data(), copy->size()}, copy};
+    }
+    const std::shared_ptr<const py::buffer_info> info(request.release(), [](const py::buffer_info* released) {
+        const py::gil_scoped_acquire acquire;
+        delete released;
+    });
+    return {bytes, info};
+}
+
+void bind_tokenizer_file(py::module_& module) {
+    py::class_<SectionFile>(module, "TokenizerFile")
+        .def(py::init([](const std::string& path) {
+                 const py::gil_scoped_release release;
+                 return SectionFile::open(path);
+             }),
+             py::arg("path"))
+        .def_static("of_buffer", &of_buffer, py::arg("buffer"))
+        .def_static(
+            "is_one", [](const py::bytes& content) { return SectionFile::is_one(std::string_view(content)); },
+            py::arg("content"))
+        .def_property_readonly("description", [](const SectionFile& file) { return to_bytes(file, Section::kDescription); })
+        .def_property_readonly("charsmap", [](const SectionFile& file) { return to_bytes(file, Section::kCharsmap); })
+        .def_property_readonly("kinds", [](const SectionFile& file) {
+            const auto kinds = file.array<std::uint8_t>(Section::kKinds);
+            return to_array(std::vector<std::uint8_t>(kinds.begin(), kinds.end()));
+        });
+}
+
 void bind_vocabulary_files(py::module_& module) {
-    py::class_<Vocabulary, std::shared_ptr<Vocabulary>>(module, "Vocabulary")
+    py::class_<PackedVocabulary>(module, "Vocabulary")
         .def(py::init([](const std::vector<py::bytes>& tokens, const Ids& merges) {
-                 return Vocabulary{{tokens.begin(), tokens.end()}, from_rows(merges)};
+                 return PackedVocabulary({{tokens.begin(), tokens.end()}, from_rows(merges)});
              }),
              py::arg("tokens"), py::arg("merges"))
+        .def_static("of_file", [](const SectionFile& file) { return PackedVocabulary(file); }, py::arg("file"))
         .def_static(
             "from_rank_file",
             [](const py::bytes& content) {
                 const std::string_view view = content;
                 const py::gil_scoped_release release;
-                return read_rank_file(view);
+                return PackedVocabulary(read_rank_file(view));
             },
             py::arg("content"))
-        .def("__len__", [](const Vocabulary& vocabulary) { return vocabulary.tokens.size(); })
+        .def("__len__", [](const PackedVocabulary& vocabulary) { return vocabulary.tokens().size(); })
         .def("tokens",
-             [](const Vocabulary& vocabulary) {
-                 py::list out(vocabulary.tokens.size());
-                 for (std::size_t i = 0; i < vocabulary.tokens.size(); ++i) {
-                     out[i] = py::bytes(vocabulary.tokens[i]);
+             [](const PackedVocabulary& vocabulary) {
+                 py::list out(vocabulary.tokens().size());
+                 for (std::size_t i = 0; i < out.size(); ++i) {
+                     const std::string_view token = vocabulary.tokens()[i];
+                     out[i] = py::bytes(token.data(), token.size());
                  }
                  return out;
              })
         .def(
             "token",
-            [](const Vocabulary& vocabulary, TokenId id) { return py::bytes(vocabulary.tokens.at(id)); },
+            [](const PackedVocabulary& vocabulary, TokenId id) {
+                if (id >= vocabulary.tokens().size()) throw py::index_error("token id " + std::to_string(id));
+                const std::string_view token = vocabulary.tokens()[id];
+                return py::bytes(token.data(), token.size());
+            },
             py::arg("id"))
         .def("alphabet_tokens",
-             [](const Vocabulary& vocabulary) {
-                 py::list out(vocabulary.tokens.size());
-                 for (std::size_t i = 0; i < vocabulary.tokens.size(); ++i) {
-                     out[i] = py::str(to_byte_alphabet(vocabulary.tokens[i]));
+             [](const PackedVocabulary& vocabulary) {
+                 py::list out(vocabulary.tokens().size());
+                 for (std::size_t i = 0; i < out.size(); ++i) {
+                     out[i] = py::str(to_byte_alphabet(vocabulary.tokens()[i]));
                  }
                  return out;
              })
         .def("packed",
-             [](const Vocabulary& vocabulary) {
+             [](const PackedVocabulary& vocabulary) {
                  std::string out;
-                 for (const std::string& token : vocabulary.tokens) {
+                 for (std::size_t i = 0; i < vocabulary.tokens().size(); ++i) {
+                     const std::string_view token = vocabulary.tokens()[i];
                      for (unsigned shift = 0; shift < 32; shift += 8)
                          out.push_back(static_cast<char>(token.size() >> shift));
                      out += token;
                  }
                  return py::bytes(out);
              })
-        .def("merges", [](const Vocabulary& vocabulary) { return to_rows(vocabulary.merges); })
+        .def("merges", [](const PackedVocabulary& vocabulary) { return to_rows(vocabulary.merges().items()); })
         .def("canonical_merges",
-             [](const Vocabulary& vocabulary) { return to_rows(canonical_merges(vocabulary)); })
-        .def("rank_merges", [](const Vocabulary& vocabulary) { return to_rows(pairs_of(vocabulary.tokens)); })
-        .def("rank_file", [](const Vocabulary& vocabulary) {
-            return py::bytes(write_rank_file(vocabulary.tokens));
+             [](const PackedVocabulary& vocabulary) { return to_rows(canonical_merges(vocabulary.unpacked())); })
+        .def("rank_merges",
+             [](const PackedVocabulary& vocabulary) { return to_rows(pairs_of(vocabulary.tokens().to_strings())); })
+        .def("rank_file", [](const PackedVocabulary& vocabulary) {
+            return py::bytes(write_rank_file(vocabulary.tokens().to_strings()));
         });
 
     py::class_<HfDocument>(module, "HfModel")
@@ -231,27 +281,29 @@ void bind_vocabulary_files(py::module_& module) {
             py::arg("text"))
         .def(
             "beyond_alphabet",
-            [](const HfDocument& document, const Vocabulary& vocabulary) {
-                return document.model.beyond_alphabet(vocabulary);
+            [](const HfDocument& document, const PackedVocabulary& vocabulary) {
+                return document.model.beyond_alphabet(vocabulary.tokens());
             },
             py::arg("vocabulary"))
         .def(
             "vocabulary",
             [](const HfDocument& document, bool byte_level, const std::vector<TokenId>& hidden) {
                 const py::gil_scoped_release release;
-                return document.model.to_vocabulary(byte_level, hidden, 0);
+                return PackedVocabulary(document.model.to_vocabulary(byte_level, hidden, 0));
             },
             py::kw_only(), py::arg("byte_level"), py::arg("hidden"));
 }
 
 void bind_decoder(py::module_& module) {
     py::class_<TokenDecoder>(module, "TokenDecoder")
-        .def(py::init([](const Vocabulary& vocabulary,
+        .def(py::init([](const PackedVocabulary& vocabulary,
                          const std::vector<std::pair<TokenId, std::string>>& added,
                          const std::vector<TokenId>& special) {
-                 return std::make_unique<TokenDecoder>(vocabulary.tokens, added, special);
+                 return std::make_unique<TokenDecoder>(vocabulary.tokens(), added, special);
              }),
              py::arg("vocabulary"), py::kw_only(), py::arg("added"), py::arg("special"))
+        .def_static(
+            "of_file", [](const SectionFile& file) { return std::make_unique<TokenDecoder>(file); }, py::arg("file"))
         .def("__len__", &TokenDecoder::size)
         .def(
             "token", [](const TokenDecoder& decoder, TokenId id) { return py::bytes(decoder.token(id)); },
@@ -409,6 +461,7 @@ void bind_added_tokens(py::module_& module) {
 }  // namespace
 
 void bind_vocabulary(py::module_& module) {
+    bind_tokenizer_file(module);
     bind_vocabulary_files(module);
     bind_decoder(module);
     bind_added_tokens(module);

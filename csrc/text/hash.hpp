@@ -1,4 +1,5 @@
-// Small non-cryptographic hashes for tables in memory. Not stable across versions: never write them to disk.
+// Small non-cryptographic hashes for tables in memory. The tables of tokenizer/section_file.hpp are written as they are:
+// another hash is another version of that form. Nothing else may write them to disk.
 #pragma once
 
 #include <cstddef>

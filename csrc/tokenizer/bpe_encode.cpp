@@ -8,6 +8,7 @@
 
 #include "text/hash.hpp"
 #include "text/mapped_file.hpp"
+#include "tokenizer/section_file.hpp"
 
 namespace pylm {
 
@@ -60,13 +61,34 @@ std::vector<Chunk> cut_chunks(std::span<const std::string_view> texts, Pattern p
 
 }  // namespace
 
-BpeEncoder::BpeEncoder(std::vector<std::string> tokens, const std::vector<MergeRule>& merges,
-                       Pattern pattern, bool ignore_merges, std::optional<MissingBytes> missing)
+BpeEncoder::BpeEncoder(TokenTexts tokens, std::span<const MergeRule> merges, Pattern pattern, bool ignore_merges,
+                       std::optional<MissingBytes> missing)
     : tokens_(std::move(tokens)),
       pattern_(pattern),
       cut_(find_cut(pattern)),
       ignore_merges_(ignore_merges),
       merges_(tokens_, merges) {
+    set_bytes(missing);
+    if (ignore_merges) whole_tokens_ = WholeTokens(tokens_, std::vector<std::uint8_t>(tokens_.size(), 1));
+}
+
+BpeEncoder::BpeEncoder(const SectionFile& file, TokenTexts tokens, Pattern pattern, bool ignore_merges,
+                       std::optional<MissingBytes> missing)
+    : tokens_(std::move(tokens)),
+      pattern_(pattern),
+      cut_(find_cut(pattern)),
+      ignore_merges_(ignore_merges),
+      merges_(file, tokens_.size()) {
+    set_bytes(missing);
+    if (ignore_merges) whole_tokens_ = WholeTokens(file, tokens_.size());
+}
+
+void BpeEncoder::write(SectionWriter& out, std::span<const MergeRule> merges) const {
+    merges_.write(out, merges);
+    if (ignore_merges_) whole_tokens_.write(out);
+}
+
+void BpeEncoder::set_bytes(std::optional<MissingBytes> missing) {
     std::array<TokenId, 256> byte_ids;
     byte_ids.fill(kNone);
     for (std::size_t id = 0; id < tokens_.size(); ++id) {
@@ -78,41 +100,9 @@ BpeEncoder::BpeEncoder(std::vector<std::string> tokens, const std::vector<MergeR
         }
     }
     merges_.set_bytes(byte_ids, missing.value_or(MissingBytes{}));
-    if (ignore_merges) add_whole_tokens();
-}
-
-// What is needed to look pieces up as tokens.
-void BpeEncoder::add_whole_tokens() {
-    whole_tokens_.resize(std::bit_ceil(2 * tokens_.size() + 1));
-    const std::size_t mask = whole_tokens_.size() - 1;
-    constexpr std::size_t kAhead = 16;  // tokens whose slot is asked for before it is looked at
-    std::array<std::uint64_t, kAhead> hashes;
-    const auto hash_ahead = [&](std::size_t id) {
-        hashes[id % kAhead] = hash_bytes(tokens_[id]);
-        __builtin_prefetch(&whole_tokens_[hashes[id % kAhead] & mask], 1);
-    };
-    for (std::size_t id = 0; id < std::min(kAhead, tokens_.size()); ++id) hash_ahead(id);
-    for (std::size_t id = 0; id < tokens_.size(); ++id) {
-        const std::uint64_t hash = hashes[id % kAhead];
-        if (id + kAhead < tokens_.size()) hash_ahead(id + kAhead);
-        if (tokens_[id].empty()) continue;
-        std::size_t slot = hash & mask;
-        while (whole_tokens_[slot].id != kNone) slot = (slot + 1) & mask;
-        whole_tokens_[slot] = {static_cast<std::uint32_t>(hash >> 32), static_cast<TokenId>(id)};
-    }
 }
 
 BpeEncoder::~BpeEncoder() = default;
-
-TokenId BpeEncoder::find_whole(std::string_view piece) const noexcept {
-    const std::uint64_t hash = hash_bytes(piece);
-    const std::size_t mask = whole_tokens_.size() - 1;
-    for (std::size_t slot = hash & mask;; slot = (slot + 1) & mask) {
-        const WholeToken& entry = whole_tokens_[slot];
-        if (entry.id == kNone) return kNone;
-        if (entry.hash == static_cast<std::uint32_t>(hash >> 32) && tokens_[entry.id] == piece) return entry.id;
-    }
-}
 
 std::string_view BpeEncoder::token(TokenId id) const {
     if (id >= tokens_.size()) throw std::out_of_range("token id " + std::to_string(id));

@@ -17,6 +17,8 @@
 #include "tokenizer/pool.hpp"
 #include "tokenizer/pretokenize.hpp"
 #include "tokenizer/token_output.hpp"
+#include "tokenizer/token_texts.hpp"
+#include "tokenizer/whole_tokens.hpp"
 
 namespace pylm {
 
@@ -32,8 +34,14 @@ class BpeEncoder {
     // `missing` says what becomes of others. With `ignore_merges`, a piece that is a token is taken whole
     // before any merge. Throws std::invalid_argument naming the entry: a merge with an id out of range or
     // whose bytes do not concatenate, a single byte without a token.
-    BpeEncoder(std::vector<std::string> tokens, const std::vector<MergeRule>& merges, Pattern pattern,
-               bool ignore_merges, std::optional<MissingBytes> missing = std::nullopt);
+    BpeEncoder(TokenTexts tokens, std::span<const MergeRule> merges, Pattern pattern, bool ignore_merges,
+               std::optional<MissingBytes> missing = std::nullopt);
+
+    // The encoder that `write` has put there, with the same options. `merges` are those that it was made of.
+    // Throws std::invalid_argument for tables that no such encoder has.
+    BpeEncoder(const SectionFile& file, TokenTexts tokens, Pattern pattern, bool ignore_merges,
+               std::optional<MissingBytes> missing = std::nullopt);
+    void write(SectionWriter& out, std::span<const MergeRule> merges) const;
     ~BpeEncoder();
 
     // Ids of one text. Linear in its size, but for pieces of length n: O(n log n).
@@ -53,25 +61,20 @@ class BpeEncoder {
 
   private:
     struct Worker;
-    struct WholeToken {
-        std::uint32_t hash = 0;
-        TokenId id = std::numeric_limits<TokenId>::max();
-    };
 
-    void add_whole_tokens();
+    void set_bytes(std::optional<MissingBytes> missing);
     void encode(std::string_view text, Worker& worker, TokenBuffer& out) const;
     TokenId* write_other(Worker& worker, std::size_t piece, TokenId* out, std::size_t begin) const;
     void close_gaps(Worker& worker, TokenBuffer& out) const;
     std::size_t encode_piece(std::string_view piece, TokenId* out) const;
-    // The id, or the largest TokenId.
-    TokenId find_whole(std::string_view piece) const noexcept;
+    TokenId find_whole(std::string_view piece) const noexcept { return whole_tokens_.find(piece, tokens_); }
 
-    std::vector<std::string> tokens_;
+    TokenTexts tokens_;
     Pattern pattern_;
     CutFunction cut_;
     bool ignore_merges_;
     MergeTable merges_;
-    std::vector<WholeToken> whole_tokens_;  // with ignore_merges: open addressing, a power of two
+    WholeTokens whole_tokens_;  // with ignore_merges
     mutable Pool<Worker> workers_;
 };
 

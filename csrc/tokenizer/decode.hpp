@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "tokenizer/merges.hpp"
+#include "tokenizer/token_texts.hpp"
 
 namespace pylm {
 
@@ -19,15 +20,19 @@ class TokenDecoder {
     // `tokens[i]` are the bytes of id i, empty where it has none; `special` are ids with their text, which
     // hides the bytes in `tokens`. Throws std::invalid_argument for tokens of 4 GiB and more, and for special
     // ids far past the tokens.
-    TokenDecoder(std::span<const std::string> tokens,
-                 std::span<const std::pair<TokenId, std::string>> added, std::span<const TokenId> special);
+    TokenDecoder(const TokenTexts& tokens, std::span<const std::pair<TokenId, std::string>> added,
+                 std::span<const TokenId> special);
 
-    std::size_t size() const noexcept { return begins_.size() - 1; }
+    // The decoder that `write` has put there. Throws std::invalid_argument for tables that no decoder has.
+    explicit TokenDecoder(const SectionFile& file);
+    void write(SectionWriter& out) const;
+
+    std::size_t size() const noexcept { return texts_.size(); }
 
     // Bytes of a token. Throws std::out_of_range for an id that is not in the vocabulary.
     std::string_view token(TokenId id) const {
         check(id);
-        return std::string_view(bytes_).substr(begins_[id], begins_[id + 1] - begins_[id]);
+        return texts_[id];
     }
 
     // Append the bytes of all ids, in order. With `skip_special`, special ids give none. Throws
@@ -38,13 +43,10 @@ class TokenDecoder {
     std::vector<std::uint32_t> lengths(std::span<const TokenId> ids) const;
 
   private:
-    static constexpr std::size_t kPadding = 16;  // bytes that a copy may read past a token
-
     void check(TokenId id) const;
 
-    std::string bytes_;
-    std::vector<std::uint32_t> begins_;
-    std::vector<std::uint8_t> special_;
+    TokenTexts texts_;
+    SharedArray<std::uint8_t> special_;
 };
 
 }  // namespace pylm

@@ -332,9 +332,8 @@ Vocabulary HfModel::to_vocabulary(bool byte_level, std::span<const TokenId> hidd
     return vocabulary;
 }
 
-std::vector<std::pair<TokenId, std::string>> HfModel::beyond_alphabet(const Vocabulary& vocabulary) const {
+std::vector<std::pair<TokenId, std::string>> HfModel::beyond_alphabet(const TokenTexts& tokens) const {
     std::vector<std::pair<TokenId, std::string>> found;
-    const std::vector<std::string>& tokens = vocabulary.tokens;
     for (const Entry& entry : entries_) {
         if (entry.id < tokens.size() && !tokens[entry.id].empty()) continue;
         if (!is_of_byte_alphabet(text_of(entry))) found.emplace_back(entry.id, text_of(entry));

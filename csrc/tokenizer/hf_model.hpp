@@ -39,9 +39,9 @@ class HfModel {
     // with the last token that has bytes. Throws std::invalid_argument naming such a token that is merged.
     Vocabulary to_vocabulary(bool byte_level, std::span<const TokenId> hidden, unsigned num_threads = 1) const;
 
-    // The tokens with a character beyond the alphabet, in the file's order; `vocabulary` is what the model
+    // The tokens with a character beyond the alphabet, in the file's order; `tokens` are those that the model
     // gives for bytes.
-    std::vector<std::pair<TokenId, std::string>> beyond_alphabet(const Vocabulary& vocabulary) const;
+    std::vector<std::pair<TokenId, std::string>> beyond_alphabet(const TokenTexts& tokens) const;
 
   private:
     struct Entry {

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "parallel.hpp"
+#include "tokenizer/section_file.hpp"
 
 namespace pylm {
 
@@ -54,7 +55,7 @@ std::uint64_t choose(bool condition, std::uint64_t yes, std::uint64_t no) noexce
 constexpr std::size_t kAhead = 16;  // rules whose memory is asked for before they are looked at
 
 // Throws for the first merge that names no token, or whose tokens are not the parts of its result.
-void check_rules(std::span<const std::string> tokens, std::span<const MergeRule> rules) {
+void check_rules(const TokenTexts& tokens, std::span<const MergeRule> rules) {
     constexpr std::size_t kShare = 1 << 14;
     const auto is_inside = [&](const MergeRule& rule) {
         return std::max({rule.left, rule.right, rule.merged}) < tokens.size();
@@ -63,16 +64,16 @@ void check_rules(std::span<const std::string> tokens, std::span<const MergeRule>
         const std::size_t end = std::min(rules.size(), (share + 1) * kShare);
         for (std::size_t i = share * kShare; i < end; ++i) {
             if (i + kAhead < end && is_inside(rules[i + kAhead])) {
-                __builtin_prefetch(&tokens[rules[i + kAhead].left]);
-                __builtin_prefetch(&tokens[rules[i + kAhead].right]);
+                __builtin_prefetch(tokens[rules[i + kAhead].left].data());
+                __builtin_prefetch(tokens[rules[i + kAhead].right].data());
             }
             const auto name = [&] { return "merge " + std::to_string(rules[i].rank); };
             if (!is_inside(rules[i])) {
                 throw std::invalid_argument(name() + " names an id that is not in the vocabulary");
             }
-            const std::string& left = tokens[rules[i].left];
-            const std::string& right = tokens[rules[i].right];
-            const std::string& merged = tokens[rules[i].merged];
+            const std::string_view left = tokens[rules[i].left];
+            const std::string_view right = tokens[rules[i].right];
+            const std::string_view merged = tokens[rules[i].merged];
             if (left.size() + right.size() != merged.size() || !merged.starts_with(left) ||
                 !merged.ends_with(right)) {
                 throw std::invalid_argument(name() + " does not concatenate to its result");
@@ -84,58 +85,178 @@ void check_rules(std::span<const std::string> tokens, std::span<const MergeRule>
 
 }  // namespace
 
-MergeTable::MergeTable(std::span<const std::string> tokens, std::span<const MergeRule> rules) {
+std::size_t MergeTable::slots_for(std::size_t num_rules) noexcept {
+    return std::bit_ceil(std::max<std::size_t>(2 * kBucket, num_rules * 2));
+}
+
+void MergeTable::set_sizes(std::size_t num_rules, std::size_t num_slots) noexcept {
+    rank_bits_ = static_cast<unsigned>(std::bit_width(num_rules));
+    shift_ = 64U - static_cast<unsigned>(std::countr_zero(num_slots));
+}
+
+MergeTable::MergeTable(const TokenTexts& tokens, std::span<const MergeRule> given) {
     if (tokens.size() > kLimit) throw std::invalid_argument("a vocabulary has at most 2097151 ids");
-    if (rules.size() > kLimit) throw std::invalid_argument("a vocabulary has at most 2097151 merges");
-    check_rules(tokens, rules);
+    if (given.size() > kLimit) throw std::invalid_argument("a vocabulary has at most 2097151 merges");
+    check_rules(tokens, given);
     // The order of rules that share a rank makes no difference: of a token's parts only those can meet that
     // merging the token's own symbols ends with.
     std::vector<MergeRule> sorted;
     const auto by_rank = [](const MergeRule& a, const MergeRule& b) { return a.rank < b.rank; };
-    if (!std::ranges::is_sorted(rules, by_rank)) {
-        sorted.assign(rules.begin(), rules.end());
+    if (!std::ranges::is_sorted(given, by_rank)) {
+        sorted.assign(given.begin(), given.end());
         std::ranges::stable_sort(sorted, by_rank);
-        rules = sorted;
+        given = sorted;
     }
-    rules_.reserve(rules.size());
+    Rules rules;
+    rules.reserve(given.size());
+    for (std::size_t i = 0; i < given.size(); ++i) {
+        if (i > 0 && given[i].rank == given[i - 1].rank && given[i].merged != given[i - 1].merged) {
+            throw std::invalid_argument("merge " + std::to_string(given[i].rank) + " has two results");
+        }
+        rules.push_back({given[i].left, given[i].right, given[i].merged});
+    }
+    Slots slots(slots_for(rules.size()));
+    set_sizes(rules.size(), slots.size());
+    std::vector<HiddenPair> hidden;
     for (std::size_t i = 0; i < rules.size(); ++i) {
-        if (i > 0 && rules[i].rank == rules[i - 1].rank && rules[i].merged != rules[i - 1].merged) {
-            throw std::invalid_argument("merge " + std::to_string(rules[i].rank) + " has two results");
+        if (i + kAhead < rules.size()) {
+            const Rule& later = rules[i + kAhead];
+            __builtin_prefetch(&slots[bucket_of(hash_of(pair_of(later.left, later.right)))], 1);
         }
-        rules_.push_back({rules[i].left, rules[i].right, rules[i].merged});
+        add(static_cast<Rank>(i), rules, slots, hidden);
     }
-    rank_bits_ = static_cast<unsigned>(std::bit_width(rules_.size()));
-    const std::size_t num_slots = std::bit_ceil(std::max<std::size_t>(2 * kBucket, rules_.size() * 2));
-    shift_ = 64U - static_cast<unsigned>(std::countr_zero(num_slots));
-    slots_.assign(num_slots, 0);
-    for (std::size_t i = 0; i < rules_.size(); ++i) {
-        if (i + kAhead < rules_.size()) {
-            const Rule& later = rules_[i + kAhead];
-            __builtin_prefetch(&slots_[bucket_of(hash_of(pair_of(later.left, later.right)))], 1);
-        }
-        add(static_cast<Rank>(i));
-    }
-    std::ranges::sort(hidden_);
+    std::ranges::sort(hidden);
+    rules_ = SharedArray<Rule>(std::move(rules));
+    slots_ = SharedArray<std::uint32_t>(std::move(slots));
+    hidden_ = SharedArray<HiddenPair>(std::move(hidden));
     while (find_bound(no_pair_) != kNoRank) ++no_pair_;
 }
 
 // Ranks are added from the lowest on.
-void MergeTable::add(Rank rank) {
-    const Rule& rule = rules_[rank];
+void MergeTable::add(Rank rank, Rules& rules, Slots& slots, std::vector<HiddenPair>& hidden) const {
+    const Rule rule = rules[rank];
     const std::uint64_t pair = pair_of(rule.left, rule.right);
     const std::uint64_t hash = hash_of(pair);
-    for (std::size_t slot = bucket_of(hash);; slot = (slot + 1) & (slots_.size() - 1)) {
-        if (slots_[slot] == 0) {
-            slots_[slot] = (tag_of(hash) << rank_bits_) | (rank + 1);
+    for (std::size_t slot = bucket_of(hash);; slot = (slot + 1) & (slots.size() - 1)) {
+        if (slots[slot] == 0) {
+            slots[slot] = (tag_of(hash) << rank_bits_) | (rank + 1);
             return;
         }
-        if (slots_[slot] >> rank_bits_ != tag_of(hash)) continue;
-        const Rank other = (slots_[slot] & ((1U << rank_bits_) - 1)) - 1;
+        if (slots[slot] >> rank_bits_ != tag_of(hash)) continue;
+        const Rank other = (slots[slot] & ((1U << rank_bits_) - 1)) - 1;
         // Of equal pairs the last one counts, as in `tokenizers`.
-        if (is_rule_of(other, rule.left, rule.right)) rules_[other].left = rules_[other].right = kNone;
-        hidden_.emplace_back(pair, rank);
+        if (rules[other].left == rule.left && rules[other].right == rule.right) {
+            rules[other].left = rules[other].right = kNone;
+        }
+        hidden.push_back({pair, rank});
         return;
     }
+}
+
+MergeTable::MergeTable(const SectionFile& file, std::size_t num_ids)
+    : rules_(file.array<Rule>(Section::kRules)),
+      slots_(file.array<std::uint32_t>(Section::kPairSlots)),
+      hidden_(file.array<HiddenPair>(Section::kHiddenPairs)),
+      byte_pairs_(file.array<Rank>(Section::kBytePairs)) {
+    const auto fail = [] { throw std::invalid_argument("its table of merges is damaged"); };
+    if (num_ids > kLimit || rules_.size() > kLimit || slots_.size() != slots_for(rules_.size())) fail();
+    set_sizes(rules_.size(), slots_.size());
+    const auto limit = static_cast<TokenId>(num_ids);
+    std::uint32_t is_outside = 0;
+    for (const Rule& rule : rules_) {
+        const std::uint32_t is_free = (rule.left & rule.right) == kNone ? 1U : 0U;  // another of the same pair counts
+        is_outside |= rule.merged >= limit ? 1U : 0U;
+        is_outside |= (rule.left >= limit ? 1U : 0U) & ~is_free;
+        is_outside |= (rule.right >= limit ? 1U : 0U) & ~is_free;
+    }
+    bool outside = is_outside != 0;
+    check_slots();
+    for (const HiddenPair& one : hidden_) {
+        outside |= one.rank >= rules_.size() ||
+                   pair_of(rules_[one.rank].left, rules_[one.rank].right) != one.pair;
+    }
+    outside |= !std::ranges::is_sorted(hidden_);
+    if (!byte_pairs_.empty() && byte_pairs_.size() != 256 * 256) fail();
+    for (const Rank rank : byte_pairs_) outside |= rank != kNoRank && rank >= rules_.size();
+    if (outside) fail();
+    while (find_bound(no_pair_) != kNoRank) ++no_pair_;
+}
+
+// A look-up must end, and give a rank that there is. It joins what it finds in a bucket, where no two may have the
+// same tag.
+void MergeTable::check_slots() const {
+    const auto num_rules = static_cast<std::uint32_t>(rules_.size());
+    const std::uint32_t rank_mask = (1U << rank_bits_) - 1;
+    std::uint32_t is_outside = 0;
+    for (const std::uint32_t slot : slots_) is_outside |= (slot & rank_mask) > num_rules ? 1U : 0U;
+    bool is_damaged = is_outside != 0, ends = false;
+    for (std::size_t bucket = 0; bucket < slots_.size(); bucket += kBucket) {
+        const std::span<const std::uint32_t> slots = slots_.items().subspan(bucket, kBucket);
+        std::uint64_t seen = 0, twice = 0;  // by the tags' lowest bits: most buckets need no closer look
+        for (const std::uint32_t slot : slots) {
+            const std::uint64_t bit = std::uint64_t{slot != 0 ? 1U : 0U} << ((slot >> rank_bits_) & 63);
+            twice |= seen & bit;
+            seen |= bit;
+        }
+        for (std::size_t i = 0; twice != 0 && i < kBucket; ++i) {
+            for (std::size_t j = 0; j < i; ++j) {
+                is_damaged |= slots[i] != 0 && slots[j] != 0 && slots[i] >> rank_bits_ == slots[j] >> rank_bits_;
+            }
+        }
+        ends |= slots[kBucket - 1] == 0;
+    }
+    if (is_damaged || !ends) throw std::invalid_argument("its table of merges is damaged");
+}
+
+namespace {
+
+enum RankOrder : std::uint32_t { kByPlace, kByResult };
+
+}  // namespace
+
+void MergeTable::write(SectionWriter& out, std::span<const MergeRule> given) const {
+    const auto all = [&](auto&& holds) {
+        for (std::size_t i = 0; i < given.size(); ++i) {
+            if (!holds(i)) return false;
+        }
+        return true;
+    };
+    const bool is_same = given.size() == rules_.size() && all([&](std::size_t i) {
+        return rules_[i].left == given[i].left && rules_[i].right == given[i].right &&
+               rules_[i].merged == given[i].merged;
+    });
+    const bool by_place = is_same && all([&](std::size_t i) { return given[i].rank == i; });
+    if (by_place || (is_same && all([&](std::size_t i) { return given[i].rank == given[i].merged; }))) {
+        const std::uint32_t order = by_place ? kByPlace : kByResult;
+        out.add(Section::kRanks, std::span(&order, 1));
+    } else {
+        out.add(Section::kMerges, given);
+    }
+    out.add(Section::kRules, rules_.items());
+    out.add(Section::kPairSlots, slots_.items());
+    out.add(Section::kHiddenPairs, hidden_.items());
+    out.add(Section::kBytePairs, byte_pairs_.items());
+}
+
+std::vector<MergeRule> MergeTable::read_given(const SectionFile& file, std::size_t num_ids) {
+    std::vector<MergeRule> given;
+    if (const auto order = file.array<std::uint32_t>(Section::kRanks); !order.empty()) {
+        const auto rules = file.array<Rule>(Section::kRules);
+        given.reserve(rules.size());
+        for (const Rule& rule : rules) {
+            const auto rank = order[0] == kByPlace ? static_cast<std::uint32_t>(given.size()) : rule.merged;
+            given.push_back({rule.left, rule.right, rule.merged, rank});
+        }
+    } else {
+        const auto stored = file.array<MergeRule>(Section::kMerges);
+        given.assign(stored.begin(), stored.end());
+    }
+    for (const MergeRule& rule : given) {
+        if (std::max({rule.left, rule.right, rule.merged}) >= num_ids) {
+            throw std::invalid_argument("its list of merges is damaged");
+        }
+    }
+    return given;
 }
 
 // The pair's rank, or that of another pair, which is then the lower one. A bucket's places are looked at without a
@@ -164,8 +285,8 @@ void MergeTable::add(Rank rank) {
 }
 
 MergeTable::Rank MergeTable::find_hidden(std::uint64_t pair) const noexcept {
-    const auto behind = std::ranges::upper_bound(hidden_, std::pair(pair, kNoRank));
-    return behind != hidden_.begin() && behind[-1].first == pair ? behind[-1].second : kNoRank;
+    const auto behind = std::ranges::upper_bound(hidden_, HiddenPair{pair, kNoRank});
+    return behind != hidden_.begin() && behind[-1].pair == pair ? static_cast<Rank>(behind[-1].rank) : kNoRank;
 }
 
 MergeTable::Rank MergeTable::find(TokenId left, TokenId right) const noexcept {
@@ -182,11 +303,13 @@ void MergeTable::set_bytes(std::span<const TokenId, 256> byte_ids, MissingBytes 
     std::ranges::copy(byte_ids, byte_ids_.begin());
     has_missing_ = std::ranges::find(byte_ids, kNoToken) != byte_ids.end();
     missing_ = missing;
-    byte_pairs_.assign(256 * 256, kNoRank);
-    for (std::size_t i = 0; i < byte_pairs_.size(); ++i) {
+    if (!byte_pairs_.empty()) return;  // of a file
+    std::vector<Rank> pairs(256 * 256, kNoRank);
+    for (std::size_t i = 0; i < pairs.size(); ++i) {
         const TokenId left = byte_ids[i / 256], right = byte_ids[i % 256];
-        if (left != kNoToken && right != kNoToken) byte_pairs_[i] = find(left, right);
+        if (left != kNoToken && right != kNoToken) pairs[i] = find(left, right);
     }
+    byte_pairs_ = SharedArray<Rank>(std::move(pairs));
 }
 
 bool MergeTable::find_missing(std::string_view bytes) const noexcept {

@@ -12,6 +12,8 @@
 #include <vector>
 
 #include "huge_pages.hpp"
+#include "text/shared_array.hpp"
+#include "tokenizer/token_texts.hpp"
 
 namespace pylm {
 
@@ -43,7 +45,15 @@ class MergeTable {
 
     // `tokens[i]` are the bytes of id i. Throws std::invalid_argument naming the merge: an id out of range,
     // bytes that do not concatenate, a rank with two results; and for kLimit ids or ranks and more.
-    MergeTable(std::span<const std::string> tokens, std::span<const MergeRule> rules);
+    MergeTable(const TokenTexts& tokens, std::span<const MergeRule> rules);
+
+    // The table that `write` has put there, for ids below `num_ids`. Throws std::invalid_argument unless every
+    // look-up ends, and within the table. `given` are the rules that the table was made of: where it does not say
+    // them itself they are written too.
+    MergeTable(const SectionFile& file, std::size_t num_ids);
+    void write(SectionWriter& out, std::span<const MergeRule> given) const;
+    // `given` again. Throws std::invalid_argument for ids that are not below `num_ids`.
+    static std::vector<MergeRule> read_given(const SectionFile& file, std::size_t num_ids);
 
     // Merge neighbours in place: the pair of lowest rank first, of equal ones the leftmost, until none is
     // left. Returns how many symbols remain, at the front. O(n log n) for n symbols.
@@ -93,7 +103,19 @@ class MergeTable {
     std::uint32_t tag_of(std::uint64_t hash) const noexcept {
         return static_cast<std::uint32_t>(hash >> 10) >> rank_bits_;
     }
-    void add(Rank rank);
+    // A pair whose place shows a rank that is too low: that of another pair with the same tag.
+    struct HiddenPair {
+        std::uint64_t pair;
+        std::uint64_t rank;
+        auto operator<=>(const HiddenPair&) const = default;
+    };
+    using Rules = std::vector<Rule, HugePageAllocator<Rule>>;
+    using Slots = std::vector<std::uint32_t, HugePageAllocator<std::uint32_t>>;
+
+    static std::size_t slots_for(std::size_t num_rules) noexcept;
+    void set_sizes(std::size_t num_rules, std::size_t num_slots) noexcept;
+    void add(Rank rank, Rules& rules, Slots& slots, std::vector<HiddenPair>& hidden) const;
+    void check_slots() const;
     void start(RowState& state, Row& row) const noexcept;
     void look_up(RowState& state) const noexcept;
     bool find_best(RowState& state) const noexcept;
@@ -106,19 +128,18 @@ class MergeTable {
     Rank find_hidden(std::uint64_t pair) const noexcept;
     Rank find_bound(std::uint64_t pair) const noexcept;
 
-    std::vector<Rule, HugePageAllocator<Rule>> rules_;  // in the order in which they are applied: by rank
+    SharedArray<Rule> rules_;  // in the order in which they are applied: by rank
     // A pair's tag, then its rank + 1; 0 where free. Small, so that it stays near the processor. A pair lies in
     // its bucket, half a cache line, or in those behind it.
-    std::vector<std::uint32_t, HugePageAllocator<std::uint32_t>> slots_;
+    SharedArray<std::uint32_t> slots_;
     unsigned shift_ = 0;
     unsigned rank_bits_ = 0;
     std::uint64_t no_pair_ = pair_of(kLimit, 0);  // of ids of no vocabulary; its tag is not in its bucket
-    // Pairs whose place shows a rank that is too low: that of another pair with the same tag.
-    std::vector<std::pair<std::uint64_t, Rank>> hidden_;
+    SharedArray<HiddenPair> hidden_;  // sorted
     std::array<TokenId, 256> byte_ids_{};
     bool has_missing_ = false;
     MissingBytes missing_;
-    std::vector<Rank> byte_pairs_;  // by left byte * 256 + right byte
+    SharedArray<Rank> byte_pairs_;  // by left byte * 256 + right byte
 };
 
 }  // namespace pylm

@@ -7,6 +7,7 @@
 #include <queue>
 #include <stdexcept>
 #include <tuple>
+#include <unordered_map>
 
 #include "text/hash.hpp"
 #include "text/mapped_file.hpp"
@@ -156,10 +157,10 @@ void SentencePieceEncoder::merge_in_order(Symbols& symbols) const {
         if (place == end || nodes[place].next == end) return;
         const TokenId left = nodes[place].id;
         const TokenId right = nodes[nodes[place].next].id;
-        const auto rule = rules_.find(pair_of(left, right));
-        if (rule == rules_.end()) return;
-        queue.push({rule->second.rank, place, left, right, rule->second.merged});
-        if (unused_[rule->second.merged]) made_of[rule->second.merged] = {left, right};
+        const MergeRule* const rule = rules_.find(left, right);
+        if (rule == nullptr) return;
+        queue.push({rule->rank, place, left, right, rule->merged});
+        if (unused_[rule->merged]) made_of[rule->merged] = {left, right};
     };
     for (std::size_t i = 0; i < nodes.size(); ++i) propose(i);
     while (!queue.empty()) {
@@ -198,7 +199,7 @@ void SentencePieceEncoder::encode_word_uncached(std::string_view word, Symbols& 
     if (options_.ignore_merges && options_.split_words && word.size() <= 3 * longest_whole_) {
         std::string text;
         for (const char byte : word) byte == ' ' ? text += kSpaceMark : text += byte;
-        if (const auto found = whole_.find(text); found != whole_.end()) return out.add(found->second);
+        if (const TokenId found = whole_.find(text, pieces_); found != kNone) return out.add(found);
     }
     symbols.clear();
     append_symbols(word, symbols);
@@ -358,7 +359,7 @@ void SentencePieceEncoder::encode_text(std::string_view original, bool with_pref
         for (const char byte : whole) {
             byte == ' ' && options_.space_is_mark ? marked += kSpaceMark : marked += byte;
         }
-        if (const auto found = whole_.find(marked); found != whole_.end()) return out.add(found->second);
+        if (const TokenId found = whole_.find(marked, pieces_); found != kNone) return out.add(found);
     }
     if (user_defined_.empty()) {
         encode_segment(text, prefix, scratch, out);

@@ -12,19 +12,23 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "text/hash.hpp"
+#include "text/shared_array.hpp"
 #include "tokenizer/bpe_encode.hpp"
 #include "tokenizer/merges.hpp"
 #include "tokenizer/piece_cache.hpp"
 #include "tokenizer/pool.hpp"
+#include "tokenizer/section_file.hpp"
 #include "tokenizer/sentencepiece_cuts.hpp"
 #include "tokenizer/sentencepiece_model.hpp"
 #include "tokenizer/sentencepiece_normalize.hpp"
 #include "tokenizer/token_output.hpp"
+#include "tokenizer/token_texts.hpp"
+#include "tokenizer/whole_tokens.hpp"
 
 namespace pylm {
 
@@ -55,9 +59,15 @@ class SentencePieceEncoder {
     // `extra_characters` follow: symbols that merge but have no id. Rules of equal rank are applied from left
     // to right. Throws std::invalid_argument naming the entry: a damaged rule or charsmap, more than one
     // piece of kind kUnknown; and for options that contradict each other.
-    SentencePieceEncoder(std::vector<std::string> pieces, std::span<const PieceKind> kinds,
+    SentencePieceEncoder(TokenTexts pieces, std::span<const PieceKind> kinds,
                          std::span<const std::string> extra_characters, std::span<const MergeRule> merges,
                          SentencePieceOptions options);
+
+    // The encoder that `write` has put there, with the same options. `merges` are those that it was made of.
+    // Throws std::invalid_argument for tables that no such encoder has.
+    SentencePieceEncoder(const SectionFile& file, TokenTexts pieces, std::span<const PieceKind> kinds,
+                         SentencePieceOptions options);
+    void write(SectionWriter& out, std::span<const MergeRule> merges) const;
 
     // Ids of a text. `begins`: whether it begins a text, or stands behind an added token. O(n log n) for n
     // bytes, and near linear where the vocabulary lets text be cut.
@@ -85,20 +95,51 @@ class SentencePieceEncoder {
     class PairSet {
       public:
         PairSet() = default;
-        explicit PairSet(const std::unordered_set<std::uint64_t>& pairs)
-            : slots_(std::bit_ceil(2 * pairs.size() + 2), kEmpty) {
-            for (const std::uint64_t pair : pairs) slots_[place_of(pair)] = pair;
+        explicit PairSet(const std::unordered_set<std::uint64_t>& pairs) {
+            std::vector<std::uint64_t> slots(std::bit_ceil(2 * pairs.size() + 2), kEmpty);
+            for (const std::uint64_t pair : pairs) slots[place_of(slots, pair)] = pair;
+            slots_ = SharedArray<std::uint64_t>(std::move(slots));
         }
-        bool contains(std::uint64_t pair) const noexcept { return slots_[place_of(pair)] == pair; }
+        // Throws std::invalid_argument unless every look-up ends.
+        PairSet(const SectionFile& file, Section section);
+        void write(SectionWriter& out, Section section) const { out.add(section, slots_.items()); }
+
+        bool empty() const noexcept { return slots_.empty(); }
+        bool contains(std::uint64_t pair) const noexcept {
+            return slots_[place_of(slots_.items(), pair)] == pair;
+        }
+        template <typename Visit>
+        void visit(Visit&& call) const {
+            for (const std::uint64_t pair : slots_) {
+                if (pair != kEmpty) call(pair);
+            }
+        }
 
       private:
         static constexpr std::uint64_t kEmpty = std::numeric_limits<std::uint64_t>::max();
-        std::size_t place_of(std::uint64_t pair) const noexcept {
-            std::size_t place = static_cast<std::size_t>(mix64(pair)) & (slots_.size() - 1);
-            while (slots_[place] != pair && slots_[place] != kEmpty) place = (place + 1) & (slots_.size() - 1);
+        static std::size_t place_of(std::span<const std::uint64_t> slots, std::uint64_t pair) noexcept {
+            std::size_t place = static_cast<std::size_t>(mix64(pair)) & (slots.size() - 1);
+            while (slots[place] != pair && slots[place] != kEmpty) place = (place + 1) & (slots.size() - 1);
             return place;
         }
-        std::vector<std::uint64_t> slots_;
+        SharedArray<std::uint64_t> slots_;
+    };
+
+    // Rules by their pair; open addressing.
+    class PairRules {
+      public:
+        PairRules() = default;
+        // Of equal pairs the first counts.
+        explicit PairRules(std::span<const MergeRule> rules);
+        // Throws std::invalid_argument unless every look-up ends, and results are longer than their parts.
+        PairRules(const SectionFile& file, const TokenTexts& pieces);
+        void write(SectionWriter& out) const { out.add(Section::kOrderedRules, slots_.items()); }
+
+        const MergeRule* find(TokenId left, TokenId right) const noexcept;
+
+      private:
+        static std::size_t place_of(std::span<const MergeRule> slots, TokenId left, TokenId right) noexcept;
+        SharedArray<MergeRule> slots_;  // `left` is kNone where free
     };
 
     class Output;
@@ -114,7 +155,10 @@ class SentencePieceEncoder {
         return (static_cast<std::uint64_t>(left) << 32) | right;
     }
 
-    void add_characters(std::span<const std::string> extra_characters);
+    bool is_found_whole(PieceKind kind) const noexcept;
+    void add_pieces(std::span<const PieceKind> kinds);
+    void add_characters();
+    void set_order(std::span<const PieceKind> kinds);
     void add_rules(std::span<const MergeRule> merges, std::span<const PieceKind> kinds);
     TokenId& character(char32_t point);
     TokenId symbol_of(char32_t point) const noexcept {
@@ -143,18 +187,18 @@ class SentencePieceEncoder {
     bool has_all_bytes_ = true;
     bool is_word_whole_ = false;     // no border but that before a space counts
     bool replaces_invalid_ = false;  // U+FFFD is to be seen by what looks for pieces before characters do
-    std::vector<std::string> pieces_;  // with the extra characters
+    TokenTexts pieces_;              // with the extra characters
     std::vector<std::uint16_t> page_of_ = std::vector<std::uint16_t>(0x1100);
     std::vector<TokenId> pages_ = std::vector<TokenId>(256, kNone);  // symbol by code point
-    std::unordered_map<std::string_view, TokenId> whole_;            // for ignore_merges
+    WholeTokens whole_;                                              // for ignore_merges
     std::size_t longest_whole_ = 0;
     MergeTable merges_;
     // Only where the table will not do: pieces of equal rank, or some that are not given out. Rows that hold
     // one of the pairs are merged in order; `in_order_` has the symbols that a pair ends with.
     bool whole_in_order_ = false;
     std::vector<bool> in_order_;
-    std::unordered_set<std::uint64_t> ordered_pairs_;
-    std::unordered_map<std::uint64_t, MergeRule> rules_;
+    PairSet ordered_pairs_;
+    PairRules rules_;
     std::vector<bool> unused_;
     PairSet joined_;  // pairs of symbols that results hold side by side
     CutTable cuts_;

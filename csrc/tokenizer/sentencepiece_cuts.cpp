@@ -1,5 +1,7 @@
 #include "tokenizer/sentencepiece_cuts.hpp"
 
+#include <algorithm>
+
 #include "text/unicode.hpp"
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
@@ -114,6 +116,10 @@ std::uint64_t borders_neon(const char* block, std::uint8_t before, const std::ui
 #endif
 
 }  // namespace
+
+CutTable::CutTable(std::span<const std::uint8_t, 16> table) noexcept : any_(true) {
+    std::ranges::copy(table, cut_.begin());
+}
 
 CutTable::CutTable(std::span<const std::string_view> results, bool split_words) : any_(true) {
     std::array<std::uint8_t, 16> joined{};

@@ -25,6 +25,10 @@ class CutTable {
     // is a border before every space whatever the vocabulary holds.
     CutTable(std::span<const std::string_view> results, bool split_words);
 
+    // What `table` gave of one that is not without borders; any bytes make one.
+    explicit CutTable(std::span<const std::uint8_t, 16> table) noexcept;
+    std::span<const std::uint8_t, 16> table() const noexcept { return cut_; }
+
     static Class class_of(std::uint8_t byte) noexcept;
 
     bool cuts(std::uint8_t before, std::uint8_t after) const noexcept {

@@ -2,10 +2,30 @@
 
 #include <algorithm>
 #include <bit>
+#include <stdexcept>
 
 #include "text/unicode.hpp"
 
 namespace pylm {
+
+PackedVocabulary::PackedVocabulary(const SectionFile& file)
+    : tokens_(file, Section::kTokenBegins, Section::kTokenBytes), file_(file) {}
+
+SharedArray<MergeRule> PackedVocabulary::merges() const {
+    if (!file_) return merges_;
+    const std::size_t with_extra = file_->array<std::uint32_t>(Section::kPieceBegins).size();
+    const std::size_t num_ids = with_extra == 0 ? tokens_.size() : with_extra - 1;
+    std::vector<MergeRule> merges = MergeTable::read_given(*file_, num_ids);
+    for (const MergeRule& rule : merges) {
+        if (rule.merged >= tokens_.size()) throw std::invalid_argument("its list of merges is damaged");
+    }
+    return SharedArray<MergeRule>(std::move(merges));
+}
+
+Vocabulary PackedVocabulary::unpacked() const {
+    const SharedArray<MergeRule> rules = merges();
+    return {tokens_.to_strings(), {rules.begin(), rules.end()}};
+}
 
 TokenIndex::TokenIndex(std::size_t count)
     : slots_(std::bit_ceil(std::max<std::size_t>(16, count * 2))), mask_(slots_.size() - 1) {}

@@ -4,18 +4,47 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "text/hash.hpp"
+#include "text/shared_array.hpp"
 #include "tokenizer/merges.hpp"
+#include "tokenizer/section_file.hpp"
+#include "tokenizer/token_texts.hpp"
 
 namespace pylm {
 
 struct Vocabulary {
     std::vector<std::string> tokens;  // bytes of each id, empty where an id has none
     std::vector<MergeRule> merges;    // in order of rank
+};
+
+// The same for those who use it. Immutable; copies share the bytes.
+class PackedVocabulary {
+  public:
+    // Throws std::invalid_argument for tokens of 4 GiB and more.
+    explicit PackedVocabulary(Vocabulary vocabulary)
+        : tokens_(vocabulary.tokens), merges_(std::move(vocabulary.merges)) {}
+
+    // Of a file that an encoder was written to. Throws std::invalid_argument for damaged tokens.
+    explicit PackedVocabulary(const SectionFile& file);
+    void write(SectionWriter& out) const { tokens_.write(out, Section::kTokenBegins, Section::kTokenBytes); }
+
+    const TokenTexts& tokens() const noexcept { return tokens_; }
+
+    // Those of a file are put together anew by every call. Throws std::invalid_argument where they are damaged.
+    SharedArray<MergeRule> merges() const;
+
+    Vocabulary unpacked() const;
+
+  private:
+    TokenTexts tokens_;
+    SharedArray<MergeRule> merges_;
+    std::optional<SectionFile> file_;  // that has the merges
 };
 
 // A hash that concatenates: that of a + b follows from those of a and b, so that all prefixes and suffixes of

@@ -53,8 +53,9 @@ class ByteModel:
         missing: MissingBytes | None = None,
         prefix_space: bool = False,
         unreachable: Sequence[tuple[int, str]] = (),
+        file: _core.TokenizerFile | None = None,
     ) -> None:
-        """Make the encoder.
+        """Make the encoder, or take it from a file that was written of one with the same options.
 
         Raises:
             InputError: the parts do not fit each other; names the entry.
@@ -65,6 +66,7 @@ class ByteModel:
         self.missing = missing
         self.prefix_space = prefix_space
         self.unreachable = tuple(unreachable)
+        self._file = file
         self._missing_bytes = frozenset(range(256) if missing else ()) - {
             token[0] for token in (vocabulary.tokens() if missing else ()) if len(token) == 1
         }
@@ -77,6 +79,7 @@ class ByteModel:
                 drop_missing=missing is not None,
                 unknown=missing.unknown if missing else None,
                 fuse_unknown=missing is not None and missing.fuse,
+                file=file,
             )
         except ValueError as error:
             raise InputError(str(error)) from error
@@ -166,6 +169,8 @@ class ByteModel:
         Raises:
             InputError: an added token has the id of other bytes.
         """
+        if self._file is not None:
+            return _core.TokenDecoder.of_file(self._file)
         for token in added:
             own = self.vocabulary.token(token.id) if token.id < len(self.vocabulary) else b""
             if own not in (b"", token.content.encode()):

@@ -42,6 +42,7 @@ class CharacterModel:
         ignore_merges: take a word that is a piece whole.
         charsmap: SentencePiece's compiled rules of normalization; empty for none.
         drop_lead: decoding takes a space at the beginning away; None where encoding puts one there.
+        file: has the tables of an encoder and a decoder with these options.
         core: the encoder.
     """
 
@@ -58,6 +59,7 @@ class CharacterModel:
     ignore_merges: bool = False
     charsmap: bytes = b""
     drop_lead: bool | None = None
+    file: _core.TokenizerFile | None = None
     core: _core.SentencePieceEncoder = field(init=False)
 
     pattern = "sentencepiece"
@@ -90,6 +92,7 @@ class CharacterModel:
             ignore_merges=self.ignore_merges,
             charsmap=self.charsmap,
             simd=simd,
+            file=self.file,
         )
 
     @property
@@ -178,6 +181,8 @@ class CharacterModel:
 
     def decoder(self, added: Sequence[AddedToken]) -> _core.TokenDecoder:
         """Give the decoder: a piece has a space where it has "▁"."""
+        if self.file is not None:
+            return _core.TokenDecoder.of_file(self.file)
         pieces = _core.decoded_pieces(self.vocabulary, self.kinds, space_is_mark=self.space_is_mark)
         return _core.TokenDecoder(
             pieces,

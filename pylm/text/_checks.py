@@ -1,4 +1,4 @@
-"""Checks of arguments that the functions of `dedup` share."""
+"""Checks of arguments that functions share."""
 
 import numpy as np
 

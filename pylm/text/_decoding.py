@@ -42,7 +42,10 @@ def to_ids(ids: Ids) -> NDArray[np.uint32]:
     Raises:
         InputError: a number that is no id.
     """
-    array = np.asarray(ids if isinstance(ids, np.ndarray | Sequence) else list(ids))
+    try:
+        array = np.asarray(ids if isinstance(ids, np.ndarray | Sequence) else list(ids))
+    except TypeError:
+        raise TypeError(f"ids must be whole numbers in one dimension, got {type(ids).__name__}") from None
     if array.ndim == 1 and array.size == 0:
         return np.zeros(0, np.uint32)
     if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -69,6 +72,8 @@ def to_text(content: bytes, errors: Errors) -> str:
             f"the tokens' bytes are no UTF-8 at byte {error.start} ({error.reason}); pass errors='replace', "
             "or use decode_bytes"
         ) from error
+    except LookupError as error:
+        raise InputError(f"errors must be 'replace', 'strict' or 'ignore', got {errors!r}") from error
 
 
 class StreamDecoder:

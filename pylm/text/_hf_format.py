@@ -32,9 +32,10 @@ def read(path: Path, content: bytes, pattern: str | None = None) -> Parts:
         document = json.loads(model.rest)
         json.dumps(document, ensure_ascii=False).encode()  # no lone surrogates
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path}: not a tokenizer.json ({error}); expected a BPE model with vocab and merges"
-        ) from error
+        if (kind := _kind_of_model(content)) not in (None, "BPE"):
+            raise InputError(f"{path}: its model is of type {kind}; expected BPE") from error
+        hint = "" if "expected a BPE model" in str(error) else "; expected a BPE model with vocab and merges"
+        raise InputError(f"{path}: not a tokenizer.json ({error}){hint}") from error
     try:
         added = _read_added_tokens(document.get("added_tokens"), model)
         template = read_template(document.get("post_processor"))
@@ -43,6 +44,17 @@ def read(path: Path, content: bytes, pattern: str | None = None) -> Parts:
         return _hf_bytes.read(document, model, added, template, pattern)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _kind_of_model(content: bytes) -> str | None:
+    """Give the type that a file names, where it can be read at all."""
+    try:
+        match json.loads(content):
+            case {"model": {"type": str(kind)}}:
+                return kind
+    except (ValueError, RecursionError):
+        pass
+    return None
 
 
 def _is_of_characters(document: Mapping[str, Any]) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pylm.errors import InputError
-from pylm.text import _hf_format, _rank_format, _sentencepiece_format, _tekken_format
+from pylm.text import _binary_format, _hf_format, _rank_format, _sentencepiece_format, _tekken_format
 from pylm.text._added_tokens import AddedToken
 from pylm.text._byte_model import ByteModel
 from pylm.text._hf_config import TokenizerConfig, read_config
@@ -19,13 +19,16 @@ def load(
     config = TokenizerConfig()
     if path.is_dir():
         config = read_config(path)
-        names = ("tokenizer.json", "tokenizer.model", "tekken.json")
+        names = ("tokenizer.json", "tokenizer.model", "tekken.json", "tokenizer.pylm")
         path = path / next((name for name in names if (path / name).exists()), names[0])
     if not path.is_file():
         raise InputError(
             f"no tokenizer at {path}; expected a tokenizer.json, a tokenizer.model, a tekken.json, "
-            "a .tiktoken file or a folder"
+            "a .tiktoken file, a .pylm file or a folder"
         )
+    if _binary_format.is_binary(path):
+        parts, roles = _binary_format.read(path, _binary_format.open_file(path), pattern)
+        return parts, roles if config == TokenizerConfig() else config
     content = path.read_bytes()
     if _tekken_format.is_tekken(path):
         parts, roles = _tekken_format.read(path, content, pattern)

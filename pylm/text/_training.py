@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pylm.errors import InputError
 from pylm.text._byte_alphabet import BYTE_TO_CHAR, CHAR_TO_BYTE
+from pylm.text._checks import check_threads
 from pylm.text.patterns import PretokenPattern, find_pattern
 from pylm.text.word_counter import TextBatches, TrainingProgress, WordCounter
 
@@ -71,6 +72,47 @@ def count_corpus(
     return counter
 
 
+def check_options(
+    *,
+    vocab_size: int,
+    special_tokens: Sequence[str],
+    min_frequency: int,
+    limit_alphabet: int | None,
+    initial_alphabet: bytes,
+    max_token_length: int | None,
+    ties: Ties,
+    num_threads: int,
+) -> None:
+    """Look at the options of `learn_merges` before a corpus is counted, which may take hours."""
+    if isinstance(special_tokens, str) or not all(isinstance(token, str) for token in special_tokens):
+        raise TypeError(f"special_tokens must be a list of str, got {special_tokens!r}")
+    num_special = len(special_tokens)
+    if len(set(special_tokens)) != num_special or not all(special_tokens):
+        raise InputError(f"special_tokens must be different and not empty, got {list(special_tokens)}")
+    for name, value in (("vocab_size", vocab_size), ("min_frequency", min_frequency)):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if min_frequency < 0:
+        raise InputError(f"min_frequency must not be negative, got {min_frequency}")
+    if max_token_length is not None and max_token_length < 1:
+        raise InputError(f"max_token_length must be at least 1, got {max_token_length}")
+    if ties not in ("hf", "lexicographic"):
+        raise InputError(f"ties must be 'hf' or 'lexicographic', got {ties!r}")
+    check_threads(num_threads)
+    as_bytes = {content for _, content in _written_as_bytes(special_tokens) if len(content) == 1}
+    least = num_special + 256 - len(as_bytes)
+    if vocab_size < least:
+        raise InputError(
+            f"vocab_size must be at least {least} (256 bytes and {num_special} special tokens), "
+            f"got {vocab_size}"
+        )
+    if limit_alphabet is not None and limit_alphabet < max(1, len(set(initial_alphabet))):
+        raise InputError(
+            f"limit_alphabet must be at least 1 and the {len(set(initial_alphabet))} bytes of "
+            f"initial_alphabet, got {limit_alphabet}"
+        )
+
+
 def learn_merges(
     counter: WordCounter,
     *,
@@ -85,7 +127,7 @@ def learn_merges(
     progress: TrainingProgress | None,
     release: bool,
 ) -> tuple[list[bytes], NDArray[np.uint32]]:
-    """Learn tokens and merges; arguments and errors as in `Tokenizer.train`.
+    """Learn tokens and merges; arguments and errors as in `Tokenizer.train`, for options that are checked.
 
     Args:
         release: empty the counter on the way, which saves its memory.
@@ -94,16 +136,7 @@ def learn_merges(
         The bytes of each id (empty for special tokens that no merge makes), and uint32 (num_merges, 4) rows
         of left id, right id, merged id, rank.
     """
-    num_special = len(special_tokens)
-    if len(set(special_tokens)) != num_special or not all(special_tokens):
-        raise InputError(f"special_tokens must be different and not empty, got {list(special_tokens)}")
-    if min_frequency < 0:
-        raise InputError(f"min_frequency must not be negative, got {min_frequency}")
-    if max_token_length is not None and max_token_length < 1:
-        raise InputError(f"max_token_length must be at least 1, got {max_token_length}")
-    if ties not in ("hf", "lexicographic"):
-        raise InputError(f"ties must be 'hf' or 'lexicographic', got {ties!r}")
-    tokens = [b""] * num_special
+    tokens = [b""] * len(special_tokens)
     # Hugging Face writes tokens in the byte-level alphabet and knows them by that text, special ones
     # included: a merge that arrives at the text of one takes its id.
     known = {content: i for i, content in _written_as_bytes(special_tokens)}
@@ -114,11 +147,6 @@ def learn_merges(
         if content not in known:
             tokens.append(content)
     first_id = len(tokens)
-    if vocab_size < first_id:
-        raise InputError(
-            f"vocab_size must be at least {first_id} (256 bytes and {num_special} special tokens), "
-            f"got {vocab_size}"
-        )
     kept = _alphabet(counter, limit_alphabet, initial_alphabet)
     num_tokens = vocab_size - first_id
 
@@ -171,11 +199,6 @@ def _alphabet(counter: WordCounter, limit: int | None, initial: bytes) -> set[in
     """Give the bytes that merges may hold."""
     if limit is None:
         return set(range(256))
-    if limit < len(set(initial)) or limit < 1:
-        raise InputError(
-            f"limit_alphabet must be at least 1 and the {len(set(initial))} bytes of initial_alphabet, "
-            f"got {limit}"
-        )
     counts = counter.byte_counts()
     # Among equals the one that comes first in the alphabet stays; Hugging Face leaves that to chance.
     order = sorted(

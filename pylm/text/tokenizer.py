@@ -1,9 +1,11 @@
 """Byte-level BPE: text to token ids and back, with the ids of tiktoken and Hugging Face tokenizers."""
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pickle import PickleBuffer
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,21 +13,23 @@ from numpy.typing import NDArray
 from pylm import _core
 from pylm.errors import InputError
 from pylm.files import atomic_path
-from pylm.text import _hf_format, _loading, _rank_format
+from pylm.text import _binary_format, _hf_format, _loading, _rank_format
 from pylm.text._added_tokens import AddedToken, AddedVocabulary, AllowedSpecial, Masks
 from pylm.text._byte_model import ByteModel
+from pylm.text._checks import check_int, check_threads
 from pylm.text._decoding import Decoding, TokenOffsets, char_offsets
 from pylm.text._hf_config import ROLES, TokenizerConfig, write_config
 from pylm.text._models import Parts
 from pylm.text._normalizers import Normalizer
 from pylm.text._templates import Template
-from pylm.text._training import Ties, count_corpus, learn_merges
+from pylm.text._training import Ties, check_options, count_corpus, learn_merges
 from pylm.text.patterns import PretokenPattern
 from pylm.text.texts import Texts, to_list
 from pylm.text.token_array import TokenArray, join_arrays
 from pylm.text.word_counter import TextBatches, TrainingProgress, WordCounter
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
     from transformers import PreTrainedTokenizerFast
 
 
@@ -82,15 +86,17 @@ class Tokenizer(Decoding):
         pattern: str | None = None,
         special_tokens: Mapping[str, int] | None = None,
     ) -> "Tokenizer":
-        """Read a tokenizer.json, a rank file, a SentencePiece model, a tekken.json, or a model folder.
+        """Read a tokenizer.json, ranks, a SentencePiece model, a tekken.json, a .pylm file or a model folder.
 
         The rank files that OpenAI and Meta publish are recognised by their bytes, whatever their name:
-        r50k_base, p50k_base, cl100k_base, o200k_base, and Llama 3's tokenizer.model.
+        r50k_base, p50k_base, cl100k_base, o200k_base, and Llama 3's tokenizer.model. A `.pylm` file is what
+        `save` has written: it is mapped and stays so, and must not be written into while it is in use.
 
         Args:
-            path: the file, or a folder with a tokenizer.json, else a tokenizer.model or tekken.json; roles of
-                tokens and chat template are taken from the files beside it. What a tokenizer.model is, ranks
-                (Llama 3) or a model of SentencePiece (Llama 2), shows in its first bytes.
+            path: the file, or a folder with a tokenizer.json, else a tokenizer.model, tekken.json or
+                tokenizer.pylm; roles of tokens and chat template are taken from the files beside it. What a
+                tokenizer.model is, ranks (Llama 3) or a model of SentencePiece (Llama 2), shows in its first
+                bytes.
             pattern: pre-tokenization of another rank file, which does not name it; see `PATTERNS`.
             special_tokens: of a rank file, which does not hold them.
 
@@ -161,6 +167,16 @@ class Tokenizer(Decoding):
             >>> Tokenizer.train(["low lower lowest"], vocab_size=260, pattern="gpt2").decode([256, 257])
             'lolow'
         """
+        check_options(
+            vocab_size=vocab_size,
+            special_tokens=special_tokens,
+            min_frequency=min_frequency,
+            limit_alphabet=limit_alphabet,
+            initial_alphabet=initial_alphabet,
+            max_token_length=max_token_length,
+            ties=ties,
+            num_threads=num_threads,
+        )
         counter = count_corpus(
             corpus,
             pattern=pattern,
@@ -285,7 +301,7 @@ class Tokenizer(Decoding):
 
     def encode_ordinary(self, text: str | bytes) -> list[int]:
         """Turn text into ids, special tokens in it being ordinary text. Bytes need not be UTF-8."""
-        content = _to_utf8(text) if isinstance(text, str) else text
+        content = text if isinstance(text, bytes) else _to_utf8(text)
         return self._encode_bytes(content, self._added.ordinary)
 
     def _encode_bytes(self, content: bytes, enabled: Masks) -> list[int]:
@@ -363,6 +379,9 @@ class Tokenizer(Decoding):
         columns: Any = texts
         if not hasattr(texts, "__arrow_c_array__") and not hasattr(texts, "__arrow_c_stream__"):
             columns = to_list(texts)
+        check_threads(num_threads)
+        if end_id is not None:
+            check_int("end_id", end_id, 0, (1 << 32) - 1)
         enabled, refused = self._added.masks(allowed_special, disallowed_special)
         self._added.refuse_batch(columns, refused)
         if self._is_direct(enabled):
@@ -390,7 +409,12 @@ class Tokenizer(Decoding):
         Raises:
             OSError: a file cannot be read.
         """
+        if isinstance(paths, str | Path):
+            raise TypeError("paths must be a list of paths, got a single one; pass [path]")
+        check_threads(num_threads)
         mark = separator.encode() if isinstance(separator, str) else separator or b""
+        if not isinstance(mark, bytes):
+            raise TypeError(f"separator must be str or bytes, got {type(separator).__name__}")
         enabled = self._added.ordinary
         arrays = []
         for path in map(str, paths):
@@ -418,34 +442,56 @@ class Tokenizer(Decoding):
         """Write the tokenizer.
 
         Args:
-            path: a `.tiktoken` file to write ranks, without special tokens; an existing folder to write a
-                tokenizer.json and a tokenizer_config.json, as `transformers` reads them; any other name to
-                write a tokenizer.json.
+            path: a `.pylm` file to write all of it, ready to be loaded at once; a `.tiktoken` file to write
+                ranks, without special tokens; an existing folder to write a tokenizer.json and a
+                tokenizer_config.json, as `transformers` reads them; any other name to write a tokenizer.json.
 
         Raises:
             InputError: no rank file gives the same ids; says why.
         """
         path = Path(path)
-        if path.suffix == ".tiktoken":
-            if not isinstance(self._model, ByteModel):
-                raise InputError(f"{path}: a rank file holds byte-level BPE only; save a tokenizer.json")
-            if self._normalizer is not None:
-                raise InputError(f"{path}: a rank file cannot hold a normalizer; save a tokenizer.json")
-            ranks = _rank_format.write(self._model.vocabulary, ignore_merges=self._model.ignore_merges)
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(ranks)
-            return
-        documents = {path: self._to_json()}
         if path.is_dir():
             config = json.dumps(write_config(self._config), ensure_ascii=False, indent=2)
-            documents = {path / "tokenizer.json": self._to_json(), path / "tokenizer_config.json": config}
-        for file, document in documents.items():
+            files = {
+                path / "tokenizer.json": f"{self._to_json()}\n".encode(),
+                path / "tokenizer_config.json": f"{config}\n".encode(),
+            }
+        elif path.suffix == _binary_format.SUFFIX:
+            files = {path: self._to_binary()}
+        elif path.suffix == ".tiktoken":
+            files = {path: self._to_ranks(path)}
+        else:
+            files = {path: f"{self._to_json()}\n".encode()}
+        for file, content in files.items():
             with atomic_path(file) as temporary:
-                temporary.write_text(document + "\n", encoding="utf-8")
+                temporary.write_bytes(content)
+
+    def _to_ranks(self, path: Path) -> bytes:
+        if not isinstance(self._model, ByteModel):
+            raise InputError(f"{path}: a rank file holds byte-level BPE only; save a tokenizer.json")
+        if self._normalizer is not None:
+            raise InputError(f"{path}: a rank file cannot hold a normalizer; save a tokenizer.json")
+        return _rank_format.write(self._model.vocabulary, ignore_merges=self._model.ignore_merges)
+
+    def _parts(self) -> Parts:
+        return Parts(self._model, self._added.tokens, self._normalizer, self._template)
 
     def _to_json(self) -> str:
-        parts = Parts(self._model, self._added.tokens, self._normalizer, self._template)
-        return json.dumps(_hf_format.write(parts), ensure_ascii=False)
+        return json.dumps(_hf_format.write(self._parts()), ensure_ascii=False)
+
+    def _to_binary(self) -> bytes:
+        return _binary_format.write(self._parts(), self._config, self._decoder)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[object, ...]:
+        """Pickle the bytes of a `.pylm` file; from protocol 5 on as a buffer that need not be copied."""
+        content = self._to_binary()
+        return type(self)._of_binary, (PickleBuffer(content) if operator.index(protocol) >= 5 else content,)
+
+    @classmethod
+    def _of_binary(cls, content: "ReadableBuffer") -> "Tokenizer":
+        tokenizer = cls.__new__(cls)
+        tokenizer._set_up(*_binary_format.read("the bytes", _binary_format.of_buffer(content)))
+        return tokenizer
 
     def to_transformers(self) -> "PreTrainedTokenizerFast":
         """Give the same tokenizer as `transformers` has it, with roles and chat template.
@@ -478,3 +524,7 @@ def _to_utf8(text: str) -> bytes:
         raise InputError(
             f"the text holds a lone surrogate at character {error.start}, which no UTF-8 can express"
         ) from error
+    except AttributeError:
+        kind = type(text).__name__
+        hint = "; encode_ordinary takes bytes" if kind == "bytes" else ""
+        raise TypeError(f"text must be a str, got {kind}{hint}") from None

@@ -66,5 +66,6 @@ void test_shards();
 void test_suffix_array();
 void test_substring();
 void test_substring_stages();
+void test_section_file();
 
 }  // namespace pylm::tests

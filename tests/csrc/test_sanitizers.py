@@ -27,11 +27,12 @@ TESTS = (
     "substring",
     "index",
     "substring_stages",
+    "section_file",
 )
 
 FUZZERS = (
-    *("fuzz_dedup", "fuzz_encode", "fuzz_pretokenize", "fuzz_sentencepiece", "fuzz_substring"),
-    "fuzz_vocabulary",
+    *("fuzz_dedup", "fuzz_encode", "fuzz_pretokenize", "fuzz_section_file"),
+    *("fuzz_sentencepiece", "fuzz_substring", "fuzz_vocabulary"),
 )
 SEEDS = ROOT / "tests/csrc/seeds"
 

@@ -53,7 +53,7 @@ void check_json() {
     check(bytes.tokens[4] == " ab" && bytes.tokens[3] == "ab" && bytes.tokens.size() == 5,
           "hidden tokens have no bytes, unless they are merged");
     check(model.to_vocabulary(false, {}).tokens[9] == "\xF0\x9F\x98\x80", "surrogate pairs are one character");
-    const auto beyond = model.beyond_alphabet(bytes);
+    const auto beyond = model.beyond_alphabet(bytes.tokens);
     check(model.to_vocabulary(true, {}).tokens.size() == 5 && beyond.size() == 1 && beyond[0].first == 9,
           "a token beyond the alphabet has no bytes");
     check(throws<std::invalid_argument>([] {

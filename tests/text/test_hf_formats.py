@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
+from binary_form import through_binary
 
 from pylm import _core
 from pylm.errors import InputError
@@ -96,6 +97,12 @@ def _check(ours: Tokenizer, peer: tokenizers.Tokenizer, texts: list[str], folder
         assert saved.encode(text, add_special_tokens=False).ids == ids, text
         assert again.encode(text, allowed_special="all") == ids, text
         assert again.decode(ids) == ours.decode(ids)
+    mapped = through_binary(ours, folder)
+    for text, ids in zip(texts, expected, strict=True):
+        assert mapped.encode(text, allowed_special="all") == ids, text
+        assert mapped.decode(ids) == peer.decode(ids, skip_special_tokens=False), text
+    batch = mapped.encode_batch(texts, allowed_special="all")
+    assert [ids.tolist() for ids in batch] == expected
 
 
 def _check_offsets(ours: Tokenizer, peer: tokenizers.Tokenizer, texts: list[str]) -> None:

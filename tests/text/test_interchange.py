@@ -475,7 +475,10 @@ def test_mutated_files_load_or_are_refused(small: Tokenizer, seed: int, tmp_path
         with contextlib.suppress(InputError):
             tokenizer = Tokenizer.load(path, pattern="cl100k")
         if tokenizer is not None:
-            assert tokenizer.decode(tokenizer.encode_ordinary("a text, 日本")) == "a text, 日本"
+            # A changed id may take a byte's token away: the byte is dropped then, as in `tokenizers`.
+            tokens = set(tokenizer._vocabulary.tokens())
+            expected = bytes(byte for byte in "a text, 日本".encode() if bytes([byte]) in tokens)
+            assert tokenizer.decode_bytes(tokenizer.encode_ordinary("a text, 日本")) == expected
 
 
 def test_a_folder_with_ranks_has_roles_and_template(shared_data: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tokenizers
+from binary_form import through_binary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import sentencepiece as oracle
@@ -276,6 +277,8 @@ def test_ids_equal_the_rule_with_any_vocabulary(
     expected = [oracle.encode(text, pieces, **options) for text in texts]
     assert [row.tolist() for row in tokenizer.encode_batch(texts)] == expected
     assert [tokenizer.encode_ordinary(text) for text in texts] == expected
+    mapped = through_binary(tokenizer, folder)
+    assert [mapped.encode_ordinary(text) for text in texts] == expected
 
 
 @given(
@@ -344,8 +347,10 @@ def test_ids_equal_sentencepiece_with_trained_models(name: str, folder: Path) ->
     random_ = random.Random(0)
     texts = ["".join(random_.choices(ALPHABET, k=random_.randrange(25))) for _ in range(800)] + lines
     batch = tokenizer.encode_batch(texts)
+    mapped = through_binary(tokenizer, folder)
     for index, text in enumerate(texts):
-        assert batch[index].tolist() == peer.encode(text), text
+        assert batch[index].tolist() == peer.encode(text) == mapped.encode_ordinary(text), text
+        assert mapped.decode(batch[index]) == tokenizer.decode(batch[index])
     try:
         tokenizer.save(folder / "trained.json")
     except InputError:
@@ -473,6 +478,7 @@ def test_json_ids_equal_tokenizers(kind: str, tmp_path: Path) -> None:
     ours, peer = Tokenizer.load(path), tokenizers.Tokenizer.from_file(str(path))
     ours.save(tmp_path / "saved.json")
     saved = tokenizers.Tokenizer.from_file(str(tmp_path / "saved.json"))
+    mapped = through_binary(ours, tmp_path)
     random_ = random.Random(1)
     parts = [
         "a",
@@ -497,6 +503,7 @@ def test_json_ids_equal_tokenizers(kind: str, tmp_path: Path) -> None:
         ids = ours.encode(text, allowed_special="all")
         assert ids == peer.encode(text, add_special_tokens=False).ids, text
         assert ids == saved.encode(text, add_special_tokens=False).ids, text
+        assert ids == mapped.encode(text, allowed_special="all"), text
     assert Tokenizer.load(tmp_path / "saved.json").fingerprint == ours.fingerprint
 
 

@@ -4,8 +4,10 @@ import base64
 import json
 import os
 import threading
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -327,6 +329,53 @@ def test_bad_input_is_named(small: Tokenizer, tmp_path: Path) -> None:
         Tokenizer.load(broken)
 
 
+def test_arguments_of_another_kind_are_named(small: Tokenizer, tmp_path: Path) -> None:
+    any_: Any = small
+    for text in (5, None, ["a"]):
+        for call in (any_.encode, any_.encode_ordinary, any_.encode_with_offsets):
+            with pytest.raises(TypeError, match=f"text must be a str, got {type(text).__name__}"):
+                call(text)
+    with pytest.raises(TypeError, match="encode_ordinary takes bytes"):
+        any_.encode(b"a")
+    with pytest.raises(InputError, match=r"num_threads must lie in \[0, 65536\], got -1"):
+        small.encode_batch(["a"], num_threads=-1)
+    with pytest.raises(InputError, match=r"end_id must lie in \[0, 4294967295\], got -1"):
+        small.encode_batch(["a"], end_id=-1)
+    with pytest.raises(TypeError, match="a list of paths, got a single one"):
+        any_.encode_files("corpus.txt")
+    with pytest.raises(TypeError, match="separator must be str or bytes, got int"):
+        any_.encode_files([tmp_path / "corpus.txt"], separator=5)
+    with pytest.raises(TypeError, match="ids must be whole numbers in one dimension, got int"):
+        any_.decode(5)
+    with pytest.raises(InputError, match="errors must be 'replace', 'strict' or 'ignore', got 'drop'"):
+        any_.decode(small.encode("é")[:1], errors="drop")
+    with pytest.raises(TypeError, match="special_tokens must be a list of str, got '<s>'"):
+        Tokenizer.train(["a"], vocab_size=300, special_tokens="<s>")
+    with pytest.raises(TypeError, match="vocab_size must be an int, got float"):
+        Tokenizer.train(["a"], vocab_size=any_.vocab_size + 0.5)
+
+
+def test_options_are_looked_at_before_the_corpus(small: Tokenizer) -> None:
+    def corpus() -> Iterator[str]:
+        raise AssertionError("the corpus is read")
+        yield ""
+
+    for options in ({"vocab_size": 255}, {"min_frequency": -1}, {"limit_alphabet": 0}, {"num_threads": -1}):
+        with pytest.raises(InputError, match=min(options)):
+            Tokenizer.train(corpus(), **{"vocab_size": 300, **options})
+
+
+def test_an_existing_folder_may_have_any_name(small: Tokenizer, tmp_path: Path) -> None:
+    for name in ("a.pylm", "b.tiktoken", "c"):
+        (tmp_path / name).mkdir()
+        small.save(tmp_path / name)
+        assert Tokenizer.load(tmp_path / name).fingerprint == small.fingerprint
+        assert {file.name for file in (tmp_path / name).iterdir()} == {
+            "tokenizer.json",
+            "tokenizer_config.json",
+        }
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -334,6 +383,10 @@ def test_bad_input_is_named(small: Tokenizer, tmp_path: Path) -> None:
         (lambda d: d.update(normalizer={"type": "BertNormalizer"}), "unsupported normalizer.*BertNormalizer"),
         (lambda d: d.update(pre_tokenizer={"type": "Whitespace"}), "unsupported pre-tokenizer.*Whitespace"),
         (lambda d: d["model"].update(type="WordPiece"), "unsupported model"),
+        (
+            lambda d: d.update(model={"type": "Unigram", "vocab": [["a", 0.0]]}),
+            "its model is of type Unigram; expected BPE",
+        ),
         (lambda d: d.update(decoder={"type": "WordPiece"}), "unsupported decoder.*WordPiece"),
         (lambda d: d["model"].pop("vocab"), "expected a BPE model"),
     ],
