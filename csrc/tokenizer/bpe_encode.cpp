@@ -142,8 +142,8 @@ struct BpeEncoder::Worker {
         std::size_t begin, size;  // in the output
         std::uint32_t unknown;    // the piece whose ids belong there
     };
-    static constexpr std::size_t kManyUnknown = 64;
-    static constexpr std::size_t kManyGaps = 1024;
+    static constexpr std::size_t kManyUnknown = 256;
+    static constexpr std::size_t kManyGaps = 2048;
 
     PieceCache cache;
     const char* base = nullptr;
