@@ -104,13 +104,31 @@ void BpeEncoder::add_whole_tokens() {
 
 BpeEncoder::~BpeEncoder() = default;
 
-TokenId BpeEncoder::find_whole(std::string_view piece) const noexcept {
-    const std::uint64_t hash = hash_bytes(piece);
+TokenId BpeEncoder::find_whole(std::string_view piece, std::uint64_t hash) const noexcept {
     const std::size_t mask = whole_tokens_.size() - 1;
     for (std::size_t slot = hash & mask;; slot = (slot + 1) & mask) {
         const WholeToken& entry = whole_tokens_[slot];
         if (entry.id == kNone) return kNone;
         if (entry.hash == static_cast<std::uint32_t>(hash >> 32) && tokens_[entry.id] == piece) return entry.id;
+    }
+}
+
+// Rows that are tokens become these, and nothing is left to merge.
+void BpeEncoder::take_whole(std::span<MergeTable::Row> rows) const noexcept {
+    constexpr std::size_t kAtOnce = 64;  // rows whose slots are asked for before they are looked at
+    std::array<std::uint64_t, kAtOnce> hashes;
+    for (; !rows.empty(); rows = rows.subspan(std::min(kAtOnce, rows.size()))) {
+        const std::span<MergeTable::Row> some = rows.first(std::min(kAtOnce, rows.size()));
+        for (std::size_t i = 0; i < some.size(); ++i) {
+            hashes[i] = hash_bytes({some[i].bytes, some[i].size});
+            __builtin_prefetch(&whole_tokens_[hashes[i] & (whole_tokens_.size() - 1)]);
+        }
+        for (std::size_t i = 0; i < some.size(); ++i) {
+            const TokenId token = find_whole({some[i].bytes, some[i].size}, hashes[i]);
+            if (token == kNone) continue;
+            some[i].ids[0] = token;
+            some[i] = {nullptr, 1, some[i].ids};
+        }
     }
 }
 
@@ -121,7 +139,7 @@ std::string_view BpeEncoder::token(TokenId id) const {
 
 // Write the ids of a piece; `out` has room for one id a byte. Returns how many.
 std::size_t BpeEncoder::encode_piece(std::string_view piece, TokenId* out) const {
-    if (const TokenId token = ignore_merges_ ? find_whole(piece) : kNone; token != kNone) {
+    if (const TokenId token = ignore_merges_ ? find_whole(piece, hash_bytes(piece)) : kNone; token != kNone) {
         *out = token;
         return 1;
     }
@@ -195,8 +213,7 @@ TokenId* BpeEncoder::write_other(Worker& worker, std::size_t i, TokenId* out, st
             return std::ranges::copy(cache.ids_of(*known), out).out;
         }
     }
-    const bool is_merged = !ignore_merges_ || find_whole(piece) == kNone;
-    if (is_merged && piece.size() <= MergeTable::Row::kMaxSize && !merges_.lacks_byte(piece)) {
+    if (piece.size() <= MergeTable::Row::kMaxSize && !merges_.lacks_byte(piece)) {
         const auto place = static_cast<std::uint32_t>(worker.unknown.size());
         worker.unknown.push_back({piece, is_short ? worker.keys[i] : PieceKey{}, hash, begin});
         is_short ? cache.add_open(worker.keys[i], hash, place) : cache.add_long_open(piece, hash, place);
@@ -220,6 +237,7 @@ void BpeEncoder::close_gaps(Worker& worker, TokenBuffer& buffer) const {
     TokenId* const ids = buffer.data();
     rows.clear();
     for (const auto& one : unknown) rows.push_back({one.piece.data(), one.piece.size(), ids + one.begin});
+    if (ignore_merges_) take_whole(rows);
     merges_.apply(rows);
     std::size_t end = gaps.empty() ? buffer.size() : gaps.front().begin;
     const auto settle = [&](std::size_t border, std::size_t moved_by) {

@@ -63,15 +63,17 @@ class BpeEncoder {
     TokenId* write_other(Worker& worker, std::size_t piece, TokenId* out, std::size_t begin) const;
     void close_gaps(Worker& worker, TokenBuffer& out) const;
     std::size_t encode_piece(std::string_view piece, TokenId* out) const;
-    // The id, or the largest TokenId.
-    TokenId find_whole(std::string_view piece) const noexcept;
+    // The id of the token with these bytes and their hash, or the largest TokenId.
+    TokenId find_whole(std::string_view piece, std::uint64_t hash) const noexcept;
+    void take_whole(std::span<MergeTable::Row> rows) const noexcept;
 
     std::vector<std::string> tokens_;
     Pattern pattern_;
     CutFunction cut_;
     bool ignore_merges_;
     MergeTable merges_;
-    std::vector<WholeToken> whole_tokens_;  // with ignore_merges: open addressing, a power of two
+    // With ignore_merges: open addressing, a power of two.
+    std::vector<WholeToken, HugePageAllocator<WholeToken>> whole_tokens_;
     mutable Pool<Worker> workers_;
 };
 
