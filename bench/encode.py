@@ -163,7 +163,8 @@ def _compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     content = args.text.read_bytes()[:SLOW_BYTES]
     head.write_bytes(content[: content.rfind(SEPARATOR)] if SEPARATOR in content else content)
     rows = []
-    plan = [(lib, c) for c in ("files", "arrow", "list") for lib in LIBRARIES if c in CONTAINERS[lib]]
+    libraries = ["pylm", *args.peers]
+    plan = [(lib, c) for c in ("files", "arrow", "list") for lib in libraries if c in CONTAINERS[lib]]
     expected: dict[Path, str] = {}
     for threads in args.num_threads:
         calls: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -230,6 +231,8 @@ def main() -> None:
     parser.add_argument("--pattern", help="of a rank file that pylm does not know; default: the file's own")
     parser.add_argument("--num-threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeat", type=int, default=3, help="rounds; the median counts")
+    peers = [name for name in LIBRARIES if name != "pylm"]
+    parser.add_argument("--peers", nargs="+", choices=peers, default=peers, help="default: all installed")
     parser.add_argument("--json", type=Path, help="write the rows there as well")
     parser.add_argument("--library", choices=LIBRARIES, help=argparse.SUPPRESS)
     parser.add_argument("--container", help=argparse.SUPPRESS)

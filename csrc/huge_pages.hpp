@@ -14,9 +14,11 @@ namespace pylm {
 
 inline constexpr std::size_t kHugePage = std::size_t{1} << 21;
 
-// Uninitialised memory on a cache line's border, to be freed with std::free. Throws std::bad_alloc.
+// Uninitialised memory on a cache line's border, to be freed with std::free. What takes half a large page gets a whole
+// one. Throws std::bad_alloc.
 inline void* allocate_huge(std::size_t size) {
-    const bool is_large = size >= 2 * kHugePage;
+    const bool is_large = size >= kHugePage / 2;
+    if (is_large) size += (kHugePage - size % kHugePage) % kHugePage;
     void* memory = nullptr;
     if (::posix_memalign(&memory, is_large ? kHugePage : 64, size == 0 ? 1 : size) != 0) throw std::bad_alloc();
 #if defined(__linux__)

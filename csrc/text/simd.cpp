@@ -24,7 +24,7 @@ bool has_simd(SimdLevel level) noexcept {
         case SimdLevel::kAvx512:
 #if defined(__x86_64__)
             return has_simd(SimdLevel::kAvx2) && __builtin_cpu_supports("avx512f") &&
-                   __builtin_cpu_supports("avx512dq") &&
+                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                    __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                    __builtin_cpu_supports("avx512vbmi2");
 #else

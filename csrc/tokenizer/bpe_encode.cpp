@@ -104,6 +104,25 @@ void BpeEncoder::set_bytes(std::optional<MissingBytes> missing) {
 
 BpeEncoder::~BpeEncoder() = default;
 
+// Rows that are tokens become these, and nothing is left to merge.
+void BpeEncoder::take_whole(std::span<MergeTable::Row> rows) const noexcept {
+    constexpr std::size_t kAtOnce = 64;  // rows whose slots are asked for before they are looked at
+    std::array<std::uint64_t, kAtOnce> hashes;
+    for (; !rows.empty(); rows = rows.subspan(std::min(kAtOnce, rows.size()))) {
+        const std::span<MergeTable::Row> some = rows.first(std::min(kAtOnce, rows.size()));
+        for (std::size_t i = 0; i < some.size(); ++i) {
+            hashes[i] = hash_bytes({some[i].bytes, some[i].size});
+            whole_tokens_.prefetch(hashes[i]);
+        }
+        for (std::size_t i = 0; i < some.size(); ++i) {
+            const TokenId token = whole_tokens_.find({some[i].bytes, some[i].size}, hashes[i], tokens_);
+            if (token == kNone) continue;
+            some[i].ids[0] = token;
+            some[i] = {nullptr, 1, some[i].ids};
+        }
+    }
+}
+
 std::string_view BpeEncoder::token(TokenId id) const {
     if (id >= tokens_.size()) throw std::out_of_range("token id " + std::to_string(id));
     return tokens_[id];
@@ -111,9 +130,12 @@ std::string_view BpeEncoder::token(TokenId id) const {
 
 // Write the ids of a piece; `out` has room for one id a byte. Returns how many.
 std::size_t BpeEncoder::encode_piece(std::string_view piece, TokenId* out) const {
-    if (const TokenId token = ignore_merges_ ? find_whole(piece) : kNone; token != kNone) {
-        *out = token;
-        return 1;
+    if (ignore_merges_) {
+        const TokenId token = whole_tokens_.find(piece, hash_bytes(piece), tokens_);
+        if (token != kNone) {
+            *out = token;
+            return 1;
+        }
     }
     return merges_.apply_bytes(piece, out);
 }
@@ -132,8 +154,8 @@ struct BpeEncoder::Worker {
         std::size_t begin, size;  // in the output
         std::uint32_t unknown;    // the piece whose ids belong there
     };
-    static constexpr std::size_t kManyUnknown = 64;
-    static constexpr std::size_t kManyGaps = 1024;
+    static constexpr std::size_t kManyUnknown = 256;
+    static constexpr std::size_t kManyGaps = 2048;
 
     PieceCache cache;
     const char* base = nullptr;
@@ -185,8 +207,7 @@ TokenId* BpeEncoder::write_other(Worker& worker, std::size_t i, TokenId* out, st
             return std::ranges::copy(cache.ids_of(*known), out).out;
         }
     }
-    const bool is_merged = !ignore_merges_ || find_whole(piece) == kNone;
-    if (is_merged && piece.size() <= MergeTable::Row::kMaxSize && !merges_.lacks_byte(piece)) {
+    if (piece.size() <= MergeTable::Row::kMaxSize && !merges_.lacks_byte(piece)) {
         const auto place = static_cast<std::uint32_t>(worker.unknown.size());
         worker.unknown.push_back({piece, is_short ? worker.keys[i] : PieceKey{}, hash, begin});
         is_short ? cache.add_open(worker.keys[i], hash, place) : cache.add_long_open(piece, hash, place);
@@ -210,6 +231,7 @@ void BpeEncoder::close_gaps(Worker& worker, TokenBuffer& buffer) const {
     TokenId* const ids = buffer.data();
     rows.clear();
     for (const auto& one : unknown) rows.push_back({one.piece.data(), one.piece.size(), ids + one.begin});
+    if (ignore_merges_) take_whole(rows);
     merges_.apply(rows);
     std::size_t end = gaps.empty() ? buffer.size() : gaps.front().begin;
     const auto settle = [&](std::size_t border, std::size_t moved_by) {

@@ -67,7 +67,7 @@ class BpeEncoder {
     TokenId* write_other(Worker& worker, std::size_t piece, TokenId* out, std::size_t begin) const;
     void close_gaps(Worker& worker, TokenBuffer& out) const;
     std::size_t encode_piece(std::string_view piece, TokenId* out) const;
-    TokenId find_whole(std::string_view piece) const noexcept { return whole_tokens_.find(piece, tokens_); }
+    void take_whole(std::span<MergeTable::Row> rows) const noexcept;
 
     TokenTexts tokens_;
     Pattern pattern_;

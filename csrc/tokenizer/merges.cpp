@@ -435,7 +435,7 @@ void MergeTable::start(RowState& state, Row& row) const noexcept {
 
 // Turn by turn, each for all rows: what one part of a step has written must have come to memory before the next
 // part reads it in wider words, or the processor waits.
-void MergeTable::apply(std::span<Row> rows) const noexcept {
+void MergeTable::apply_few(std::span<Row> rows) const noexcept {
     constexpr std::size_t kAtOnce = 16;
     RowState states[kAtOnce];
     RowState* open[kAtOnce];
@@ -469,6 +469,31 @@ void MergeTable::apply(std::span<Row> rows) const noexcept {
         num_open = num_left;
         for (std::size_t i = 0; i < num_open; ++i) merge_best(*open[i]);
     }
+}
+
+// Rows of the same size go side by side.
+void MergeTable::apply(std::span<Row> rows, SimdLevel level) const noexcept {
+    constexpr std::size_t kFew = 12;  // that take as long either way
+    if (level != SimdLevel::kAvx512 || rows.size() < kFew) return apply_few(rows);
+    constexpr std::size_t kMost = 256;
+    for (; rows.size() > kMost; rows = rows.subspan(kMost)) apply(rows.first(kMost), level);
+    // Sorted by size, those for `apply_few` last.
+    constexpr std::size_t kOthers = Row::kMaxWide + 1;
+    const auto kind_of = [](const Row& row) {
+        return row.bytes != nullptr && row.size > 0 && row.size <= Row::kMaxWide ? row.size : kOthers;
+    };
+    std::array<std::size_t, kOthers + 2> places{};
+    for (const Row& row : rows) ++places[kind_of(row) + 1];
+    for (std::size_t i = 1; i < places.size(); ++i) places[i] += places[i - 1];
+    const std::size_t num_wide = places[kOthers];
+    std::array<Row*, kMost> sorted;
+    for (Row& row : rows) sorted[places[kind_of(row)]++] = &row;
+    apply_wide(std::span(sorted).first(num_wide));
+    const std::span<Row* const> others = std::span(sorted).subspan(num_wide, rows.size() - num_wide);
+    std::array<Row, kMost> copies;
+    for (std::size_t i = 0; i < others.size(); ++i) copies[i] = *others[i];
+    apply_few(std::span(copies).first(others.size()));
+    for (std::size_t i = 0; i < others.size(); ++i) others[i]->size = copies[i].size;
 }
 
 // A heap of candidate merges over a linked list: O(n log n) however long the row. A candidate is its rank and

@@ -13,6 +13,7 @@
 
 #include "huge_pages.hpp"
 #include "text/shared_array.hpp"
+#include "text/simd.hpp"
 #include "tokenizer/token_texts.hpp"
 
 namespace pylm {
@@ -65,13 +66,16 @@ class MergeTable {
     // A short row, and what is left of it.
     struct Row {
         static constexpr std::size_t kMaxSize = 64;
+        static constexpr std::size_t kMaxWide = 32;  // of those that are merged side by side
         const char* bytes;  // null where `ids` already has the symbols
         std::size_t size;   // of bytes or symbols, at most kMaxSize; then of symbols
         TokenId* ids;       // room for `size`
     };
 
-    // The same for many rows, their lookups overlapped.
-    void apply(std::span<Row> rows) const noexcept;
+    // The same for many rows, their lookups overlapped; at the best level of this machine, or at a given one that it
+    // has.
+    void apply(std::span<Row> rows) const noexcept { apply(rows, level_); }
+    void apply(std::span<Row> rows, SimdLevel level) const noexcept;
 
     // Say what the symbols of bytes are, kNoToken where one has none: once, before `apply_bytes` and before
     // any use from several threads.
@@ -85,6 +89,7 @@ class MergeTable {
     std::size_t apply_missing(std::string_view bytes, TokenId* out) const;
 
     struct RowState;
+    struct WideState;
     using Rank = std::uint32_t;
     struct Rule {
         TokenId left, right, merged;
@@ -120,6 +125,13 @@ class MergeTable {
     void look_up(RowState& state) const noexcept;
     bool find_best(RowState& state) const noexcept;
     void merge_best(RowState& state) const noexcept;
+    void apply_few(std::span<Row> rows) const noexcept;
+    void start(WideState& state, std::span<Row* const> rows) const noexcept;
+    void look_up(WideState& state) const noexcept;
+    bool find_best(WideState& state) const noexcept;
+    void merge_best(WideState& state) const noexcept;
+    static void finish(WideState& state) noexcept;
+    void apply_wide(std::span<Row* const> rows) const noexcept;  // of bytes, up to kMaxWide, in order of size
     std::size_t apply_long(std::span<TokenId> symbols) const;
     bool is_rule_of(Rank rank, TokenId left, TokenId right) const noexcept {
         return rules_[rank].left == left && rules_[rank].right == right;
@@ -140,6 +152,7 @@ class MergeTable {
     bool has_missing_ = false;
     MissingBytes missing_;
     SharedArray<Rank> byte_pairs_;  // by left byte * 256 + right byte
+    SimdLevel level_ = best_simd_level();
 };
 
 }  // namespace pylm

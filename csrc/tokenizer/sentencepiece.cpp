@@ -199,7 +199,7 @@ void SentencePieceEncoder::encode_word_uncached(std::string_view word, Symbols& 
     if (options_.ignore_merges && options_.split_words && word.size() <= 3 * longest_whole_) {
         std::string text;
         for (const char byte : word) byte == ' ' ? text += kSpaceMark : text += byte;
-        if (const TokenId found = whole_.find(text, pieces_); found != kNone) return out.add(found);
+        if (const TokenId found = whole_.find(text, hash_bytes(text), pieces_); found != kNone) return out.add(found);
     }
     symbols.clear();
     append_symbols(word, symbols);
@@ -359,7 +359,7 @@ void SentencePieceEncoder::encode_text(std::string_view original, bool with_pref
         for (const char byte : whole) {
             byte == ' ' && options_.space_is_mark ? marked += kSpaceMark : marked += byte;
         }
-        if (const TokenId found = whole_.find(marked, pieces_); found != kNone) return out.add(found);
+        if (const TokenId found = whole_.find(marked, hash_bytes(marked), pieces_); found != kNone) return out.add(found);
     }
     if (user_defined_.empty()) {
         encode_segment(text, prefix, scratch, out);

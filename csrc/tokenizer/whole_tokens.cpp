@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "huge_pages.hpp"
 #include "text/hash.hpp"
 #include "tokenizer/section_file.hpp"
 
@@ -18,7 +19,7 @@ std::size_t slots_for(std::size_t num_tokens) noexcept { return std::bit_ceil(2 
 }  // namespace
 
 WholeTokens::WholeTokens(const TokenTexts& tokens, const std::vector<std::uint8_t>& has) {
-    std::vector<Slot> slots(slots_for(tokens.size()));
+    std::vector<Slot, HugePageAllocator<Slot>> slots(slots_for(tokens.size()));
     const std::size_t mask = slots.size() - 1;
     constexpr std::size_t kAhead = 16;  // tokens whose slot is asked for before it is looked at
     std::array<std::uint64_t, kAhead> hashes;
@@ -55,8 +56,7 @@ WholeTokens::WholeTokens(const SectionFile& file, std::size_t num_tokens)
 
 void WholeTokens::write(SectionWriter& out) const { out.add(Section::kWholeTokens, slots_.items()); }
 
-TokenId WholeTokens::find(std::string_view piece, const TokenTexts& tokens) const noexcept {
-    const std::uint64_t hash = hash_bytes(piece);
+TokenId WholeTokens::find(std::string_view piece, std::uint64_t hash, const TokenTexts& tokens) const noexcept {
     const std::size_t mask = slots_.size() - 1;
     for (std::size_t slot = hash & mask;; slot = (slot + 1) & mask) {
         const Slot& entry = slots_[slot];

@@ -27,8 +27,10 @@ class WholeTokens {
     WholeTokens(const SectionFile& file, std::size_t num_tokens);
     void write(SectionWriter& out) const;
 
-    // The id, or kNoToken. `tokens` are those that it was made of.
-    TokenId find(std::string_view piece, const TokenTexts& tokens) const noexcept;
+    // The id, or kNoToken. `hash` is hash_bytes(piece); `tokens` are those that it was made of.
+    TokenId find(std::string_view piece, std::uint64_t hash, const TokenTexts& tokens) const noexcept;
+    // Fetch what `find` will look at first.
+    void prefetch(std::uint64_t hash) const noexcept { __builtin_prefetch(&slots_[hash & (slots_.size() - 1)]); }
 
   private:
     struct Slot {

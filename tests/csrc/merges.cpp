@@ -1,4 +1,4 @@
-// Merges against the rule itself, with so many of them that pairs share places in the table.
+// Merges against the rule itself at every level, with so many of them that pairs share places in the table.
 #include "tokenizer/merges.hpp"
 
 #include <algorithm>
@@ -91,7 +91,7 @@ void check_rows(const MergeTable& table, const Model& model, Random& random, std
     const Slow slow(model.rules);
     std::vector<std::string> texts(num_rows);
     std::vector<Ids> expected, from_bytes(num_rows), from_ids;
-    std::vector<MergeTable::Row> rows, id_rows;
+    std::vector<MergeTable::Row> rows;
     for (std::size_t i = 0; i < num_rows; ++i) {
         const std::size_t size = 1 + (i < 300 ? i : random.below(MergeTable::Row::kMaxSize));
         for (std::size_t k = 0; k < size; ++k) texts[i] += kLetters[random.below(random.below(kLetters.size()) + 1)];
@@ -105,17 +105,24 @@ void check_rows(const MergeTable& table, const Model& model, Random& random, std
         ids.resize(table.apply(ids));
         check(ids == expected.back(), "a row of symbols is merged by the rule");
     }
-    for (std::size_t i = 0; i < num_rows; ++i) {
-        if (texts[i].size() > MergeTable::Row::kMaxSize) continue;
-        from_bytes[i].assign(texts[i].size(), 0);
-        rows.push_back({texts[i].data(), texts[i].size(), from_bytes[i].data()});
-        rows.push_back({nullptr, from_ids[i].size(), from_ids[i].data()});
-    }
-    table.apply(rows);
-    for (std::size_t i = 0, row = 0; i < num_rows; ++i) {
-        if (texts[i].size() > MergeTable::Row::kMaxSize) continue;
-        for (int kind = 0; kind < 2; ++kind, ++row)
-            check(std::ranges::equal(std::span(rows[row].ids, rows[row].size), expected[i]), "so are rows together");
+    for (const SimdLevel level : simd_levels()) {
+        std::vector<Ids> symbols = from_ids;
+        rows.clear();
+        for (std::size_t i = 0; i < num_rows; ++i) {
+            if (texts[i].size() > MergeTable::Row::kMaxSize) continue;
+            from_bytes[i].assign(texts[i].size(), 0);
+            rows.push_back({texts[i].data(), texts[i].size(), from_bytes[i].data()});
+            rows.push_back({nullptr, symbols[i].size(), symbols[i].data()});
+        }
+        // All at once, or few, of which some are merged side by side and some are not.
+        for (std::size_t first = 0, size = 1; first < rows.size(); first += size, size = size < 300 ? size + 1 : 5'000)
+            table.apply(std::span(rows).subspan(first, std::min(size, rows.size() - first)), level);
+        for (std::size_t i = 0, row = 0; i < num_rows; ++i) {
+            if (texts[i].size() > MergeTable::Row::kMaxSize) continue;
+            for (int kind = 0; kind < 2; ++kind, ++row)
+                check(std::ranges::equal(std::span(rows[row].ids, rows[row].size), expected[i]),
+                      "so are rows together");
+        }
     }
 }
 
