@@ -8,7 +8,9 @@
         divided-LEVEL.blocks        keys of all levels up to this one that are divided
         contexts/SSSSS.blocks       a split's contexts, a block a comparing task: row, place, offsets, bytes
         compared/GGGGG.blocks       a block a split: its windows that go
-        spans/SSSSS.blocks          what all windows of a split that go cover: row, start, end
+        seen/SSSSS.blocks           with an index: what it finds in a split's texts: row, start, end
+        spans/SSSSS.blocks          what all windows of a split that go cover, and what the index finds: row,
+                                    start, end; of each then the bytes that the index finds
 
 Splits of `against` are numbered before those of the corpus. A window is `min_bytes` successive bytes of a
 text. Why this finds what `dedup.substrings` finds in the whole corpus, to the byte:
@@ -28,6 +30,8 @@ text. Why this finds what `dedup.substrings` finds in the whole corpus, to the b
    and goes by 3. With `against`, the first of its kind in a split is found in 3., and what equals that is
    then looked for in the split's texts.
 5. Between the windows of a context may stand some that have no key; what is found of these is true as well.
+
+With an index, what `SubstringIndex.find` finds in a text goes as well: a union of spans.
 
 So what a task holds is a split, or a part of the keys or contexts. A text that stands everywhere sends one
 copy a split. At its borders windows differ from document to document: a key of more than `most_contexts`
@@ -51,8 +55,10 @@ from pylm import _core
 from pylm.data import storage
 from pylm.data.dedup.blocks import group, read_arrays, read_block, write_blocks
 from pylm.data.dedup.corpus import read_rows, texts_of
+from pylm.data.dedup.indexed import IndexedConfig, Known, Wanted, absolute, check_index, open_substring
 from pylm.data.dedup.run import Run
-from pylm.data.dedup.signing import CorpusConfig, Part, check_unchanged, load_parts, partition_of
+from pylm.data.dedup.signing import Part, check_unchanged, load_parts, partition_of
+from pylm.text import dedup
 
 PARTITION_BYTES = 256 << 20
 
@@ -66,7 +72,7 @@ _KEY_BYTES = 40  # of memory for a key while a partition is sorted
 _CONTEXT_COPIES = 2  # of contexts in memory while they are compared, with what else that takes
 
 
-class SubstringDedupConfig(CorpusConfig):
+class SubstringDedupConfig(IndexedConfig):
     """Which stretches of texts count as repeated."""
 
     min_bytes: int = Field(default=100, ge=1, lt=1 << 31)
@@ -76,8 +82,22 @@ class SubstringDedupConfig(CorpusConfig):
     against: tuple[str, ...] = ()
     """Files, folders and globs as the inputs. Where given, what goes is what occurs in their texts, and
     repeats within the corpus stay."""
+    index_gap: int | None = Field(default=None, ge=1)
+    """Distance of the anchors of a new index at most, as `gap` of `dedup.SubstringIndex`; None for 32, or for
+    what is there."""
     partition_bytes: int = Field(default=PARTITION_BYTES, ge=1)
     """Memory that a task may take for keys or contexts of all splits. It decides nothing else."""
+
+    def wanted(self, *, dry_run: bool) -> Wanted | None:
+        """Say which index takes part."""
+        if not self.index:
+            return None
+        folder = absolute(self.index)
+        gap = min(32, self.min_bytes) if self.index_gap is None else self.index_gap
+        create = partial(dedup.SubstringIndex.create, folder, min_bytes=self.min_bytes, gap=gap)
+        needed = {"min_bytes": self.min_bytes} | ({} if self.index_gap is None else {"gap": gap})
+        names = {"min_bytes": "min-bytes", "gap": "index-gap"}
+        return Wanted(folder, "substring", self.index_add and not dry_run, needed, names, create)
 
 
 @dataclass(frozen=True)
@@ -95,6 +115,7 @@ class Stages:
         column: that holds the texts.
         num_partitions: of keys.
         most_contexts: a key of more is divided.
+        known: an index whose stretches go too, if there is one.
     """
 
     folder: str
@@ -107,6 +128,7 @@ class Stages:
     column: str
     num_partitions: int
     most_contexts: int
+    known: Known | None
 
     def path(self, stage: str, number: int) -> str:
         """Give the path of a task's file."""
@@ -149,18 +171,24 @@ def find_spans(run: Run, config: SubstringDedupConfig) -> list[str]:
     """Find the stretches that occur more than once in the corpus, as `dedup.substrings` says it.
 
     Returns:
-        Paths of a file a split, whose block 0 holds rows (`<u4`, ascending), starts and ends (`<i8`).
+        Paths of a file a split, whose block 0 holds rows (`<u4`, ascending), starts and ends (`<i8`), and
+        block 1 how many bytes of each span an index finds (`<i8`).
     """
     parts = load_parts(run.parts_path)
     sources = load_parts(run.sources_path) if run.sources_path else ()
     stages = _plan(run, config, [*sources, *parts], len(sources))
+    numbers = range(stages.num_sources, stages.num_splits)
+    if run.known is not None:
+        checked = storage.join(run.folder, "checked.json")
+        run.stage("check the index", partial(check_index, known=run.known, done=checked), [checked])
+        seen = [stages.path("seen", number) for number in numbers]
+        run.stage("find in the index", partial(find_seen, stages=stages, known=run.known), seen, numbers)
     num_levels = _find_repeats(run, stages)
     num_tasks = _num_tasks(stages, config, num_levels)
     gather = partial(gather_contexts, stages=stages, num_levels=num_levels, num_tasks=num_tasks)
     if num_tasks:
         run.stage("contexts", gather, stages.paths("contexts", stages.num_splits))
         run.stage("compare", partial(compare_contexts, stages=stages), stages.paths("compared", num_tasks))
-    numbers = range(stages.num_sources, stages.num_splits)
     paths = [stages.path("spans", number) for number in numbers]
     run.stage("spans", partial(cover, stages=stages, num_tasks=num_tasks), paths, numbers)
     return paths
@@ -182,6 +210,7 @@ def _plan(run: Run, config: SubstringDedupConfig, parts: Sequence[Part], num_sou
         num_partitions=math.ceil((num_keys + 1) * _KEY_BYTES / config.partition_bytes),
         # A single window, which cannot be divided, has one context a split.
         most_contexts=max(contexts, len(parts)),
+        known=run.known,
     )
 
 
@@ -335,6 +364,13 @@ def compare_contexts(task: int, stages: Stages) -> None:
     write_blocks(stages.path("compared", task), blocks, num=stages.num_splits)
 
 
+def find_seen(number: int, stages: Stages, known: Known) -> None:
+    """Find the stretches of a split's texts that an index has."""
+    texts, _ = stages.read_texts(number)
+    spans = open_substring(known).find(texts, num_threads=1)
+    write_blocks(stages.path("seen", number), [[spans.doc, spans.start, spans.end]], num=1)
+
+
 def cover(number: int, stages: Stages, num_tasks: int) -> None:
     """Turn all windows of a split that go into spans that cut no character."""
     found = [read_arrays(path, number, *["<i8"] * 3) for path in stages.paths("compared", num_tasks)]
@@ -358,7 +394,24 @@ def cover(number: int, stages: Stages, num_tasks: int) -> None:
         row, start, stop = _core.spans_of_windows(chunk, stages.min_bytes, rows - first, begin, end)
         spans.append((row + first, start, stop))
     row, start, stop = (np.concatenate(x) for x in zip(*spans, strict=True))
-    write_blocks(stages.path("spans", number), [[row.astype("<u4"), start, stop]], num=1)
+    in_index = np.zeros(len(row), np.int64)
+    if stages.known is not None:
+        seen = read_arrays(stages.path("seen", number), 0, *["<i8"] * 3)
+        row, start, stop = join_windows([(row, start, stop), seen])
+        in_index = _overlap((row, start, stop), seen)
+    write_blocks(stages.path("spans", number), [[row.astype("<u4"), start, stop], [in_index]], num=2)
+
+
+def _overlap(spans: Windows, parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Give the bytes of spans that lie in parts, of which each lies in one span."""
+    row, start, stop = spans
+    part_row, part_start, part_stop = parts
+    sizes = np.zeros(len(row), np.int64)
+    if len(row):
+        width = int(stop.max()) + 1
+        place = np.searchsorted(row * width + start, part_row * width + part_start, side="right") - 1
+        np.add.at(sizes, place, part_stop - part_start)
+    return sizes
 
 
 def find_in(keys: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.intp]:
