@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from enum import StrEnum
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +15,14 @@ if TYPE_CHECKING:
 _SHOWN_CLUSTERS = 3
 _SHOWN_CHARACTERS = 100
 _BAR = 40
+_STAGES = {
+    "near": ("sign", "check", "match", "connect", "gather", "verify", "apply", "order", "add"),
+    "exact": ("sign", "match", "apply"),
+    "substring": (
+        *("sign", "check", "find", "keys", "repeats", "contexts", "compare", "spans", "apply", "add"),
+    ),
+}
+"""First words of the stages' names, in their order; `check`, `find`, `order` and `add` are of an index."""
 
 app = typer.Typer(
     help="Remove duplicates from a corpus of Parquet files or JSON lines.", no_args_is_help=True
@@ -88,7 +95,10 @@ EngineOption = Annotated[
 ]
 SbatchOption = Annotated[
     list[str] | None,
-    typer.Option(help="NAME=VALUE of sbatch, may be repeated, for --executor slurm: mem=8G, time=02:00:00."),
+    typer.Option(
+        help="NAME=VALUE of sbatch, may be repeated, for --executor slurm: mem=8G, time=02:00:00; "
+        "STAGE:NAME=VALUE for one stage (the first word of its bar): connect:mem=40G."
+    ),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Find and report, but write no documents.")]
 KeepWorkOption = Annotated[
@@ -180,7 +190,7 @@ def near_command(
             inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
         )
 
-    _show(_run("near", run, _engine(executor, workers, sbatch, out)), out)
+    _show(_run("near", run, _engine("near", executor, workers, sbatch, out)), out)
 
 
 @app.command("exact")
@@ -232,7 +242,7 @@ def exact_command(
             inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
         )
 
-    _show(_run("exact", run, _engine(executor, workers, sbatch, out)), out)
+    _show(_run("exact", run, _engine("exact", executor, workers, sbatch, out)), out)
 
 
 @app.command("substring")
@@ -304,7 +314,7 @@ def substring_command(
             inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
         )
 
-    _show(_run("substring", run, _engine(executor, workers, sbatch, out)), out)
+    _show(_run("substring", run, _engine("substring", executor, workers, sbatch, out)), out)
 
 
 @app.command("plan")
@@ -370,14 +380,26 @@ def _configure(kind: Any, **options: object) -> Any:
 
 
 @contextmanager
-def _engine(kind: Engine, num_workers: int, sbatch: list[str] | None, out: str) -> "Iterator[Executor]":
+def _engine(
+    command: str, kind: Engine, num_workers: int, sbatch: list[str] | None, out: str
+) -> "Iterator[Executor]":
     """Open what runs the tasks of all stages."""
     from pylm.data.executors import LocalPool
     from pylm.errors import InputError
 
-    options = dict(option.partition("=")[::2] for option in sbatch or ())
-    if (sbatch and kind is not Engine.slurm) or not all(name and value for name, value in options.items()):
-        raise InputError(f"--sbatch takes NAME=VALUE along with --executor slurm, got {sbatch}")
+    options: dict[str, str] = {}
+    by_stage: dict[str, dict[str, str]] = {}
+    for option in sbatch or ():
+        name, _, value = option.partition("=")
+        stage, colon, own = name.partition(":")
+        if kind is not Engine.slurm or not value or not (own if colon else name):
+            raise InputError(
+                f"--sbatch takes NAME=VALUE along with --executor slurm, or STAGE:NAME=VALUE, got {option!r}"
+            )
+        if colon and stage not in _STAGES[command]:
+            known = ", ".join(_STAGES[command])
+            raise InputError(f"--sbatch {option}: no stage {stage!r}; those of {command} are {known}")
+        (by_stage.setdefault(stage, {}) if colon else options)[own if colon else name] = value
     if num_workers and kind is not Engine.local:
         raise InputError("--workers counts processes of this machine; the cluster decides with --executor")
     if kind is Engine.local:
@@ -389,11 +411,11 @@ def _engine(kind: Engine, num_workers: int, sbatch: list[str] | None, out: str) 
         yield run_ray
     else:
         from pylm.data import storage
-        from pylm.data.executors.slurm import run_slurm
+        from pylm.data.executors.slurm import SlurmStages
 
         if "://" in out:
             raise InputError("--executor slurm needs --out on a file system that all nodes share")
-        yield partial(run_slurm, folder=storage.join(out, "slurm"), options=options)
+        yield SlurmStages(storage.join(out, "slurm"), options, by_stage)
 
 
 def _run(

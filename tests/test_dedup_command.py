@@ -2,9 +2,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -72,11 +73,43 @@ def test_slurm_gives_the_same(corpus: Path, tmp_path: Path, monkeypatch: pytest.
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
 
+def test_slurm_options_of_stages(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, dict[str, str]] = {}
+
+    def run_here(
+        work: Callable[[Any], Any], items: Sequence[Any], *, folder: str, options: dict[str, str]
+    ) -> Iterator[Any]:
+        assert folder == str(tmp_path / "out" / "slurm")
+        function = work
+        while isinstance(function, partial):
+            function = function.func
+        seen[function.__name__.strip("_")] = options
+        return map(work, items)
+
+    monkeypatch.setattr(slurm, "run_slurm", run_here)
+    options = ["mem=8G", "time=01:00:00", "connect:mem=40G", "add:mem=64G", "add:cpus-per-task=8"]
+    call = ["dedup", "near", corpus, "--out", tmp_path / "out", "--executor", "slurm"]
+    call += [x for option in options for x in ("--sbatch", option)]
+    assert run([*call, "--index", tmp_path / "index"]) == 0
+    common = {"mem": "8G", "time": "01:00:00"}
+    stages = ("sign", "check_index", "match", "gather", "verify", "apply")
+    assert seen == {
+        **dict.fromkeys(stages, common),
+        "connect": {**common, "mem": "40G"},
+        "add": {**common, "mem": "64G", "cpus-per-task": "8"},
+    }
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--sbatch", "mem=8G"], "--sbatch takes NAME=VALUE along with --executor slurm"),
         (["--executor", "slurm", "--sbatch", "mem"], "--sbatch takes NAME=VALUE"),
+        (["--executor", "slurm", "--sbatch", "match:=8G"], "slurm, or STAGE:NAME=VALUE, got 'match:=8G'"),
+        (
+            ["--executor", "slurm", "--sbatch", "verify:mem=8G"],
+            "no stage 'verify'; those of exact are sign, match",
+        ),
         (["--executor", "ray", "--workers", 2], "--workers counts processes of this machine"),
         (["--executor", "slurm"], "run_slurm needs sbatch on the PATH"),
     ],

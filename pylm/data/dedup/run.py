@@ -35,6 +35,7 @@ from pylm.data.dedup.indexed import (
     place_of,
     require_not_added,
 )
+from pylm.data.dedup.lease import hold_remote
 from pylm.data.dedup.priorities import check_kinds
 from pylm.data.dedup.signing import (
     FORMAT,
@@ -45,7 +46,7 @@ from pylm.data.dedup.signing import (
     save_parts,
     sign,
 )
-from pylm.data.executors import Executor, LocalPool
+from pylm.data.executors import Executor, LocalPool, Staged
 from pylm.data.funnel import Funnel, FunnelStep, Tally
 from pylm.data.readers import EXPECTED, line_of
 from pylm.errors import InputError
@@ -76,6 +77,7 @@ class Run:
         progress: called with a stage, finished and all of its items.
         against: other texts that the corpus is compared with, named as the inputs are.
         sources: splits of these.
+        check_held: raises InputError once another run has taken the folder.
         known: the index that the corpus is compared with, if there is one.
     """
 
@@ -88,6 +90,7 @@ class Run:
     progress: Progress
     against: Sequence[str] = ()
     sources: Sequence[Split] = ()
+    check_held: Callable[[], None] = lambda: None
     known: Known | None = field(init=False, default=None)
     num_partitions: int = field(init=False)
 
@@ -202,7 +205,10 @@ class Run:
         waiting = [item for item, path in zip(numbered, outputs, strict=True) if path not in there]
         done = len(outputs) - len(waiting)
         self.progress(name, done, len(outputs))
-        for _ in self.execute(work, waiting):
+        self.check_held()
+        execute = self.execute.for_stage(name) if isinstance(self.execute, Staged) else self.execute
+        for _ in execute(work, waiting):
+            self.check_held()
             done += 1
             self.progress(name, done, len(outputs))
 
@@ -378,9 +384,9 @@ def run_dedup(
     _require_outside(out, [*splits, *sources])
     if wanted is not None:
         _require_apart(wanted.folder, out, [*splits, *sources])
-    with _hold(out), wanted.hold() if wanted else nullcontext(), LocalPool() as pool:
+    with _hold(out) as check, wanted.hold() if wanted else nullcontext(), LocalPool() as pool:
         told = progress or _no_progress
-        run = Run(command, out, inputs, config, splits, execute or pool, told, against, sources)
+        run = Run(command, out, inputs, config, splits, execute or pool, told, against, sources, check)
         report_path = storage.join(out, "report.json")
         if run.begin(config.signing(run.num_partitions, run.work), wanted):
             report: dict[str, Any] = storage.read_json(report_path)
@@ -435,13 +441,14 @@ def _require_apart(index: str, out: str, splits: Sequence[Split]) -> None:
 
 
 @contextmanager
-def _hold(out: str) -> Iterator[None]:
-    """Hold a folder of this machine for this process alone."""
+def _hold(out: str) -> Iterator[Callable[[], None]]:
+    """Hold a folder for this process alone; give what raises InputError where it was lost."""
     if not storage.is_local(out):
-        yield
+        with hold_remote(out) as check:
+            yield check
         return
     with lock_folder(local_path(out)):
-        yield
+        yield lambda: None
 
 
 def _no_progress(stage: str, done: int, total: int) -> None:
