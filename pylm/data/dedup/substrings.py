@@ -58,7 +58,8 @@ def dedup_substrings(
 ) -> dict[str, Any]:
     """Cut repeated substrings out of a corpus in files as `dedup.substrings` would; else as `dedup_near`.
 
-    Documents of which nothing is left are left out; those that were empty before stay.
+    Documents of which nothing is left are left out; those that were empty before stay. Copies of whole texts
+    are known by hashes of 128 bits, unless there is `against`.
 
     With `config.index`, what `SubstringIndex.find` finds in the texts goes as well. After that all texts are
     added as they were before they were cut, once, however often this is cut off and called again.
