@@ -1,10 +1,9 @@
 """`pylm dedup`: duplicates of a corpus in files, from the command line."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from enum import StrEnum
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +15,14 @@ if TYPE_CHECKING:
 _SHOWN_CLUSTERS = 3
 _SHOWN_CHARACTERS = 100
 _BAR = 40
+_STAGES = {
+    "near": ("sign", "check", "match", "connect", "gather", "verify", "apply", "order", "add"),
+    "exact": ("sign", "match", "apply"),
+    "substring": (
+        *("sign", "check", "find", "keys", "repeats", "contexts", "compare", "spans", "apply", "add"),
+    ),
+}
+"""First words of the stages' names, in their order; `check`, `find`, `order` and `add` are of an index."""
 
 app = typer.Typer(
     help="Remove duplicates from a corpus of Parquet files or JSON lines.", no_args_is_help=True
@@ -88,7 +95,10 @@ EngineOption = Annotated[
 ]
 SbatchOption = Annotated[
     list[str] | None,
-    typer.Option(help="NAME=VALUE of sbatch, may be repeated, for --executor slurm: mem=8G, time=02:00:00."),
+    typer.Option(
+        help="NAME=VALUE of sbatch, may be repeated, for --executor slurm: mem=8G, time=02:00:00; "
+        "STAGE:NAME=VALUE for one stage (the first word of its bar): connect:mem=40G."
+    ),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Find and report, but write no documents.")]
 KeepWorkOption = Annotated[
@@ -103,6 +113,17 @@ BadOption = Annotated[
 ]
 
 
+IndexOption = Annotated[
+    str,
+    typer.Option(
+        "--index",
+        help="Folder of an index of earlier crawls, on a file system that all workers see; made where there "
+        "is none. What it has goes too, and what is new is added.",
+    ),
+]
+NoAddOption = Annotated[bool, typer.Option("--no-add", help="Leave the index as it is.")]
+
+
 @app.command("near")
 def near_command(
     inputs: InputsArgument,
@@ -115,6 +136,15 @@ def near_command(
     seed: Annotated[int, typer.Option(min=0, help="Of the signatures.")] = 42,
     keep: KeepOption = Keep.first,
     priority: PriorityOption = None,
+    index: IndexOption = "",
+    no_add: NoAddOption = False,
+    index_bits: Annotated[
+        int | None,
+        typer.Option(
+            help="Of a shingle in a new index: 64, 32 (half as large), or 0 (a tenth; similarities are "
+            "estimates). [default: 64]"
+        ),
+    ] = None,
     workers: WorkersOption = 0,
     executor: EngineOption = Engine.local,
     sbatch: SbatchOption = None,
@@ -129,9 +159,13 @@ def near_command(
     Compares sets of n-grams of words: MinHash finds candidates, the texts decide. A worker needs memory for
     one split or one partition, however large the corpus.
 
+    With --index, next month's crawl is compared with itself and with all crawls before, without their texts.
+
     A call that was killed goes on where it was. The result does not depend on --workers and --partitions.
     """
     from pylm.data.dedup import NearDedupConfig, dedup_near
+
+    _require_index(index, {"no-add": no_add, "index-bits": index_bits is not None})
 
     config = _configure(
         NearDedupConfig,
@@ -141,6 +175,9 @@ def near_command(
         unit=unit.value,
         num_perm=num_perm,
         seed=seed,
+        index=index,
+        index_add=not no_add,
+        index_bits=index_bits,
         keep=keep.value,
         priority=tuple(priority or ()),
         num_partitions=partitions,
@@ -153,7 +190,7 @@ def near_command(
             inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
         )
 
-    _show(_run("near", run, _engine(executor, workers, sbatch, out)), out)
+    _show(_run("near", run, _engine("near", executor, workers, sbatch, out)), out)
 
 
 @app.command("exact")
@@ -205,7 +242,7 @@ def exact_command(
             inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
         )
 
-    _show(_run("exact", run, _engine(executor, workers, sbatch, out)), out)
+    _show(_run("exact", run, _engine("exact", executor, workers, sbatch, out)), out)
 
 
 @app.command("substring")
@@ -224,6 +261,16 @@ def substring_command(
             "repeats in the corpus alone stays."
         ),
     ] = None,
+    index: IndexOption = "",
+    no_add: NoAddOption = False,
+    index_gap: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of a new index, which surely finds stretches of --min-bytes + gap - 1 bytes: 8 takes 1.6 "
+            "times the text, 32 half of it, 100 a seventh. [default: 32]",
+        ),
+    ] = None,
     workers: WorkersOption = 0,
     executor: EngineOption = Engine.local,
     sbatch: SbatchOption = None,
@@ -240,17 +287,23 @@ def substring_command(
     Documents of which nothing is left are left out. A worker needs memory for one split, or for a part of
     what several splits share, however large the corpus.
 
+    With --index, what repeats crawls before goes as well, without their texts.
+
     A call that was killed goes on where it was. The result does not depend on --workers, --split-mb and
     --partition-mb, but for the files that documents are in.
     """
     from pylm.data.dedup import SubstringDedupConfig, dedup_substrings
 
+    _require_index(index, {"no-add": no_add, "index-gap": index_gap is not None})
     config = _configure(
         SubstringDedupConfig,
         text_column=text_column,
         min_bytes=min_bytes,
         keep_copies=keep.value,
         against=tuple(against or ()),
+        index=index,
+        index_add=not no_add,
+        index_gap=index_gap,
         partition_bytes=partition_mb << 20,
         split_bytes=split_mb << 20,
         max_bad_fraction=max_bad_fraction,
@@ -261,7 +314,7 @@ def substring_command(
             inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
         )
 
-    _show(_run("substring", run, _engine(executor, workers, sbatch, out)), out)
+    _show(_run("substring", run, _engine("substring", executor, workers, sbatch, out)), out)
 
 
 @app.command("plan")
@@ -302,6 +355,14 @@ def plan_command(
     typer.echo(json.dumps(plan.to_dict(), indent=1) if as_json else str(plan))
 
 
+def _require_index(index: str, given: Mapping[str, bool]) -> None:
+    from pylm.errors import InputError
+
+    for option, is_given in given.items():
+        if is_given and not index:
+            raise InputError(f"--{option} is about an index; name its folder with --index")
+
+
 def _configure(kind: Any, **options: object) -> Any:
     """Make a configuration; say in one line what is wrong with an option."""
     from pydantic import ValidationError
@@ -319,14 +380,26 @@ def _configure(kind: Any, **options: object) -> Any:
 
 
 @contextmanager
-def _engine(kind: Engine, num_workers: int, sbatch: list[str] | None, out: str) -> "Iterator[Executor]":
+def _engine(
+    command: str, kind: Engine, num_workers: int, sbatch: list[str] | None, out: str
+) -> "Iterator[Executor]":
     """Open what runs the tasks of all stages."""
     from pylm.data.executors import LocalPool
     from pylm.errors import InputError
 
-    options = dict(option.partition("=")[::2] for option in sbatch or ())
-    if (sbatch and kind is not Engine.slurm) or not all(name and value for name, value in options.items()):
-        raise InputError(f"--sbatch takes NAME=VALUE along with --executor slurm, got {sbatch}")
+    options: dict[str, str] = {}
+    by_stage: dict[str, dict[str, str]] = {}
+    for option in sbatch or ():
+        name, _, value = option.partition("=")
+        stage, colon, own = name.partition(":")
+        if kind is not Engine.slurm or not value or not (own if colon else name):
+            raise InputError(
+                f"--sbatch takes NAME=VALUE along with --executor slurm, or STAGE:NAME=VALUE, got {option!r}"
+            )
+        if colon and stage not in _STAGES[command]:
+            known = ", ".join(_STAGES[command])
+            raise InputError(f"--sbatch {option}: no stage {stage!r}; those of {command} are {known}")
+        (by_stage.setdefault(stage, {}) if colon else options)[own if colon else name] = value
     if num_workers and kind is not Engine.local:
         raise InputError("--workers counts processes of this machine; the cluster decides with --executor")
     if kind is Engine.local:
@@ -338,11 +411,11 @@ def _engine(kind: Engine, num_workers: int, sbatch: list[str] | None, out: str) 
         yield run_ray
     else:
         from pylm.data import storage
-        from pylm.data.executors.slurm import run_slurm
+        from pylm.data.executors.slurm import SlurmStages
 
         if "://" in out:
             raise InputError("--executor slurm needs --out on a file system that all nodes share")
-        yield partial(run_slurm, folder=storage.join(out, "slurm"), options=options)
+        yield SlurmStages(storage.join(out, "slurm"), options, by_stage)
 
 
 def _run(
@@ -389,10 +462,18 @@ def _show(report: dict[str, Any], out: str) -> None:
     lines += _histogram(report.get("similarities", []))
     for cluster in report.get("largest_clusters", [])[:_SHOWN_CLUSTERS]:
         kept = cluster["kept"]
-        lines.append(f"{cluster['size']:,} alike: {kept['file']} row {kept['row']:,}: {_head(kept['text'])}")
+        if "index_document" in kept:
+            place, text = f"document {kept['index_document']:,} of the index", cluster["removed"][0]["text"]
+        else:
+            place, text = f"{kept['file']} row {kept['row']:,}", kept["text"]
+        lines.append(f"{cluster['size']:,} alike: {place}: {_head(text)}")
     for span in report.get("longest", [])[:_SHOWN_CLUSTERS]:
         place = f"{span['file']} row {span['row']:,}"
         lines.append(f"{span['end'] - span['start']:,} bytes of {place}: {_head(span['text'])}")
+    if "index" in report:
+        index = report["index"]
+        cut = f", {index['bytes']:,} bytes cut for them" if "bytes" in index else ""
+        lines.append(f"{index['folder']}: {index['texts']:,} texts before{cut}, {index['added']:,} added")
     what = "dry run, no documents written" if report["dry_run"] else f"{out}/documents"
     lines.append(f"{what}; report: {out}/report.json")
     typer.echo("\n".join(lines))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -43,6 +44,34 @@ def make_rows(seed: int, num_families: int = 40) -> list[Row]:
         page = rng.randrange(30)
         row["url"] = rng.choice([None, f"https://www.a.org/{page}/", f"a.org/{page}#x"])
     return rows
+
+
+def ranks_of(rows: list[Row], priority: tuple[str, ...], keep: str) -> np.ndarray | None:
+    """The rules said again in plain Python: a number a row, of which the largest stays."""
+
+    def key(row: Row) -> tuple[Any, ...]:
+        parts: list[Any] = []
+        for rule in priority:
+            match rule:
+                case "score" | "-score":
+                    value = row["score"]
+                    known = value is not None and value == value
+                    parts.append((known, 0 if not known else value if rule == "score" else -value))
+                case "date" | "-date":
+                    day = row["date"] and int(row["date"].replace("-", ""))
+                    parts.append((day is not None, 0 if day is None else day if rule == "date" else -day))
+                case _:
+                    order = rule.partition("=")[2].split(",")
+                    parts.append(-(order.index(row["site"]) if row["site"] in order else len(order)))
+        if keep == "longest":
+            parts.append(len((row["text"] or "").encode()))
+        return tuple(parts)
+
+    if not priority and keep == "first":
+        return None
+    keys = [key(row) for row in rows]
+    places = {value: place for place, value in enumerate(sorted(set(keys)))}
+    return np.array([places[value] for value in keys])
 
 
 SCHEMA = pa.schema(

@@ -2,9 +2,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -72,11 +73,43 @@ def test_slurm_gives_the_same(corpus: Path, tmp_path: Path, monkeypatch: pytest.
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
 
+def test_slurm_options_of_stages(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, dict[str, str]] = {}
+
+    def run_here(
+        work: Callable[[Any], Any], items: Sequence[Any], *, folder: str, options: dict[str, str]
+    ) -> Iterator[Any]:
+        assert folder == str(tmp_path / "out" / "slurm")
+        function = work
+        while isinstance(function, partial):
+            function = function.func
+        seen[function.__name__.strip("_")] = options
+        return map(work, items)
+
+    monkeypatch.setattr(slurm, "run_slurm", run_here)
+    options = ["mem=8G", "time=01:00:00", "connect:mem=40G", "add:mem=64G", "add:cpus-per-task=8"]
+    call = ["dedup", "near", corpus, "--out", tmp_path / "out", "--executor", "slurm"]
+    call += [x for option in options for x in ("--sbatch", option)]
+    assert run([*call, "--index", tmp_path / "index"]) == 0
+    common = {"mem": "8G", "time": "01:00:00"}
+    stages = ("sign", "check_index", "match", "gather", "verify", "apply")
+    assert seen == {
+        **dict.fromkeys(stages, common),
+        "connect": {**common, "mem": "40G"},
+        "add": {**common, "mem": "64G", "cpus-per-task": "8"},
+    }
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--sbatch", "mem=8G"], "--sbatch takes NAME=VALUE along with --executor slurm"),
         (["--executor", "slurm", "--sbatch", "mem"], "--sbatch takes NAME=VALUE"),
+        (["--executor", "slurm", "--sbatch", "match:=8G"], "slurm, or STAGE:NAME=VALUE, got 'match:=8G'"),
+        (
+            ["--executor", "slurm", "--sbatch", "verify:mem=8G"],
+            "no stage 'verify'; those of exact are sign, match",
+        ),
         (["--executor", "ray", "--workers", 2], "--workers counts processes of this machine"),
         (["--executor", "slurm"], "run_slurm needs sbatch on the PATH"),
     ],
@@ -145,6 +178,68 @@ def test_substring_against(corpus: Path, tmp_path: Path) -> None:
     assert removed["document"].to_pylist() == spans.doc.tolist()
     assert removed["start"].to_pylist() == spans.start.tolist()
     assert removed["end"].to_pylist() == spans.end.tolist()
+
+
+def test_months(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_parquet(make_rows(12) + make_rows(11)[:30], tmp_path / "june", num_files=2, group=40)
+    months = {"may": read_all(corpus), "june": read_all(tmp_path / "june")}
+    index = dedup.NearIndex.create(tmp_path / "reference", threshold=0.7, ngram=2, shingle_bits=32)
+    options = ["--threshold", 0.7, "--ngram", 2, "--workers", 1, "--index", tmp_path / "index"]
+    for name, folder in (("may", corpus), ("june", tmp_path / "june")):
+        capsys.readouterr()
+        call = ["dedup", "near", folder, "-o", tmp_path / f"{name}-out", *options, "--index-bits", 32]
+        assert run(call) == 0
+        found = index.add(months[name]["text"])
+        assert same(
+            read_all(tmp_path / f"{name}-out" / "documents"), months[name].filter(pa.array(found.keep))
+        )
+        shown = capsys.readouterr().out
+        assert (
+            f"index: {index.num_texts - len(found.keep):,} texts before, {len(found.keep):,} added" in shown
+        )
+        assert f"indexed duplicates  {-int((found.document >= 0).sum()):>15,}" in shown or name == "may"
+    before = contents(tmp_path / "index")
+    assert run(["dedup", "near", tmp_path / "june", "-o", tmp_path / "look", *options, "--no-add"]) == 2
+    assert "are in the index already" in capsys.readouterr().err
+    write_parquet(make_rows(13), tmp_path / "july", num_files=1, group=40)
+    assert run(["dedup", "near", tmp_path / "july", "-o", tmp_path / "look", *options, "--no-add"]) == 0
+    assert run(["dedup", "near", tmp_path / "july", "-o", tmp_path / "dry", *options, "--dry-run"]) == 0
+    assert contents(tmp_path / "index") == before
+    options = ["--min-bytes", 30, "--workers", 1, "--index", tmp_path / "windows", "--index-gap", 8]
+    windows = dedup.SubstringIndex.create(tmp_path / "windows-too", min_bytes=30, gap=8)
+    for name, folder in (("may", corpus), ("june", tmp_path / "june")):
+        capsys.readouterr()
+        assert run(["dedup", "substring", folder, "-o", tmp_path / f"{name}-cut", *options]) == 0
+        size = windows.find(months[name]["text"]).size
+        assert f"texts before, {size:,} bytes cut for them, " in capsys.readouterr().out
+        windows.add(months[name]["text"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["near", "--no-add"], "--no-add is about an index; name its folder with --index"),
+        (["near", "--index-bits", 32], "--index-bits is about an index"),
+        (["substring", "--index-gap", 8], "--index-gap is about an index"),
+        (["near", "--index", "s3://b/seen"], "s3://b/seen: an index is mapped into memory"),
+        (
+            ["near", "--index", "seen", "--index-bits", 16],
+            "--index-bits: input should be 0, 32 or 64, got 16",
+        ),
+        (["near", "--index", "seen", "--no-add"], "holds no index, and nothing is to be added"),
+    ],
+)
+def test_wrong_indexes(
+    corpus: Path,
+    tmp_path: Path,
+    options: Sequence[object],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["dedup", *options, corpus, "-o", tmp_path / "out", "--workers", 1]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_dry_run(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

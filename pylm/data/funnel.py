@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 STEPS = ("read", "filter", "exact duplicates", "near duplicates", "held out", "held-out overlap")
 """Of a preparation."""
-_ORDER = (*STEPS[:4], "repeated substrings", *STEPS[4:])
+_ORDER = (*STEPS[:4], "in the index", "repeated substrings", *STEPS[4:])
 
 SAMPLES_PER_REASON = 3
 SAMPLE_CHARACTERS = 200

@@ -14,7 +14,7 @@ with what is missing, and another recipe never takes a file for its own.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
@@ -26,6 +26,16 @@ from numpy.typing import NDArray
 
 from pylm.data import storage
 from pylm.data.dedup.corpus import Split, list_splits, local_path, total_bytes
+from pylm.data.dedup.indexed import (
+    Crawl,
+    Known,
+    Wanted,
+    name_crawl,
+    open_known,
+    place_of,
+    require_not_added,
+)
+from pylm.data.dedup.lease import hold_remote
 from pylm.data.dedup.priorities import check_kinds
 from pylm.data.dedup.signing import (
     FORMAT,
@@ -36,7 +46,7 @@ from pylm.data.dedup.signing import (
     save_parts,
     sign,
 )
-from pylm.data.executors import Executor, LocalPool
+from pylm.data.executors import Executor, LocalPool, Staged
 from pylm.data.funnel import Funnel, FunnelStep, Tally
 from pylm.data.readers import EXPECTED, line_of
 from pylm.errors import InputError
@@ -67,6 +77,8 @@ class Run:
         progress: called with a stage, finished and all of its items.
         against: other texts that the corpus is compared with, named as the inputs are.
         sources: splits of these.
+        check_held: raises InputError once another run has taken the folder.
+        known: the index that the corpus is compared with, if there is one.
     """
 
     command: str
@@ -78,6 +90,8 @@ class Run:
     progress: Progress
     against: Sequence[str] = ()
     sources: Sequence[Split] = ()
+    check_held: Callable[[], None] = lambda: None
+    known: Known | None = field(init=False, default=None)
     num_partitions: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -92,23 +106,34 @@ class Run:
         """Folder of the stages' files."""
         return storage.join(self.out, "work")
 
-    def fingerprint(self, signing: Signing) -> str:
-        """Hash all that the result depends on."""
+    def fingerprint(self, signing: Signing, state: str = "") -> str:
+        """Hash all that the result depends on; `state` is that of an index."""
         names = [signing.name(split) for split in [*self.splits, *self.sources]]
         sources = [split.source for split in [*self.splits, *self.sources]]
-        content = repr((FORMAT, self.command, self.config.model_dump_json(), names, sources))
+        recipe = self.config.model_dump_json(exclude={"index"})
+        content = repr((FORMAT, self.command, recipe, names, sources, state))
         return xxhash.xxh3_128_hexdigest(content.encode("utf-8", "surrogateescape"))
 
-    def begin(self, signing: Signing) -> bool:
+    def begin(self, signing: Signing, wanted: Wanted | None = None) -> bool:
         """Take possession of the folder; say whether it holds the complete result already.
 
         Results of another recipe are removed, files of its stages that this one shares are kept.
 
+        Args:
+            signing: how documents are hashed.
+            wanted: the index that the corpus is compared with.
+
         Raises:
-            InputError: the folder holds something else.
+            InputError: the folder holds something else, or results that an index says are there; or the
+                index has the corpus already.
         """
-        marker, fingerprint = storage.join(self.out, "dedup.json"), self.fingerprint(signing)
-        self.signing = signing
+        self.signing, state, added = signing, "", False
+        if wanted is not None:
+            name = name_crawl([*self.splits, *self.sources])
+            self.known, crawl = open_known(wanted, name, self.out, partial(self.fingerprint, signing))
+            state, added = self.known.state, crawl is not None and crawl.is_complete
+        marker, fingerprint = storage.join(self.out, "dedup.json"), self.fingerprint(signing, state)
+        self._fingerprint = fingerprint
         self.folder = storage.join(self.work, fingerprint)
         self.parts_path = storage.join(self.folder, "parts.json")
         self.sources_path = storage.join(self.folder, "sources.json") if self.sources else ""
@@ -116,7 +141,10 @@ class Run:
         if not known:
             _require_empty(self.out)
         if known.get("fingerprint") == fingerprint and known["status"] != "clearing":
-            return bool(known["status"] == "complete") and self._has_results()
+            missing = wanted is not None and wanted.adds and not added
+            return bool(known["status"] == "complete") and not missing and self._has_results()
+        if known:
+            require_not_added(self.out, known)
         self._mark("clearing")
         for name in _RESULTS:
             storage.remove(storage.join(self.out, name))
@@ -137,11 +165,17 @@ class Run:
         about = {
             "status": status,
             "command": self.command,
-            "fingerprint": self.fingerprint(self.signing),
+            "fingerprint": self._fingerprint,
             "inputs": list(self.inputs),
             "config": self.config.model_dump(mode="json"),
         }
         storage.write_json(storage.join(self.out, "dedup.json"), about)
+
+    def crawl(self, known: Known) -> Crawl:
+        """Describe the corpus for the index that it is about to be added to."""
+        name = name_crawl([*self.splits, *self.sources])
+        out, inputs = place_of(self.out), tuple(self.inputs)
+        return Crawl(name, self._fingerprint, known.state, known.num_texts, 0, out, inputs, False, ())
 
     def _has_results(self) -> bool:
         report = storage.join(self.out, "report.json")
@@ -171,7 +205,10 @@ class Run:
         waiting = [item for item, path in zip(numbered, outputs, strict=True) if path not in there]
         done = len(outputs) - len(waiting)
         self.progress(name, done, len(outputs))
-        for _ in self.execute(work, waiting):
+        self.check_held()
+        execute = self.execute.for_stage(name) if isinstance(self.execute, Staged) else self.execute
+        for _ in execute(work, waiting):
+            self.check_held()
             done += 1
             self.progress(name, done, len(outputs))
 
@@ -314,6 +351,7 @@ def run_dedup(
     dry_run: bool,
     keep_work: bool,
     against: Sequence[str] = (),
+    wanted: Wanted | None = None,
 ) -> dict[str, Any]:
     """Run all stages of a deduplication and report.
 
@@ -329,6 +367,7 @@ def run_dedup(
         dry_run: whether no documents are written.
         keep_work: keep the files of the stages.
         against: other texts, named as the inputs are, that the corpus is compared with.
+        wanted: the index that it is compared with.
 
     Returns:
         What report.json says.
@@ -343,13 +382,17 @@ def run_dedup(
     splits = list_splits(inputs, columns=config.columns(), split_bytes=config.split_bytes)
     sources = list_splits(against, columns=config.columns(), split_bytes=config.split_bytes)
     _require_outside(out, [*splits, *sources])
-    with _hold(out), LocalPool() as pool:
+    if wanted is not None:
+        _require_apart(wanted.folder, out, [*splits, *sources])
+    with _hold(out) as check, wanted.hold() if wanted else nullcontext(), LocalPool() as pool:
         told = progress or _no_progress
-        run = Run(command, out, inputs, config, splits, execute or pool, told, against, sources)
+        run = Run(command, out, inputs, config, splits, execute or pool, told, against, sources, check)
         report_path = storage.join(out, "report.json")
-        if run.begin(config.signing(run.num_partitions, run.work)):
+        if run.begin(config.signing(run.num_partitions, run.work), wanted):
             report: dict[str, Any] = storage.read_json(report_path)
             if report["dry_run"] <= dry_run:
+                if not (keep_work or dry_run):
+                    storage.remove_folder(run.work)  # where the end was cut off
                 return report
         tally = run.sign()
         steps, found = work(run, tally)
@@ -387,14 +430,25 @@ def _require_outside(out: str, splits: Sequence[Split]) -> None:
             raise InputError(f"{path}: lies in the folder of the result, {out}; choose another folder")
 
 
+def _require_apart(index: str, out: str, splits: Sequence[Split]) -> None:
+    """Refuse an index in the folder of the result or among the inputs, and the other way round."""
+    folder = local_path(index)
+    places = [local_path(x.path).resolve() for x in splits if storage.is_local(x.path)]
+    result = [local_path(out).resolve()] if storage.is_local(out) else []
+    for place in [*places, *result]:
+        if folder in (place, *place.parents) or (place in result and place in folder.parents):
+            raise InputError(f"{index}: the index needs a folder apart from {place}; choose another one")
+
+
 @contextmanager
-def _hold(out: str) -> Iterator[None]:
-    """Hold a folder of this machine for this process alone."""
+def _hold(out: str) -> Iterator[Callable[[], None]]:
+    """Hold a folder for this process alone; give what raises InputError where it was lost."""
     if not storage.is_local(out):
-        yield
+        with hold_remote(out) as check:
+            yield check
         return
     with lock_folder(local_path(out)):
-        yield
+        yield lambda: None
 
 
 def _no_progress(stage: str, done: int, total: int) -> None:

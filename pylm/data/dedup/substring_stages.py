@@ -2,13 +2,16 @@
 
     work/RECIPE/
         parts.json, sources.json    the splits of the corpus, and of `against`
+        copies/PPPPP.blocks         a block a split: texts that equal an earlier one, and such as these equal
         keys-LEVEL/SSSSS.blocks     a split's keys, a block a partition, ascending; on level 0 then windows
                                     that repeat in the split, and those with an equal one before
         repeats-LEVEL/PPPPP.blocks  a block a split: its keys that other splits have; keys to divide; contexts
         divided-LEVEL.blocks        keys of all levels up to this one that are divided
         contexts/SSSSS.blocks       a split's contexts, a block a comparing task: row, place, offsets, bytes
         compared/GGGGG.blocks       a block a split: its windows that go
-        spans/SSSSS.blocks          what all windows of a split that go cover: row, start, end
+        seen/SSSSS.blocks           with an index: what it finds in a split's texts: row, start, end
+        spans/SSSSS.blocks          what all windows of a split that go cover, and what the index finds: row,
+                                    start, end; of each then the bytes that the index finds
 
 Splits of `against` are numbered before those of the corpus. A window is `min_bytes` successive bytes of a
 text. Why this finds what `dedup.substrings` finds in the whole corpus, to the byte:
@@ -28,6 +31,11 @@ text. Why this finds what `dedup.substrings` finds in the whole corpus, to the b
    and goes by 3. With `against`, the first of its kind in a split is found in 3., and what equals that is
    then looked for in the split's texts.
 5. Between the windows of a context may stand some that have no key; what is found of these is true as well.
+6. A text that equals an earlier one, by a hash of 128 bits, takes no part in 2. to 4.: all of its windows go,
+   and what equals one of them equals one of the earlier text. With keep="none" all of that text's go too.
+   With `against` every text takes part.
+
+With an index, what `SubstringIndex.find` finds in a text goes as well: a union of spans.
 
 So what a task holds is a split, or a part of the keys or contexts. A text that stands everywhere sends one
 copy a split. At its borders windows differ from document to document: a key of more than `most_contexts`
@@ -51,8 +59,18 @@ from pylm import _core
 from pylm.data import storage
 from pylm.data.dedup.blocks import group, read_arrays, read_block, write_blocks
 from pylm.data.dedup.corpus import read_rows, texts_of
+from pylm.data.dedup.indexed import IndexedConfig, Known, Wanted, absolute, check_index, open_substring
 from pylm.data.dedup.run import Run
-from pylm.data.dedup.signing import CorpusConfig, Part, check_unchanged, load_parts, partition_of
+from pylm.data.dedup.signing import (
+    Part,
+    check_unchanged,
+    first_copies,
+    hash_record,
+    load_parts,
+    partition_of,
+    read_partition,
+)
+from pylm.text import dedup
 
 PARTITION_BYTES = 256 << 20
 
@@ -66,7 +84,7 @@ _KEY_BYTES = 40  # of memory for a key while a partition is sorted
 _CONTEXT_COPIES = 2  # of contexts in memory while they are compared, with what else that takes
 
 
-class SubstringDedupConfig(CorpusConfig):
+class SubstringDedupConfig(IndexedConfig):
     """Which stretches of texts count as repeated."""
 
     min_bytes: int = Field(default=100, ge=1, lt=1 << 31)
@@ -76,8 +94,22 @@ class SubstringDedupConfig(CorpusConfig):
     against: tuple[str, ...] = ()
     """Files, folders and globs as the inputs. Where given, what goes is what occurs in their texts, and
     repeats within the corpus stay."""
+    index_gap: int | None = Field(default=None, ge=1)
+    """Distance of the anchors of a new index at most, as `gap` of `dedup.SubstringIndex`; None for 32, or for
+    what is there."""
     partition_bytes: int = Field(default=PARTITION_BYTES, ge=1)
     """Memory that a task may take for keys or contexts of all splits. It decides nothing else."""
+
+    def wanted(self, *, dry_run: bool) -> Wanted | None:
+        """Say which index takes part."""
+        if not self.index:
+            return None
+        folder = absolute(self.index)
+        gap = min(32, self.min_bytes) if self.index_gap is None else self.index_gap
+        create = partial(dedup.SubstringIndex.create, folder, min_bytes=self.min_bytes, gap=gap)
+        needed = {"min_bytes": self.min_bytes} | ({} if self.index_gap is None else {"gap": gap})
+        names = {"min_bytes": "min-bytes", "gap": "index-gap"}
+        return Wanted(folder, "substring", self.index_add and not dry_run, needed, names, create)
 
 
 @dataclass(frozen=True)
@@ -94,7 +126,9 @@ class Stages:
         keep: which of equal windows stay.
         column: that holds the texts.
         num_partitions: of keys.
+        num_hashes: partitions of the texts' hashes; 0 where every text takes part.
         most_contexts: a key of more is divided.
+        known: an index whose stretches go too, if there is one.
     """
 
     folder: str
@@ -106,7 +140,9 @@ class Stages:
     keep: Literal["first", "none"]
     column: str
     num_partitions: int
+    num_hashes: int
     most_contexts: int
+    known: Known | None
 
     def path(self, stage: str, number: int) -> str:
         """Give the path of a task's file."""
@@ -125,6 +161,25 @@ class Stages:
         if number < self.num_sources:
             return load_parts(self.sources_path)[number]
         return load_parts(self.parts_path)[number - self.num_sources]
+
+    def copies(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Give the rows of a split that equal an earlier text, and those that later ones equal, ascending."""
+        files = [read_arrays(path, number, "<u4", "<u4") for path in self.paths("copies", self.num_hashes)]
+        empty = [np.zeros(0, "<u4")] * 2
+        copies, kept = (np.concatenate(x) for x in zip(empty, *files, strict=True))
+        return np.sort(copies).astype(np.int64), np.unique(kept).astype(np.int64)
+
+    def read_distinct(self, number: int) -> pa.ChunkedArray:
+        """Read the texts of a split, with nulls for those that equal an earlier one."""
+        texts, firsts = self.read_texts(number)
+        copies = self.copies(number)[0]
+        if not len(copies):
+            return texts
+        chunks = []
+        for first, chunk in zip(firsts, texts.chunks, strict=True):
+            here = copies[slice(*np.searchsorted(copies, [first, first + len(chunk)]))]
+            chunks.append(_without(chunk, here - first))
+        return pa.chunked_array(chunks, pa.large_string())
 
     def read_texts(
         self, number: int, rows: NDArray[np.int64] | None = None
@@ -149,18 +204,27 @@ def find_spans(run: Run, config: SubstringDedupConfig) -> list[str]:
     """Find the stretches that occur more than once in the corpus, as `dedup.substrings` says it.
 
     Returns:
-        Paths of a file a split, whose block 0 holds rows (`<u4`, ascending), starts and ends (`<i8`).
+        Paths of a file a split, whose block 0 holds rows (`<u4`, ascending), starts and ends (`<i8`), and
+        block 1 how many bytes of each span an index finds (`<i8`).
     """
     parts = load_parts(run.parts_path)
     sources = load_parts(run.sources_path) if run.sources_path else ()
     stages = _plan(run, config, [*sources, *parts], len(sources))
+    numbers = range(stages.num_sources, stages.num_splits)
+    if run.known is not None:
+        checked = storage.join(run.folder, "checked.json")
+        run.stage("check the index", partial(check_index, known=run.known, done=checked), [checked])
+        seen = [stages.path("seen", number) for number in numbers]
+        run.stage("find in the index", partial(find_seen, stages=stages, known=run.known), seen, numbers)
+    find_copies = partial(copies_of, stages=stages, num_keys=config.num_keys)
+    if stages.num_hashes:
+        run.stage("copies", find_copies, stages.paths("copies", stages.num_hashes))
     num_levels = _find_repeats(run, stages)
     num_tasks = _num_tasks(stages, config, num_levels)
     gather = partial(gather_contexts, stages=stages, num_levels=num_levels, num_tasks=num_tasks)
     if num_tasks:
         run.stage("contexts", gather, stages.paths("contexts", stages.num_splits))
         run.stage("compare", partial(compare_contexts, stages=stages), stages.paths("compared", num_tasks))
-    numbers = range(stages.num_sources, stages.num_splits)
     paths = [stages.path("spans", number) for number in numbers]
     run.stage("spans", partial(cover, stages=stages, num_tasks=num_tasks), paths, numbers)
     return paths
@@ -181,7 +245,9 @@ def _plan(run: Run, config: SubstringDedupConfig, parts: Sequence[Part], num_sou
         column=config.text_column,
         num_partitions=math.ceil((num_keys + 1) * _KEY_BYTES / config.partition_bytes),
         # A single window, which cannot be divided, has one context a split.
+        num_hashes=0 if num_sources or run.sources_path else run.num_partitions,
         most_contexts=max(contexts, len(parts)),
+        known=run.known,
     )
 
 
@@ -225,10 +291,28 @@ def _num_tasks(stages: Stages, config: SubstringDedupConfig, num_levels: int) ->
     return math.ceil(needed / config.partition_bytes)
 
 
+def copies_of(partition: int, stages: Stages, num_keys: int) -> None:
+    """Find the texts that equal an earlier one, among the hashes of a partition."""
+    parts = load_parts(stages.parts_path)
+    ids, (low, high, *_) = read_partition(parts, partition, hash_record(num_keys))
+    _, copies, stays = first_copies(np.stack([low, high], 1), np.zeros((len(ids), 0), np.int64), ids)
+    found = [np.sort(ids[copies]), np.unique(ids[stays])]
+    firsts = [part.first for part in parts]
+    bounds = [[*np.searchsorted(docs, firsts), len(docs)] for docs in found]
+    blocks = (
+        [
+            (docs[cuts[i] : cuts[i + 1]] - first).astype("<u4")
+            for docs, cuts in zip(found, bounds, strict=True)
+        ]
+        for i, first in enumerate(firsts)
+    )
+    write_blocks(stages.path("copies", partition), blocks, num=len(parts))
+
+
 def find_keys(number: int, stages: Stages) -> None:
     """Find what repeats within a split, and the keys of the windows that stand there for the first time."""
     keep = "first" if stages.sources_path else stages.keep
-    texts, _ = stages.read_texts(number)
+    texts = stages.read_distinct(number)
     removed, later = _core.repeated_windows(texts, None, length=stages.min_bytes, keep=keep, num_threads=1)
     keys = _NO_KEYS
     if stages.num_splits > 1:
@@ -245,7 +329,7 @@ def divide(number: int, stages: Stages, level: int) -> None:
     blocks = [read_arrays(before, i, *_KEY_RECORD)[0] for i in range(stages.num_partitions)]
     keys = _NO_KEYS
     if np.isin(np.concatenate(blocks), divided).any():
-        texts, _ = stages.read_texts(number)
+        texts = stages.read_distinct(number)
         known = _read_windows(stages, number)[1]
         keys, _ = _core.window_keys(texts, stages.min_bytes, *known, divided=divided, least_level=level)
     _write_keys(stages, level, number, keys, [])
@@ -292,7 +376,7 @@ def gather_contexts(number: int, stages: Stages, num_levels: int, num_tasks: int
     rows, begin, offsets = (np.zeros(0, np.int64),) * 3
     data, bounds = np.zeros(0, np.uint8), np.zeros(num_tasks + 1, np.int64)
     if len(wanted):
-        texts, _ = stages.read_texts(number)
+        texts = stages.read_distinct(number)
         known, divided = _read_windows(stages, number)[1], _read_divided(stages, num_levels - 2)
         keys, runs = _core.window_keys(texts, stages.min_bytes, *known, divided=divided, least_level=0)
         found = find_in(keys, wanted)
@@ -335,6 +419,13 @@ def compare_contexts(task: int, stages: Stages) -> None:
     write_blocks(stages.path("compared", task), blocks, num=stages.num_splits)
 
 
+def find_seen(number: int, stages: Stages, known: Known) -> None:
+    """Find the stretches of a split's texts that an index has."""
+    texts, _ = stages.read_texts(number)
+    spans = open_substring(known).find(texts, num_threads=1)
+    write_blocks(stages.path("seen", number), [[spans.doc, spans.start, spans.end]], num=1)
+
+
 def cover(number: int, stages: Stages, num_tasks: int) -> None:
     """Turn all windows of a split that go into spans that cut no character."""
     found = [read_arrays(path, number, *["<i8"] * 3) for path in stages.paths("compared", num_tasks)]
@@ -349,7 +440,7 @@ def cover(number: int, stages: Stages, num_tasks: int) -> None:
                 texts, stretches, length=stages.min_bytes, keep="first", num_threads=1
             )
     else:
-        removed = join_windows([*found, _read_windows(stages, number)[0]])
+        removed = join_windows([*found, _read_windows(stages, number)[0], _windows_of_copies(stages, number)])
         texts, firsts = stages.read_texts(number, np.unique(removed[0]))
     spans: list[Windows] = [_NO_WINDOWS]
     for first, chunk in zip(firsts, texts.chunks, strict=True):
@@ -358,7 +449,42 @@ def cover(number: int, stages: Stages, num_tasks: int) -> None:
         row, start, stop = _core.spans_of_windows(chunk, stages.min_bytes, rows - first, begin, end)
         spans.append((row + first, start, stop))
     row, start, stop = (np.concatenate(x) for x in zip(*spans, strict=True))
-    write_blocks(stages.path("spans", number), [[row.astype("<u4"), start, stop]], num=1)
+    in_index = np.zeros(len(row), np.int64)
+    if stages.known is not None:
+        seen = read_arrays(stages.path("seen", number), 0, *["<i8"] * 3)
+        row, start, stop = join_windows([(row, start, stop), seen])
+        in_index = _overlap((row, start, stop), seen)
+    write_blocks(stages.path("spans", number), [[row.astype("<u4"), start, stop], [in_index]], num=2)
+
+
+def _overlap(spans: Windows, parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Give the bytes of spans that lie in parts, of which each lies in one span."""
+    row, start, stop = spans
+    part_row, part_start, part_stop = parts
+    sizes = np.zeros(len(row), np.int64)
+    if len(row):
+        width = int(stop.max()) + 1
+        place = np.searchsorted(row * width + start, part_row * width + part_start, side="right") - 1
+        np.add.at(sizes, place, part_stop - part_start)
+    return sizes
+
+
+def _windows_of_copies(stages: Stages, number: int) -> Windows:
+    """Give all windows of the texts that go as a whole."""
+    copies, kept = stages.copies(number)
+    rows = np.union1d(copies, kept) if stages.keep == "none" else copies
+    sizes = read_arrays(stages.part(number).blocks, -1, "<i8", "<i8")[0]
+    rows = rows[sizes[rows] >= stages.min_bytes]
+    return rows, np.zeros(len(rows), np.int64), sizes[rows] - stages.min_bytes + 1
+
+
+def _without(texts: pa.LargeStringArray, rows: NDArray[np.int64]) -> pa.LargeStringArray:
+    """Give texts with nulls in some rows; bytes are shared."""
+    is_valid = texts.is_valid().to_numpy(zero_copy_only=False)
+    is_valid[rows] = False
+    _, offsets, data = texts.buffers()
+    bitmap = pa.py_buffer(np.packbits(is_valid, bitorder="little"))
+    return pa.LargeStringArray.from_buffers(len(texts), offsets.slice(8 * texts.offset), data, bitmap)
 
 
 def find_in(keys: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.intp]:

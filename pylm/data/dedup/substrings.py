@@ -1,7 +1,8 @@
 """Repeated substrings of a corpus in files: from inputs to documents without them and a report.
 
 OUT/documents/SSSSS.parquet  documents of a split without the repeats; emptied ones are left out
-OUT/removed/SSSSS.parquet    what was cut: file, row, document, start and end in bytes
+OUT/removed/SSSSS.parquet    what was cut: file, row, document, start and end in bytes; with an index, how
+                             many of these bytes it has
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pylm.data import storage
+from pylm.data.dedup.adding import add_crawl
 from pylm.data.dedup.blocks import read_arrays
 from pylm.data.dedup.corpus import open_parquet, parquet_out, read_rows, texts_of
 from pylm.data.dedup.run import (
@@ -41,6 +43,7 @@ _REMOVED = pa.schema(
         ("end", pa.int64()),
     ]
 )
+_INDEX_COLUMN = pa.field("index_bytes", pa.int64())
 
 
 def dedup_substrings(
@@ -55,7 +58,11 @@ def dedup_substrings(
 ) -> dict[str, Any]:
     """Cut repeated substrings out of a corpus in files as `dedup.substrings` would; else as `dedup_near`.
 
-    Documents of which nothing is left are left out; those that were empty before stay.
+    Documents of which nothing is left are left out; those that were empty before stay. Copies of whole texts
+    are known by hashes of 128 bits, unless there is `against`.
+
+    With `config.index`, what `SubstringIndex.find` finds in the texts goes as well. After that all texts are
+    added as they were before they were cut, once, however often this is cut off and called again.
     """
 
     def work(run: Run, tally: Tally) -> tuple[Sequence[str], dict[str, Any]]:
@@ -66,20 +73,35 @@ def dedup_substrings(
             spans=find_spans(run, config),
             column=config.text_column,
             dry_run=dry_run,
+            has_index=run.known is not None,
         )
         applied = run.apply(cut, dry_run=dry_run)
         for counted in applied:
             tally.merge(counted["tally"])
         longest = [x for counted in applied for x in counted["longest"]]
         longest.sort(key=lambda x: (x["start"] - x["end"], x["document"], x["start"]))
+        more: dict[str, Any] = {}
+        if run.known is not None:
+            found = {x: sum(counted[f"index_{x}"] for counted in applied) for x in ("spans", "bytes")}
+            added = add_crawl(run, config) if wanted is not None and wanted.adds else {}
+            more["index"] = {
+                "folder": run.known.folder,
+                "texts": run.known.num_texts,
+                "added": 0,
+                **found,
+                **added,
+            }
         return [STEP], {
             "spans": sum(counted["spans"] for counted in applied),
             "changed_documents": sum(counted["changed"] for counted in applied),
             "emptied_documents": sum(n for key, n in tally.documents.items() if key[0] == STEP),
             "removed_bytes": sum(n for key, n in tally.sizes.items() if key[0] == STEP),
             "longest": longest[:NUM_LONGEST],
+            **more,
         }
 
+    config = config.placed()
+    wanted = config.wanted(dry_run=dry_run)
     return run_dedup(
         "substring",
         inputs,
@@ -91,11 +113,19 @@ def dedup_substrings(
         dry_run=dry_run,
         keep_work=keep_work,
         against=config.against,
+        wanted=wanted,
     )
 
 
 def _cut(
-    item: tuple[int, str], *, out: str, parts_path: str, spans: Sequence[str], column: str, dry_run: bool
+    item: tuple[int, str],
+    *,
+    out: str,
+    parts_path: str,
+    spans: Sequence[str],
+    column: str,
+    dry_run: bool,
+    has_index: bool,
 ) -> None:
     """Write a split's documents without the spans, then the spans, then the counts."""
     number, done = item
@@ -103,6 +133,7 @@ def _cut(
     part = parts[number]
     column = "text" if part.split.kind == "jsonl" else column
     rows, start, end = read_arrays(spans[number], 0, "<u4", "<i8", "<i8")
+    (in_index,) = read_arrays(spans[number], 1, "<i8")
     docs = rows.astype(np.int64)
     order = np.lexsort((start, docs, start - end))[:NUM_LONGEST]
     check_unchanged(part.split)
@@ -129,7 +160,8 @@ def _cut(
                 cut = _without(batch, column, docs[here] - first, start[here], end[here])
                 survivors.add_kept(cut, keep[first : first + len(batch)])
             check_unchanged(part.split)
-    _write_spans(removed_path(out, number), parts, docs + part.first, start, end)
+    more = [in_index] if has_index else []
+    _write_spans(removed_path(out, number), parts, docs + part.first, [start, end, *more])
     tally = Tally()
     key = (STEP, STEP, part.split.source)
     if len(docs):
@@ -153,6 +185,8 @@ def _cut(
         "tally": tally.to_dict(),
         "spans": len(docs),
         "changed": len(np.unique(docs)),
+        "index_spans": int((in_index > 0).sum()),
+        "index_bytes": int(in_index.sum()),
         "longest": longest,
     }
     storage.write_json(done, counts)
@@ -191,13 +225,11 @@ def _without(
 
 
 def _write_spans(
-    path: str,
-    parts: Sequence[Part],
-    docs: NDArray[np.int64],
-    start: NDArray[np.int64],
-    end: NDArray[np.int64],
+    path: str, parts: Sequence[Part], docs: NDArray[np.int64], numbers: Sequence[NDArray[np.int64]]
 ) -> None:
+    """Write where spans are: starts, ends, and how many bytes of them an index has where there is one."""
+    schema = _REMOVED if len(numbers) == 2 else _REMOVED.append(_INDEX_COLUMN)
     files, rows = places_of(parts, docs)
-    columns = [files, *(pa.array(x) for x in (rows, docs, start, end))]
-    with parquet_out(path, _REMOVED) as out:
-        out.add(pa.RecordBatch.from_arrays(columns, schema=_REMOVED))
+    columns = [files, *(pa.array(x) for x in (rows, docs, *numbers))]
+    with parquet_out(path, schema) as out:
+        out.add(pa.RecordBatch.from_arrays(columns, schema=schema))

@@ -6,17 +6,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pylm.data import storage
 from pylm.data.dedup.blocks import read_arrays
 from pylm.data.dedup.corpus import open_parquet, parquet_out, read_rows, texts_of
+from pylm.data.dedup.indexed import Known, locate
 from pylm.data.dedup.run import SHOWN_CHARACTERS, Run, documents_path, places_of, removed_path
 from pylm.data.dedup.signing import Part, check_unchanged, load_parts
-from pylm.data.dedup.verdicts import REASONS, Verdicts, read_verdicts
+from pylm.data.dedup.verdicts import INDEXED, REASONS, Verdicts, read_verdicts
 from pylm.data.funnel import SAMPLES_PER_REASON, Tally
 
-STEPS = ("exact duplicates", "near duplicates")
+STEPS = ("exact duplicates", "near duplicates", "in the index")
 """Of the funnel, in the order of `REASONS`."""
 _REMOVED = pa.schema(
     [
@@ -30,6 +32,8 @@ _REMOVED = pa.schema(
         ("similarity", pa.float64()),
     ]
 )
+_INDEX_COLUMN = pa.field("index_document", pa.int64())
+"""Id in the index of what stays, where that is no document of the corpus."""
 
 
 def remove_documents(
@@ -41,13 +45,13 @@ def remove_documents(
         run: the deduplication.
         tally: counts what goes.
         verdicts: files with a block a split.
-        clusters: as `largest_clusters` gives them.
+        clusters: as `largest_clusters` gives them; "indexed" where `kept` is an id of the index.
         dry_run: write no survivors.
 
     Returns:
         For the report: `removed` documents and bytes by reason, and `largest_clusters` with texts.
     """
-    shown = sorted({doc for cluster in clusters for doc in (cluster["kept"], *cluster["removed"])})
+    shown = sorted({doc for x in clusters for doc in [x["kept"]] * (not x.get("indexed")) + x["removed"]})
     plan_path = storage.join(run.folder, "plan.json")
     storage.write_json(plan_path, {"verdicts": list(verdicts), "shown": shown})
     work = partial(
@@ -57,6 +61,7 @@ def remove_documents(
         plan_path=plan_path,
         text_column=run.config.text_column,
         dry_run=dry_run,
+        known=run.known,
     )
     texts: dict[int, str] = {}
     for counted in run.apply(work, dry_run=dry_run):
@@ -68,18 +73,25 @@ def remove_documents(
             "bytes": sum(n for key, n in tally.sizes.items() if key[0] == step),
         }
         for reason, step in zip(REASONS, STEPS, strict=True)
+        if run.known is not None or reason != REASONS[INDEXED]
     }
     parts = load_parts(run.parts_path)
-    return {"removed": removed, "largest_clusters": [_show(parts, x, texts) for x in clusters]}
+    return {"removed": removed, "largest_clusters": [_show(parts, run.known, x, texts) for x in clusters]}
 
 
-def _show(parts: Sequence[Part], cluster: dict[str, Any], texts: dict[int, str]) -> dict[str, Any]:
-    docs = [cluster["kept"], *cluster["removed"]]
+def _show(
+    parts: Sequence[Part], known: Known | None, cluster: dict[str, Any], texts: dict[int, str]
+) -> dict[str, Any]:
+    docs = [cluster["kept"]] * (not cluster.get("indexed")) + cluster["removed"]
     files, rows = places_of(parts, np.array(docs, np.int64))
     shown = [
         {"file": file, "row": int(row), "document": doc, "text": texts[doc]}
         for doc, file, row in zip(docs, files.to_pylist(), rows, strict=True)
     ]
+    if known is not None and cluster.get("indexed"):
+        files, rows = locate(known, np.array([cluster["kept"]], np.int64))
+        kept = {"file": files[0].as_py(), "row": rows[0].as_py(), "index_document": cluster["kept"]}
+        return {"size": cluster["size"], "kept": kept, "removed": shown}
     return {"size": cluster["size"], "kept": shown[0], "removed": shown[1:]}
 
 
@@ -90,7 +102,14 @@ def _load_plan(path: str) -> tuple[list[str], NDArray[np.int64]]:
 
 
 def _apply(
-    item: tuple[int, str], *, out: str, parts_path: str, plan_path: str, text_column: str, dry_run: bool
+    item: tuple[int, str],
+    *,
+    out: str,
+    parts_path: str,
+    plan_path: str,
+    text_column: str,
+    dry_run: bool,
+    known: Known | None,
 ) -> None:
     """Write a split's survivors, then what went, then the counts, which say that it is done."""
     number, done = item
@@ -119,7 +138,7 @@ def _apply(
                 texts.update(_look(looked_at, part.first + first, batch, column))
                 survivors.add_kept(batch, keep[first : first + len(batch)])
             check_unchanged(part.split)
-    _write_removed(removed_path(out, number), parts, part, verdicts)
+    _write_removed(removed_path(out, number), parts, verdicts, known)
     sizes = read_arrays(part.blocks, -1, "<i8", "<i8")[0]
     for reason, step in enumerate(STEPS):
         chosen = verdicts.docs[verdicts.reason == reason]
@@ -155,13 +174,31 @@ def _look(docs: NDArray[np.int64], first: int, batch: pa.RecordBatch, column: st
     return dict(zip(here.tolist(), heads, strict=True))
 
 
-def _write_removed(path: str, parts: Sequence[Part], part: Part, verdicts: Verdicts) -> None:
+def _write_removed(path: str, parts: Sequence[Part], verdicts: Verdicts, known: Known | None) -> None:
     files, rows = places_of(parts, verdicts.docs)
-    kept_files, kept_rows = places_of(parts, verdicts.kept)
     reasons = pa.array(REASONS).take(pa.array(verdicts.reason))
-    columns = [files, rows, verdicts.docs, kept_files, kept_rows, verdicts.kept, reasons, verdicts.similarity]
+    kept, schema, more = _places_of_kept(parts, verdicts, known), _REMOVED, []
+    if known is not None:
+        schema = _REMOVED.append(_INDEX_COLUMN)
+        more = [pa.array(verdicts.kept, mask=verdicts.reason != INDEXED)]
+    columns = [files, rows, verdicts.docs, *kept, reasons, verdicts.similarity, *more]
     batch = pa.RecordBatch.from_arrays(
-        [x if isinstance(x, pa.Array) else pa.array(x) for x in columns], schema=_REMOVED
+        [x if isinstance(x, pa.Array) else pa.array(x) for x in columns], schema=schema
     )
-    with parquet_out(path, _REMOVED) as out:
+    with parquet_out(path, schema) as out:
         out.add(batch)
+
+
+def _places_of_kept(parts: Sequence[Part], verdicts: Verdicts, known: Known | None) -> list[Any]:
+    """Give the files, rows and numbers of what stays; no numbers of documents of an index."""
+    is_indexed = verdicts.reason == INDEXED
+    if known is None or not is_indexed.any():
+        return [*places_of(parts, verdicts.kept), verdicts.kept]
+    files, rows = places_of(parts, np.where(is_indexed, 0, verdicts.kept))
+    other_files, other_rows = locate(known, verdicts.kept)
+    choose = pa.array(is_indexed)
+    return [
+        pc.if_else(choose, other_files, files),
+        pc.if_else(choose, other_rows, pa.array(rows)),
+        pa.array(verdicts.kept, mask=is_indexed),
+    ]

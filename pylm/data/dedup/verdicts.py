@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pylm.data.dedup.blocks import read_arrays, write_blocks
 from pylm.data.dedup.signing import Part
 
-EXACT, NEAR = 0, 1
-REASONS = ("exact", "near")
+EXACT, NEAR, INDEXED = 0, 1, 2
+REASONS = ("exact", "near", "indexed")
 NUM_LARGEST = 20
 """Clusters that are shown."""
 NUM_SHOWN = 3
@@ -24,9 +24,10 @@ class Verdicts(NamedTuple):
 
     Attributes:
         docs: int64 (num_removed,); their numbers in the corpus.
-        kept: int64 (num_removed,); of what stays in the place of each.
+        kept: int64 (num_removed,); of what stays in the place of each; for INDEXED its id in the index.
         similarity: float64 (num_removed,); of the two.
-        reason: uint8 (num_removed,); index of `REASONS`: EXACT where the two are equal.
+        reason: uint8 (num_removed,); index of `REASONS`: EXACT where the two are equal,
+            INDEXED where a document of an index stands for it.
     """
 
     docs: NDArray[np.int64]
@@ -62,6 +63,24 @@ def read_verdicts(paths: Sequence[str], number: int, part: Part) -> Verdicts:
     rows, kept, similarity, reason = (np.concatenate(column) for column in columns)
     order = np.argsort(rows)
     return Verdicts(rows[order] + np.int64(part.first), kept[order], similarity[order], reason[order])
+
+
+def count_clusters(
+    removed: NDArray[np.int64], kept: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Count the documents that go in favour of each other one.
+
+    Returns:
+        Those that stay, ascending; how many each stands for; (num_kept, NUM_SHOWN) the first of these, -1
+        where there are fewer.
+    """
+    order = np.lexsort((removed, kept))
+    documents, starts, counts = np.unique(kept[order], return_index=True, return_counts=True)
+    shown = np.full((len(documents), NUM_SHOWN), -1, np.int64)
+    for place in range(NUM_SHOWN):
+        has = counts > place
+        shown[has, place] = removed[order][starts[has] + place]
+    return documents, counts.astype(np.int64), shown
 
 
 def largest_clusters(removed: NDArray[np.int64], kept: NDArray[np.int64]) -> list[dict[str, Any]]:

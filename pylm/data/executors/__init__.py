@@ -17,7 +17,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from pylm.errors import InputError
 
@@ -34,6 +34,14 @@ class Executor(Protocol):
 
     def __call__(self, work: Callable[[Item], Result], items: Sequence[Item], /) -> Iterable[Result]:
         """Give the results in the order of the items."""
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """Gives each stage an executor of its own, by the stage's name."""
+
+    def for_stage(self, name: str) -> Executor:
+        """Give the executor of a stage."""
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,37 @@ def run_slurm(
         raise
 
 
+@dataclass(frozen=True)
+class SlurmStages:
+    """An executor for stages that need different things of Slurm: `run_slurm` with options for each.
+
+    Attributes:
+        folder: as for `run_slurm`.
+        options: long options of sbatch for all stages, without dashes.
+        by_stage: others, by the first word of a stage's name; they come before `options`.
+
+    Example:
+        >>> execute = SlurmStages("/shared/jobs", {"mem": "8G"}, {"connect": {"mem": "40G"}})
+        >>> execute.for_stage("connect").keywords["options"]
+        {'mem': '40G'}
+    """
+
+    folder: str | Path
+    options: Mapping[str, str] = field(default_factory=dict)
+    by_stage: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def __call__(
+        self, work: Callable[[Item], Result], items: Sequence[Item]
+    ) -> Generator[Result, None, None]:
+        """Do some work with the options for all stages."""
+        return run_slurm(work, items, folder=self.folder, options=self.options)
+
+    def for_stage(self, name: str) -> "functools.partial[Generator[Any, None, None]]":
+        """Give the executor of a stage."""
+        options = {**self.options, **self.by_stage.get(name.partition(" ")[0], {})}
+        return functools.partial(run_slurm, folder=self.folder, options=options)
+
+
 def _function_of(work: Callable[..., Any]) -> Any:
     while isinstance(work, functools.partial):
         work = work.func

@@ -35,6 +35,27 @@ def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list((tmp_path / "jobs").iterdir()) == []
 
 
+def test_slurm_with_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slurm").mkdir()
+    slurm_daemons.write_fake(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'slurm'}:{os.environ['PATH']}")
+    execute = functools.partial(run_slurm, folder=tmp_path / "jobs", poll_seconds=0.05)
+    rows = make_rows(1, 20)
+    for month, part in enumerate((rows[:30], rows[20:])):
+        write_parquet(part, tmp_path / f"in-{month}", num_files=2, group=10)
+    found = []
+    for name, way in (("here", None), ("there", execute)):
+        config = CONFIG.model_copy(update={"index": str(tmp_path / f"{name}-index")})
+        for month in (0, 1):
+            out = str(tmp_path / f"{name}-{month}")
+            report = dedup_near([str(tmp_path / f"in-{month}")], out, config, execute=way)
+        index = {k: v for k, v in contents(tmp_path / f"{name}-index").items() if k.endswith(".segment")}
+        removed = {k: v for k, v in contents(tmp_path / f"{name}-1").items() if k.startswith("removed")}
+        found.append((index, removed, {**report, "config": 0, "index": {**report["index"], "folder": 0}}))
+        assert report["removed"]["indexed"]["documents"] > 5
+    assert found[0] == found[1]
+
+
 @pytest.mark.slow
 def test_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray.exceptions", reason="Ray is not installed: pip install 'pylm-llm[ray]'")

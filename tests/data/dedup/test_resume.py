@@ -28,7 +28,10 @@ SMALL: dict[str, Any] = {"split_bytes": 4000, "num_partitions": 2}
 WAYS: dict[str, tuple[Any, Any]] = {
     "near": (dedup_near, NearDedupConfig(**SMALL, threshold=0.7, ngram=2, verify_bytes=4000)),
     "exact": (dedup_exact, ExactDedupConfig(**SMALL)),
-    "substring": (dedup_substrings, SubstringDedupConfig(**SMALL, min_bytes=30, partition_bytes=16000)),
+    "substring": (
+        dedup_substrings,
+        SubstringDedupConfig(split_bytes=12000, num_partitions=2, min_bytes=30, partition_bytes=8000),
+    ),
 }
 
 PROGRAM = """
@@ -145,7 +148,17 @@ def test_killed_while_any_file_is_written(name: str, tmp_path: Path, monkeypatch
 
 STAGES = {
     "near": ["signed", "candidates", "members.blocks", "texts", "verdicts", "applied"],
-    "substring": ["signed", "keys-0", "repeats-0", "keys-1", "contexts", "compared", "spans", "applied"],
+    "substring": [
+        "signed",
+        "copies",
+        "keys-0",
+        "repeats-0",
+        "keys-1",
+        "contexts",
+        "compared",
+        "spans",
+        "applied",
+    ],
 }
 
 

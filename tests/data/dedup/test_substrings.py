@@ -131,6 +131,33 @@ def test_cases(name: str, min_bytes: int, tmp_path: Path) -> None:
     check(CASES[name], tmp_path, min_bytes)
 
 
+@pytest.mark.parametrize("keep", KEEPS)
+def test_copies_of_whole_texts_send_nothing(keep: Literal["first", "none"], tmp_path: Path) -> None:
+    rng = random.Random(3)
+    once: list[Text] = [words(rng, 80) for _ in range(12)]
+    texts = [
+        *once,
+        None,
+        *once[::-1],
+        "short",
+        *[f"{x} more" for x in once[:2] if x],
+        *once,
+        "short",
+        once[4],
+    ]
+    check(texts, tmp_path, 30, group=5, keeps=[keep])
+    report = {}
+    for name, corpus in (("once", once + texts[26:28]), ("many", texts)):
+        config = SubstringDedupConfig(split_bytes=1, min_bytes=30, keep_copies=keep)
+        write(corpus, tmp_path / name / "in.parquet", 5)
+        out = tmp_path / name / "out"
+        dedup_substrings(
+            [str(tmp_path / name / "in.parquet")], str(out), config, execute=ALONE, keep_work=True
+        )
+        report[name] = sum(path.stat().st_size for path in out.glob("work/*/contexts/*"))
+    assert report["many"] < 1.2 * report["once"]
+
+
 @pytest.mark.parametrize("min_bytes", [1, 8, 17])
 @pytest.mark.parametrize("name", CASES)
 def test_against(name: str, min_bytes: int, tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+"""Hold a folder of an object store for one run: stores have no locks, so this is a lease that is kept alive.
+
+    OUT/.lease.json     who holds the folder, and when it last said so
+
+The holder writes the file anew every half minute. One that has said nothing for five minutes is gone; one of
+this machine whose process has ended is, too. Whoever takes a folder looks a second later whether the lease is
+still its own: of two that write at the same time the last one stays, and the other sees it. Clocks of the
+machines must agree to within a few minutes.
+"""
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pylm.data import storage
+from pylm.errors import InputError
+
+HEARTBEAT_SECONDS = 30.0
+EXPIRES_SECONDS = 300.0
+SETTLE_SECONDS = 1.0
+
+
+@contextmanager
+def hold_remote(folder: str) -> Iterator[Callable[[], None]]:
+    """Hold a folder of a store until the block ends.
+
+    Yields:
+        What raises InputError once another run has taken the folder, for the holder to call now and then.
+
+    Raises:
+        InputError: another run holds it; names the run, and says how to end a lease that nobody holds.
+    """
+    lease = _Lease(folder)
+    lease.take()
+    stop = threading.Event()
+    beat = threading.Thread(target=lease.keep, args=(stop,), daemon=True)
+    beat.start()
+    try:
+        yield lease.check
+    finally:
+        stop.set()
+        beat.join()
+        lease.release()
+
+
+class _Lease:
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.path = storage.join(folder, ".lease.json")
+        self.owner = uuid.uuid4().hex
+        self.since = time.time()
+        self.lost: dict[str, Any] | None = None
+
+    def take(self) -> None:
+        found = self._read()
+        if found is not None and not _is_gone(found):
+            raise InputError(
+                f"{self.folder}: in use by another run ({_describe(found)}); wait for it, or choose another "
+                f"folder. Should that run be dead, its lease ends {EXPIRES_SECONDS / 60:.0f} minutes after "
+                f"its last sign of life; to end it now, remove {self.path}"
+            )
+        self._write()
+        time.sleep(SETTLE_SECONDS)
+        self._look()
+        self.check()
+
+    def keep(self, stop: threading.Event) -> None:
+        while not stop.wait(HEARTBEAT_SECONDS):
+            try:
+                self._look()
+                if self.lost is None:
+                    self._write()
+            except InputError:  # the store does not answer: the work will say so, or it answers next time
+                continue
+
+    def check(self) -> None:
+        if self.lost is not None:
+            raise InputError(
+                f"{self.folder}: another run has taken this folder ({_describe(self.lost)}); wait for its "
+                "end and run the same command again"
+            )
+
+    def release(self) -> None:
+        found = self._read()
+        if found is not None and found["owner"] == self.owner:
+            storage.remove(self.path)
+
+    def _look(self) -> None:
+        found = self._read()
+        if found is None or found["owner"] != self.owner:
+            self.lost = found or {"host": "unknown", "process": 0, "since": 0.0, "heartbeat": 0.0}
+
+    def _read(self) -> dict[str, Any] | None:
+        if not storage.exists(self.path):
+            return None
+        found: dict[str, Any] = storage.read_json(self.path)
+        return found
+
+    def _write(self) -> None:
+        about = {
+            "owner": self.owner,
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "since": self.since,
+            "heartbeat": time.time(),
+        }
+        storage.write_json(self.path, about)
+
+
+def _is_gone(lease: dict[str, Any]) -> bool:
+    if time.time() - lease["heartbeat"] > EXPIRES_SECONDS:
+        return True
+    return lease["host"] == socket.gethostname() and not _is_running(lease["process"])
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _describe(lease: dict[str, Any]) -> str:
+    if not lease["heartbeat"]:
+        return "its lease was removed"
+    age = max(0.0, time.time() - lease["heartbeat"])
+    return f"process {lease['process']} on {lease['host']}, last sign of life {age:.0f} s ago"

@@ -1,0 +1,118 @@
+"""Runs that want the same folder of a store at the same time."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from dedup_corpora import make_rows, write_parquet
+
+from pylm.data import storage
+from pylm.data.dedup import ExactDedupConfig, dedup_exact, lease
+from pylm.data.executors import run_local
+from pylm.errors import InputError
+
+OUT, LEASE = "memory://leased", "memory://leased/.lease.json"
+ALONE = partial(run_local, num_workers=1)
+
+
+@pytest.fixture(autouse=True)
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.0)
+    yield
+    storage.remove_folder(OUT)
+
+
+def run(folder: Path, progress: Any = None) -> dict[str, Any]:
+    if not (folder / "in").exists():
+        write_parquet(make_rows(1, 5), folder / "in", num_files=1, group=40)
+    return dedup_exact([str(folder / "in")], OUT, ExactDedupConfig(), execute=ALONE, progress=progress)
+
+
+def write(**changes: Any) -> None:
+    about = {"owner": "x", "host": "elsewhere", "process": 7, "since": 0.0, "heartbeat": time.time()}
+    storage.write_json(LEASE, {**about, **changes})
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "match" and done == 0:
+            with pytest.raises(InputError, match=f"in use by another run .process {os.getpid()} on"):
+                run(tmp_path)
+
+    report = run(tmp_path, progress)
+    assert not storage.exists(LEASE)
+    assert run(tmp_path) == report
+
+
+def test_leases_of_others(tmp_path: Path) -> None:
+    write(heartbeat=time.time() - 100)
+    with pytest.raises(
+        InputError, match=r"process 7 on elsewhere, last sign of life 10\d s ago.*remove memory:"
+    ):
+        run(tmp_path)
+    write(heartbeat=time.time() + 100)  # its clock is ahead
+    with pytest.raises(InputError, match="last sign of life 0 s ago"):
+        run(tmp_path)
+    write(heartbeat=time.time() - lease.EXPIRES_SECONDS - 1)
+    run(tmp_path)
+    assert not storage.exists(LEASE)
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
+    )
+    write(host=socket.gethostname(), process=int(ended.stdout))
+    run(tmp_path)
+    write()
+    storage.remove(LEASE)
+    run(tmp_path)
+
+
+def test_a_folder_that_was_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.01)
+    looked = threading.Event()
+
+    def look(self: lease._Lease) -> None:
+        lease_look(self)
+        if self.lost is not None:
+            looked.set()
+
+    lease_look = lease._Lease._look
+    monkeypatch.setattr(lease._Lease, "_look", look)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "match" and done == 0:
+            write()
+            while not looked.wait(0.02):  # a beat that was under way may have come after it
+                write()
+
+    with pytest.raises(InputError, match=r"another run has taken this folder .process 7 on elsewhere"):
+        run(tmp_path, progress)
+    assert json.loads(storage.read_bytes(LEASE))["owner"] == "x"  # it is the other one's to end
+
+
+def test_of_two_at_the_same_time_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease.time, "sleep", lambda _: write())
+    with pytest.raises(InputError, match="another run has taken this folder"):
+        run(tmp_path)
+    assert fsspec.filesystem("memory").find("/leased") == ["/leased/.lease.json"]
+
+
+def test_the_lease_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.01)
+    with lease.hold_remote(OUT) as check:
+        first = storage.read_json(LEASE)
+        deadline = time.monotonic() + 60
+        while storage.read_json(LEASE)["heartbeat"] == first["heartbeat"] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert storage.read_json(LEASE)["heartbeat"] > first["heartbeat"]
+        check()
+    assert not storage.exists(LEASE)
