@@ -187,7 +187,8 @@ py::tuple near(const Hasher& hasher, const py::object& object, const NormalizedT
                const Priority& priority, unsigned num_threads) {
     const Texts texts(object);
     const auto source = normalized != nullptr ? normalized->views() : texts.views();
-    dedup::NearOptions options = near_options(hasher, threshold, bands, rows, keep, priority, num_threads);
+    dedup::NearOptions options =
+        near_options(hasher, texts.size(), threshold, bands, rows, keep, priority, num_threads);
     options.verify = verify;
     dedup::NearDuplicates found;
     {

@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bindings/arrow.hpp"
 #include "dedup/minhash.hpp"
 #include "dedup/near.hpp"
 #include "dedup/shingle.hpp"
@@ -26,9 +27,10 @@ struct Hasher {
 
 using Priority = std::optional<pybind11::array_t<std::int64_t, pybind11::array::c_style>>;
 
-// Options with verification; `priority` must outlive them.
-inline dedup::NearOptions near_options(const Hasher& hasher, double threshold, std::size_t bands, std::size_t rows,
-                                       const std::string& keep, const Priority& priority, unsigned num_threads) {
+// Options with verification, for `num_texts` texts; `priority` must outlive them.
+inline dedup::NearOptions near_options(const Hasher& hasher, std::size_t num_texts, double threshold, std::size_t bands,
+                                       std::size_t rows, const std::string& keep, const Priority& priority,
+                                       unsigned num_threads) {
     dedup::NearOptions options{.rule = hasher.rule,
                                .bands = bands,
                                .rows = rows,
@@ -36,6 +38,10 @@ inline dedup::NearOptions near_options(const Hasher& hasher, double threshold, s
                                .num_threads = num_threads,
                                .level = hasher.level};
     if (priority) {
+        if (static_cast<std::size_t>(priority->size()) != num_texts) {
+            throw_input_error("priority must hold one value for each of " + std::to_string(num_texts) +
+                              " texts, got " + std::to_string(priority->size()));
+        }
         options.keep = dedup::Keep::kPriority;
         options.priority = {priority->data(), static_cast<std::size_t>(priority->size())};
     } else if (keep == "longest") {

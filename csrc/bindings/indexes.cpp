@@ -54,7 +54,8 @@ py::tuple find_near(const dedup::NearIndex& index, const Hasher& hasher, const p
                     const std::string& keep, const Priority& priority, bool among, unsigned num_threads) {
     const Texts texts(object);
     const auto source = normalized != nullptr ? normalized->views() : texts.views();
-    const dedup::NearOptions options = near_options(hasher, threshold, bands, rows, keep, priority, num_threads);
+    const dedup::NearOptions options =
+        near_options(hasher, texts.size(), threshold, bands, rows, keep, priority, num_threads);
     dedup::NearAgainst found;
     {
         const LongCall call;
@@ -69,7 +70,8 @@ py::tuple add_near(const dedup::NearIndex& index, const Hasher& hasher, const py
                    std::int64_t first_id, const std::string& path, unsigned num_threads) {
     const Texts texts(object);
     const auto source = normalized != nullptr ? normalized->views() : texts.views();
-    const dedup::NearOptions options = near_options(hasher, threshold, bands, rows, keep, priority, num_threads);
+    const dedup::NearOptions options =
+        near_options(hasher, texts.size(), threshold, bands, rows, keep, priority, num_threads);
     std::vector<std::int64_t> given(texts.size());
     std::iota(given.begin(), given.end(), first_id);
     if (ids) {

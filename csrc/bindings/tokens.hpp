@@ -12,6 +12,7 @@
 
 #include "bindings/arrow.hpp"
 #include "bindings/buffers.hpp"
+#include "bindings/long_call.hpp"
 #include "text/mapped_file.hpp"
 #include "tokenizer/bpe_encode.hpp"
 #include "tokenizer/decode.hpp"
@@ -67,7 +68,7 @@ void def_encode_many(pybind11::class_<Encoder>& cls) {
             const Texts read(texts, "texts", Texts::Items::kStrOrBytes);
             TokenBatch batch;
             {
-                const py::gil_scoped_release release;
+                const LongCall call;
                 batch = encoder.encode_batch(read.views(), num_threads, end_id);
             }
             return to_tuple(std::move(batch));
@@ -78,7 +79,7 @@ void def_encode_many(pybind11::class_<Encoder>& cls) {
         [](const Encoder& encoder, const std::string& path, const std::string& separator, unsigned num_threads) {
             TokenBatch batch;
             {
-                const py::gil_scoped_release release;
+                const LongCall call;
                 const MappedFile file(path);
                 batch = encoder.encode_separated(file.bytes(), separator, num_threads);
             }

@@ -17,6 +17,7 @@
 
 #include "bindings/arrow.hpp"
 #include "bindings/buffers.hpp"
+#include "bindings/long_call.hpp"
 #include "bindings/module.hpp"
 #include "bindings/tokens.hpp"
 #include "parallel.hpp"
@@ -428,7 +429,7 @@ void bind_added_tokens(py::module_& module) {
                 const std::string_view normalized = normalized_enabled;
                 TokenBatch batch;
                 {
-                    const py::gil_scoped_release release;
+                    const LongCall call;
                     batch = encoder.encode(read.views(), raw, normalized, end_id, num_threads);
                 }
                 return to_tuple(std::move(batch));
@@ -443,7 +444,7 @@ void bind_added_tokens(py::module_& module) {
                 const std::string_view normalized = normalized_enabled;
                 TokenBatch batch;
                 {
-                    const py::gil_scoped_release release;
+                    const LongCall call;
                     const MappedFile file(path);
                     batch = encoder.encode(split(file.bytes(), separator), raw, normalized, std::nullopt,
                                            num_threads);

@@ -562,7 +562,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     index = dedup.NearIndex.create(tmp_path / "index")
     with pytest.raises(InputError, match="keep must be one of"):
         index.add(["a"], keep="last")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="one priority is needed"):
+    with pytest.raises(InputError, match="priority must hold one value for each of"):
         index.add(["a"], priority=[1, 2])
     with pytest.raises(InputError, match="num_threads must lie in"):
         index.query(["a"], num_threads=-1)
