@@ -62,6 +62,8 @@ def ordinary_keys(backend: str) -> frozenset[int]:
     return frozenset({keys(backend, autocast), keys(backend, autocast, autograd, "ADInplaceOrView")})
 
 
+_PLAIN = frozenset({int, float, bool, str, type(None), list, tuple, torch.dtype})
+
 # A view with a conjugate or negative bit, a sparse, fake or wrapped tensor has other keys.
 ORDINARY = set(ordinary_keys("CUDA"))
 
@@ -88,6 +90,6 @@ def needs_grad(arguments: tuple[Any, ...]) -> bool | None:
             if _KEYS_OF(argument).raw_repr() not in ORDINARY:
                 return None
             requires_grad = requires_grad or argument.requires_grad
-        elif isinstance(argument, Tensor):
-            return None
+        elif kind not in _PLAIN:
+            return None  # a subclass of Tensor, or a number of NumPy, which the schema converts
     return requires_grad and torch.is_grad_enabled()
