@@ -122,6 +122,11 @@ private:
                 budget_ = std::max(budget_, kSpentAShingle * num_shingles);
                 return;
             }
+            if (num_shingles > kMostIndexed) {  // its entries are numbered in 32 bits
+                index = {};
+                budget_ = static_cast<std::size_t>(-1);
+                return;
+            }
             index.build(sets, threshold);
             num_indexed_ = num_shingles;
         }
