@@ -55,24 +55,24 @@ class Crawl:
     """What an index knows of a crawl.
 
     Attributes:
-        name: hash of its files.
         fingerprint: of the run that added it.
         state: of the index before.
         first: id of its first text; the others follow in the order of the corpus.
         num_texts: how many were added, duplicates included.
         out: folder of the run's result.
         inputs: as the user named them.
+        sources: its files as they were: path, and what `corpus.state_of` says.
         is_complete: whether all of it is in the index.
         files: of its splits, the number of the first document, the path, and that document's row there.
     """
 
-    name: str
     fingerprint: str
     state: str
     first: int
     num_texts: int
     out: str
     inputs: tuple[str, ...]
+    sources: tuple[tuple[str, str], ...]
     is_complete: bool
     files: tuple[tuple[int, str, int], ...]
 
@@ -181,12 +181,19 @@ def state_of_index(folder: str, kind: Kind) -> tuple[str, int]:
     return xxhash.xxh3_128_hexdigest(repr(asdict(manifest)).encode()), manifest.num_texts
 
 
-def name_crawl(splits: Sequence[Split]) -> str:
-    """Give a hash of a corpus's files, whatever is done with them."""
-    files = dict.fromkeys(
-        (str(local_path(x.path).resolve()) if storage.is_local(x.path) else x.path, x.state) for x in splits
-    )
-    return xxhash.xxh3_128_hexdigest(repr(list(files)).encode("utf-8", "surrogateescape"))
+def list_sources(splits: Sequence[Split]) -> tuple[tuple[str, str], ...]:
+    """Give path and state of each of a corpus's files, once."""
+    return tuple(dict.fromkeys((place_of(split.path), split.state) for split in splits))
+
+
+def _list_added(crawl: Crawl, sources: Sequence[tuple[str, str]]) -> list[str]:
+    """List those of some files that a crawl had; local ones of the same size count, whatever their time."""
+
+    def content(path: str, state: str) -> tuple[str, str]:
+        return path, state.partition("-")[0] if storage.is_local(path) else state
+
+    added = {content(*source) for source in crawl.sources}
+    return [source[0] for source in sources if content(*source) in added]
 
 
 def read_crawls(folder: str) -> list[Crawl]:
@@ -195,7 +202,9 @@ def read_crawls(folder: str) -> list[Crawl]:
     for path in sorted((Path(folder) / "crawls").glob("*.json")):
         about = read_json(path)
         files = tuple((int(first), str(name), int(row)) for first, name, row in about.pop("files"))
-        crawls.append(Crawl(**{**about, "inputs": tuple(about["inputs"]), "files": files}))
+        sources = tuple((str(place), str(state)) for place, state in about.pop("sources"))
+        inputs = tuple(about.pop("inputs"))
+        crawls.append(Crawl(**about, inputs=inputs, sources=sources, files=files))
     return crawls
 
 
@@ -204,38 +213,42 @@ def _write_crawl(folder: str, number: int, crawl: Crawl) -> None:
 
 
 def open_known(
-    wanted: Wanted, name: str, out: str, fingerprint: Callable[[str], str]
+    wanted: Wanted, sources: Sequence[tuple[str, str]], out: str, fingerprint: Callable[[str], str]
 ) -> tuple[Known, Crawl | None]:
     """Say which state of an index a crawl is compared with, and what the index has of the crawl.
 
     Args:
         wanted: the index.
-        name: of the crawl.
+        sources: files of the crawl, as `list_sources` gives them.
         out: folder of the result.
         fingerprint: of the run, for a state of the index.
 
     Raises:
-        InputError: another run added the same files, or was cut off while it added others.
+        InputError: another run added some of these files, or was cut off while it added others.
     """
     folder = wanted.folder
     crawls = read_crawls(folder)
     for crawl in crawls:
-        if crawl.name != name:
+        if (crawl.fingerprint, crawl.out) == (fingerprint(crawl.state), place_of(out)):
+            return Known(folder, wanted.kind, crawl.state, crawl.first), crawl
+    unfinished = (
+        "run that command again as it was, with the same options and unchanged files, which goes on; "
+        "where that is not possible, go back to a copy of the index"
+    )
+    for crawl in crawls:
+        if not (added := _list_added(crawl, sources)):
             continue
-        known = Known(folder, wanted.kind, crawl.state, crawl.first)
-        if crawl.fingerprint == fingerprint(crawl.state) and crawl.out == place_of(out):
-            return known, crawl
-        how = "are in the index already" if crawl.is_complete else "are in the index in part"
+        what = added[0] + (f" and {len(added) - 1:,} more of these files" if len(added) > 1 else "")
         raise InputError(
-            f"{folder}: these inputs {how}, added by the run into {crawl.out}, and would all be found there; "
-            + ("take its result" if crawl.is_complete else "run that command again, which goes on")
-            + ", or name another index"
+            f"{folder}: {what} went into the index with the run into {crawl.out}, and all of it would be "
+            + ("found there; leave it out, or name another index" if crawl.is_complete else "")
+            + ("" if crawl.is_complete else f"found there. That run was cut off: {unfinished}")
         )
     for crawl in crawls:
         if not crawl.is_complete:
             raise InputError(
                 f"{folder}: a part of {', '.join(crawl.inputs)} was added when the run into {crawl.out} was "
-                "cut off; run that command again first, which goes on"
+                f"cut off; first {unfinished}"
             )
     state, num_texts = state_of_index(folder, wanted.kind)
     return Known(folder, wanted.kind, state, num_texts), None
@@ -280,7 +293,7 @@ def _open(known: Known) -> "dedup.NearIndex | dedup.SubstringIndex":
             f"{known.folder}: the index has changed since the run began ({known.num_texts} texts then, "
             f"{num_texts} now); where another program adds to it, run the same command again. Where this "
             "very corpus was added and files of its result or of work/ are missing since, they cannot be "
-            "made again: the index would find all of it"
+            "made again, as the index would find all of it: go back to a copy of the index"
         )
     return index
 
@@ -342,8 +355,9 @@ def adding(known: Known, crawl: Crawl, parts: Sequence[Part]) -> Iterator[None]:
     folder = Path(known.folder)
     with _lock(folder / "crawls", "the crawl is being added by another process; wait for its end"):
         crawls = read_crawls(known.folder)
-        names = [other.name for other in crawls]
-        number = names.index(crawl.name) if crawl.name in names else len(crawls)
+        runs = [(other.fingerprint, other.out) for other in crawls]
+        run = crawl.fingerprint, crawl.out
+        number = runs.index(run) if run in runs else len(crawls)
         if number == len(crawls):
             _open.cache_clear()
             _open(known)

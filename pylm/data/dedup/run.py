@@ -30,7 +30,7 @@ from pylm.data.dedup.indexed import (
     Crawl,
     Known,
     Wanted,
-    name_crawl,
+    list_sources,
     open_known,
     place_of,
     require_not_added,
@@ -129,8 +129,8 @@ class Run:
         """
         self.signing, state, added = signing, "", False
         if wanted is not None:
-            name = name_crawl([*self.splits, *self.sources])
-            self.known, crawl = open_known(wanted, name, self.out, partial(self.fingerprint, signing))
+            sources = list_sources(self.splits)
+            self.known, crawl = open_known(wanted, sources, self.out, partial(self.fingerprint, signing))
             state, added = self.known.state, crawl is not None and crawl.is_complete
         marker, fingerprint = storage.join(self.out, "dedup.json"), self.fingerprint(signing, state)
         self._fingerprint = fingerprint
@@ -173,9 +173,17 @@ class Run:
 
     def crawl(self, known: Known) -> Crawl:
         """Describe the corpus for the index that it is about to be added to."""
-        name = name_crawl([*self.splits, *self.sources])
-        out, inputs = place_of(self.out), tuple(self.inputs)
-        return Crawl(name, self._fingerprint, known.state, known.num_texts, 0, out, inputs, False, ())
+        return Crawl(
+            fingerprint=self._fingerprint,
+            state=known.state,
+            first=known.num_texts,
+            num_texts=0,
+            out=place_of(self.out),
+            inputs=tuple(self.inputs),
+            sources=list_sources(self.splits),
+            is_complete=False,
+            files=(),
+        )
 
     def _has_results(self) -> bool:
         report = storage.join(self.out, "report.json")

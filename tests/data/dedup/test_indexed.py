@@ -1,6 +1,7 @@
 """Crawl after crawl against an index on disk, against the index's own functions on all texts of a crawl."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -176,12 +177,12 @@ def test_a_finished_command_is_not_compared_with_itself(tmp_path: Path) -> None:
     assert near(tmp_path, 0) == first
     assert contents(tmp_path) == before
     with pytest.raises(
-        InputError, match=r"are in the index already, added by the run into .*out-1.*take its"
+        InputError, match=r"and 1 more of these files went into the index .*out-1.*leave it out"
     ):
         near(tmp_path, 1, "other")
-    with pytest.raises(InputError, match="are in the index already"):
+    with pytest.raises(InputError, match="went into the index with the run into"):
         near(tmp_path, 1, verify_bytes=7)
-    with pytest.raises(InputError, match="are in the index already"):
+    with pytest.raises(InputError, match="went into the index with the run into"):
         near(tmp_path, 1, "other", index_add=False)
     assert contents(tmp_path) == before
     # Nor is what is left of a crawl cleared for another one: its texts would be found in the index.
@@ -198,6 +199,29 @@ def test_a_finished_command_is_not_compared_with_itself(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "index")
     assert near(tmp_path, 0) == first
     assert near(tmp_path, 2)["index"]["texts"] == first["documents"]
+
+
+def test_no_file_is_added_twice(tmp_path: Path) -> None:
+    """Whatever stands beside it, in whatever order, and whatever else is compared with."""
+    write_months(1, tmp_path)
+    near(tmp_path, 0)
+    first, second = sorted(str(path) for path in (tmp_path / "in-0").iterdir())
+    os.utime(first)
+    before = contents(tmp_path / "index")
+    config = NearDedupConfig(**SMALL, index=str(tmp_path / "index"))
+    for inputs in ([second, first], [second], [first], [first, second, str(tmp_path / "in-1")]):
+        with pytest.raises(InputError, match=r"part-.* went into the index with the run into .*out-0"):
+            dedup_near(inputs, str(tmp_path / "other"), config, execute=ALONE)
+    assert contents(tmp_path / "index") == before
+    shutil.copy(next((tmp_path / "in-2").iterdir()), first)  # another crawl's file under the old name
+    assert dedup_near([first], str(tmp_path / "other"), config, execute=ALONE)["index"]["added"] > 0
+
+    spans = SubstringDedupConfig(min_bytes=20, index=str(tmp_path / "spans"), index_gap=8)
+    inputs = [str(tmp_path / "in-1")]
+    dedup_substrings(inputs, str(tmp_path / "cut"), spans, execute=ALONE)
+    against = spans.model_copy(update={"against": (str(tmp_path / "in-2"),)})
+    with pytest.raises(InputError, match="went into the index with the run into"):
+        dedup_substrings(inputs, str(tmp_path / "cut-too"), against, execute=ALONE)
 
 
 def test_without_adding(tmp_path: Path) -> None:
@@ -229,7 +253,7 @@ def test_without_adding(tmp_path: Path) -> None:
     assert stages == ["apply", "add to the index"]
     assert report["removed"] == dry["removed"]
     assert contents(tmp_path / "index") != before
-    with pytest.raises(InputError, match="are in the index already"):
+    with pytest.raises(InputError, match="went into the index with the run into"):
         near(tmp_path, 1, "alone", index_add=False)
 
 
