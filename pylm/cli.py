@@ -108,7 +108,10 @@ def _stage_command(name: str, summary: str) -> None:
 
 _STAGE_COMMANDS = {
     "prepare": "Read documents, filter, deduplicate, hold some out; count every drop.",
-    "tokenizer": "Train the byte-level BPE tokenizer on the prepared documents.",
+    "tokenizer": (
+        "Train the byte-level BPE tokenizer on the prepared documents. `pylm tokenizer compare` and `pylm "
+        "tokenizer convert` are about tokenizers of any origin; see the --help of each."
+    ),
     "tokenize": (
         "Turn prepared documents into token shards; count by source and language.\n\n"
         "Reads prepare/ and the run's tokenizer. Writes tokens/SOURCE.tokens with offsets, documents and a "

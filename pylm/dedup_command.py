@@ -341,9 +341,18 @@ def plan_command(
 
     from pylm.data.dedup import NearDedupConfig
     from pylm.data.dedup.plan import plan_near
+    from pylm.errors import InputError
 
+    if input_gb is not None and not input_gb > 0:
+        raise InputError(f"--input-gb must be positive, got {input_gb:g}")
+    # Lines that are no documents are the run's to judge: a sample may have more of them than the corpus.
     config = _configure(
-        NearDedupConfig, text_column=text_column, threshold=threshold, ngram=ngram, num_perm=num_perm
+        NearDedupConfig,
+        text_column=text_column,
+        threshold=threshold,
+        ngram=ngram,
+        num_perm=num_perm,
+        max_bad_fraction=1.0,
     )
     plan = plan_near(
         inputs,
@@ -392,10 +401,10 @@ def _engine(
     for option in sbatch or ():
         name, _, value = option.partition("=")
         stage, colon, own = name.partition(":")
-        if kind is not Engine.slurm or not value or not (own if colon else name):
-            raise InputError(
-                f"--sbatch takes NAME=VALUE along with --executor slurm, or STAGE:NAME=VALUE, got {option!r}"
-            )
+        if kind is not Engine.slurm:
+            raise InputError(f"--sbatch {option} is about --executor slurm; add that, or leave it out")
+        if not value or not (own if colon else name):
+            raise InputError(f"--sbatch takes NAME=VALUE, or STAGE:NAME=VALUE for one stage, got {option!r}")
         if colon and stage not in _STAGES[command]:
             known = ", ".join(_STAGES[command])
             raise InputError(f"--sbatch {option}: no stage {stage!r}; those of {command} are {known}")

@@ -117,7 +117,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
             file.seek(0)
             raise InputError(
                 f"{folder}: in use by another run (process {file.read().strip() or 'unknown'}); "
-                "wait for it, or choose another folder with out=PATH"
+                "wait for it, or choose another folder"
             ) from error
         file.seek(0)
         file.truncate()

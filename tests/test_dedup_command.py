@@ -103,9 +103,12 @@ def test_slurm_options_of_stages(corpus: Path, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sbatch", "mem=8G"], "--sbatch takes NAME=VALUE along with --executor slurm"),
+        (["--sbatch", "mem=8G"], "--sbatch mem=8G is about --executor slurm"),
         (["--executor", "slurm", "--sbatch", "mem"], "--sbatch takes NAME=VALUE"),
-        (["--executor", "slurm", "--sbatch", "match:=8G"], "slurm, or STAGE:NAME=VALUE, got 'match:=8G'"),
+        (
+            ["--executor", "slurm", "--sbatch", "match:=8G"],
+            "or STAGE:NAME=VALUE for one stage, got 'match:=8G'",
+        ),
         (
             ["--executor", "slurm", "--sbatch", "verify:mem=8G"],
             "no stage 'verify'; those of exact are sign, match",
@@ -125,6 +128,18 @@ def test_wrong_executors(
     monkeypatch.setenv("PATH", "")
     assert run(["dedup", "exact", corpus, "--out", tmp_path / "out", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_result_among_the_inputs(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would be read with them by the next command."""
+    assert run(["dedup", "exact", corpus, "--out", corpus / "clean"]) == 2
+    assert f"{corpus / 'clean'}: lies in the input folder {corpus}" in capsys.readouterr().err
+    assert not (corpus / "clean").exists()
+
+
+def test_a_plan_for_nothing(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["dedup", "plan", corpus, "--input-gb", "-5"]) == 2
+    assert "--input-gb must be positive, got -5" in capsys.readouterr().err
 
 
 def test_exact(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,7 +215,7 @@ def test_months(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert f"indexed duplicates  {-int((found.document >= 0).sum()):>15,}" in shown or name == "may"
     before = contents(tmp_path / "index")
     assert run(["dedup", "near", tmp_path / "june", "-o", tmp_path / "look", *options, "--no-add"]) == 2
-    assert "are in the index already" in capsys.readouterr().err
+    assert "went into the index with the run into" in capsys.readouterr().err
     write_parquet(make_rows(13), tmp_path / "july", num_files=1, group=40)
     assert run(["dedup", "near", tmp_path / "july", "-o", tmp_path / "look", *options, "--no-add"]) == 0
     assert run(["dedup", "near", tmp_path / "july", "-o", tmp_path / "dry", *options, "--dry-run"]) == 0

@@ -205,7 +205,7 @@ def test_a_folder_in_use_is_refused(unbroken: tuple[Path, float], tmp_path: Path
     assert second.returncode == 2
     assert second.stderr == (
         f"pylm: {folder}: in use by another run (process {process.pid}); wait for it, "
-        "or choose another folder with out=PATH\n"
+        "or choose another folder\n"
     )
 
 

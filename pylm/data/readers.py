@@ -48,7 +48,7 @@ class Batch:
 EXPECTED = {
     "not_utf8": "expected UTF-8",
     "bad_json": "expected a JSON object",
-    "no_text": "expected text in the field {field!r}",
+    "no_text": "expected text, not blank, in the field {field!r}",
     "too_long": f"expected at most {MAX_DOCUMENT_BYTES >> 20} MiB",
     "empty": "expected text",
 }

@@ -368,7 +368,7 @@ def test_too_many_bad_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         in_small_splits(monkeypatch, size_bytes)
         message = refuse(tmp_path, [*lines[:-1], '{"body": "y"}'], max_bad_fraction=0.019)
         assert message.startswith(
-            f"{tmp_path}/x.jsonl:51: expected text in the field 'text', got '{{\"body\""
+            f"{tmp_path}/x.jsonl:51: expected text, not blank, in the field 'text', got '{{\"body\""
         )
     funnel = prepare(config(jsonl("x", tmp_path / "x.jsonl", max_bad_fraction=0.02)), tmp_path / "o", seed=1)
     assert (funnel.drops[0].step, funnel.drops[0].reason, funnel.drops[0].documents) == ("read", "no_text", 2)
@@ -378,7 +378,7 @@ def test_too_many_bad_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_wrong_field_ends_the_first_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_small_splits(monkeypatch, 100)
     message = refuse(tmp_path, ['{"content": "x"}'] * 1000, max_bad_fraction=0.9)
-    assert "x.jsonl:1: expected text in the field 'text', got" in message
+    assert "x.jsonl:1: expected text, not blank, in the field 'text', got" in message
     assert len(list((tmp_path / "out" / "parts").glob("*.json"))) == 1
 
 

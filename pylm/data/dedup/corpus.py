@@ -187,7 +187,7 @@ def _check_columns(path: str, schema: pa.Schema, columns: Sequence[str]) -> None
     for place, name in enumerate(columns):
         if schema.names.count(name) != 1:
             has = ", ".join(dict.fromkeys(schema.names)) or "no columns"
-            option = "--text-column" if place == 0 else "--priority"
+            option = "--text-column" if place == 0 else "--priority or --url-column"
             raise InputError(f"{path}: no column {name!r}; it has {has}; name another with {option}")
     kind = schema.field(columns[0]).type
     if pa.types.is_dictionary(kind):

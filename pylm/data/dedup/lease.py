@@ -3,11 +3,13 @@
     OUT/.lease.json     who holds the folder, and when it last said so
 
 The holder writes the file anew every half minute. One that has said nothing for five minutes is gone; one of
-this machine whose process has ended is, too. Whoever takes a folder looks a second later whether the lease is
-still its own: of two that write at the same time the last one stays, and the other sees it. Clocks of the
-machines must agree to within a few minutes.
+this machine and its processes whose process has ended is, too. A holder that could not write for four minutes
+ends by itself, before others may take the folder. Whoever takes a folder looks a second later whether the
+lease is still its own: of two that write at the same time the last one stays, and the other sees it. Clocks
+of the machines must agree to within a few minutes.
 """
 
+import contextlib
 import os
 import socket
 import threading
@@ -15,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pylm.data import storage
@@ -55,6 +58,7 @@ class _Lease:
         self.owner = uuid.uuid4().hex
         self.since = time.time()
         self.lost: dict[str, Any] | None = None
+        self.written = time.monotonic()
 
     def take(self) -> None:
         found = self._read()
@@ -75,7 +79,7 @@ class _Lease:
                 self._look()
                 if self.lost is None:
                     self._write()
-            except InputError:  # the store does not answer: the work will say so, or it answers next time
+            except Exception:  # the store does not answer: `check` says so, unless it answers next time
                 continue
 
     def check(self) -> None:
@@ -84,11 +88,20 @@ class _Lease:
                 f"{self.folder}: another run has taken this folder ({_describe(self.lost)}); wait for its "
                 "end and run the same command again"
             )
+        silent_s = time.monotonic() - self.written
+        if silent_s > EXPIRES_SECONDS - 2 * HEARTBEAT_SECONDS:
+            raise InputError(
+                f"{self.folder}: the lease could not be kept alive for {silent_s:.0f} s, and another run may "
+                "take the folder; see whether the store answers, and run the same command again"
+            )
 
     def release(self) -> None:
-        found = self._read()
-        if found is not None and found["owner"] == self.owner:
-            storage.remove(self.path)
+        with contextlib.suppress(
+            Exception
+        ):  # it would hide what the block raised, and a lease ends by itself
+            found = self._read()
+            if found is not None and found["owner"] == self.owner:
+                storage.remove(self.path)
 
     def _look(self) -> None:
         found = self._read()
@@ -105,17 +118,30 @@ class _Lease:
         about = {
             "owner": self.owner,
             "host": socket.gethostname(),
+            "processes": _name_processes(),
             "process": os.getpid(),
             "since": self.since,
             "heartbeat": time.time(),
         }
         storage.write_json(self.path, about)
+        self.written = time.monotonic()
 
 
 def _is_gone(lease: dict[str, Any]) -> bool:
     if time.time() - lease["heartbeat"] > EXPIRES_SECONDS:
         return True
-    return lease["host"] == socket.gethostname() and not _is_running(lease["process"])
+    # Containers may share the name of their host, and have processes of their own.
+    is_here = (lease["host"], lease.get("processes")) == (socket.gethostname(), _name_processes())
+    return is_here and not _is_running(lease["process"])
+
+
+def _name_processes() -> str:
+    """Name what numbers of processes are unique in: a machine since it was started, or a container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # no Linux
+        return ""
 
 
 def _is_running(process: int) -> bool:

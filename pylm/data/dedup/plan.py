@@ -217,8 +217,8 @@ def _check(num_workers: int, worker_memory_bytes: int, **shares: float | None) -
         raise InputError(f"num_workers must be at least 0, got {num_workers}; 0 takes this machine's cores")
     if worker_memory_bytes < 2 * _BASE_BYTES:
         raise InputError(
-            f"worker_memory_bytes must be at least {2 * _BASE_BYTES}, got {worker_memory_bytes}; "
-            "give bytes, such as 4 << 30"
+            f"a worker needs at least {2 * _BASE_BYTES / 1e9:.2f} GB of memory, got "
+            f"{worker_memory_bytes / 1e9:g} GB; raise worker_memory_bytes, or --worker-memory-gb"
         )
     for name, share in shares.items():
         if share is not None and not 0 <= share <= 1:

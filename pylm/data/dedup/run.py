@@ -277,8 +277,8 @@ class Run:
                 expected = EXPECTED[key[1]].format(field=self.config.text_column)
                 raise InputError(
                     f"{line_of(place)}: {expected}, got {shown!r} ({num_bad} of {num_docs + num_bad} lines "
-                    f"of {source} are no documents; max_bad_fraction={self.config.max_bad_fraction:g} leaves "
-                    "such out)"
+                    f"of {source} are no documents, and a share of {self.config.max_bad_fraction:g} may "
+                    "be left out; --max-bad-fraction raises that)"
                 )
 
     def apply(self, work: Callable[[tuple[int, str]], None], *, dry_run: bool) -> list[dict[str, Any]]:
@@ -389,7 +389,7 @@ def run_dedup(
         raise InputError("out must name a folder")
     splits = list_splits(inputs, columns=config.columns(), split_bytes=config.split_bytes)
     sources = list_splits(against, columns=config.columns(), split_bytes=config.split_bytes)
-    _require_outside(out, [*splits, *sources])
+    _require_outside(out, [*inputs, *against], [*splits, *sources])
     if wanted is not None:
         _require_apart(wanted.folder, out, [*splits, *sources])
     with _hold(out) as check, wanted.hold() if wanted else nullcontext(), LocalPool() as pool:
@@ -427,8 +427,21 @@ def run_dedup(
         return report
 
 
-def _require_outside(out: str, splits: Sequence[Split]) -> None:
-    """Refuse inputs that lie in the folder of the result, which may be cleared."""
+def _require_outside(out: str, inputs: Sequence[str], splits: Sequence[Split]) -> None:
+    """Refuse inputs in the folder of the result, which may be cleared, and a result among the inputs."""
+    for given in inputs:
+        if storage.is_local(given) and storage.is_local(out):
+            inside = (
+                local_path(given).is_dir()
+                and local_path(given).resolve() in local_path(out).resolve().parents
+            )
+        else:
+            inside = out.startswith(storage.join(given, "x")[:-1])
+        if inside:
+            raise InputError(
+                f"{out}: lies in the input folder {given}, and would be read as a part of it next time; "
+                "choose another folder with --out"
+            )
     for path in dict.fromkeys(split.path for split in splits):
         if storage.is_local(path) and storage.is_local(out):
             inside = local_path(out).resolve() in local_path(path).resolve().parents

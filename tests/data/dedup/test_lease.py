@@ -69,7 +69,10 @@ def test_leases_of_others(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )
-    write(host=socket.gethostname(), process=int(ended.stdout))
+    write(host=socket.gethostname(), process=int(ended.stdout), processes="another container's")
+    with pytest.raises(InputError, match="in use by another run"):
+        run(tmp_path)
+    write(host=socket.gethostname(), process=int(ended.stdout), processes=lease._name_processes())
     run(tmp_path)
     write()
     storage.remove(LEASE)
@@ -116,3 +119,39 @@ def test_the_lease_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
         assert storage.read_json(LEASE)["heartbeat"] > first["heartbeat"]
         check()
     assert not storage.exists(LEASE)
+
+
+def test_a_store_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The holder gives up before others may take the folder, and what the work raised is not hidden."""
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(lease, "EXPIRES_SECONDS", 0.2)
+    real, broken = storage.write_json, threading.Event()
+
+    def write_json(path: str, value: Any) -> None:
+        if broken.is_set() and path == LEASE:
+            raise OSError("no space left for temporary files")
+        real(path, value)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "match" and done == 0:
+            broken.set()
+            time.sleep(0.5)
+
+    monkeypatch.setattr(storage, "write_json", write_json)
+    with pytest.raises(InputError, match="the lease could not be kept alive for"):
+        run(tmp_path, progress)
+    broken.clear()
+    monkeypatch.setattr(lease, "EXPIRES_SECONDS", 300.0)
+
+    def fail() -> None:
+        with lease.hold_remote(OUT):
+            monkeypatch.setattr(storage, "exists", broken_exists)
+            raise OSError("the real error")
+
+    def broken_exists(path: str) -> bool:
+        raise InputError("the store is down")
+
+    storage.remove(LEASE)
+    with monkeypatch.context(), pytest.raises(OSError, match="the real error"):
+        fail()
+    monkeypatch.undo()

@@ -232,7 +232,10 @@ def test_over_a_store(tmp_path: Path) -> None:
 def test_bad_numbers(corpus: Path, rates: Rates, tmp_path: Path) -> None:
     for options, message in (
         ({"num_workers": -1}, r"^num_workers must be at least 0, got -1; 0 takes this machine's cores$"),
-        ({"worker_memory_bytes": 4}, r"^worker_memory_bytes must be at least .*, got 4; give bytes"),
+        (
+            {"worker_memory_bytes": 4},
+            r"^a worker needs at least .* GB of memory, got 4e-09 GB; raise worker_memory_bytes",
+        ),
         ({"candidate_share": 20.0}, r"^candidate_share must be between 0 and 1, got 20; 0\.2 is 20 %$"),
         ({"copy_share": -1.0}, r"^copy_share must be between 0 and 1, got -1"),
     ):
