@@ -267,8 +267,8 @@ void BpeEncoder::close_gaps(Worker& worker, TokenBuffer& buffer) const {
 // Append the ids of a text, with gaps.
 void BpeEncoder::encode(std::string_view text, Worker& worker, TokenBuffer& buffer) const {
     PieceCache& cache = worker.cache;
-    // Never more ids than bytes; an entry's ids are written with the word behind them.
-    buffer.reserve(buffer.size() + text.size() + PieceCache::kMaxInline + 1);
+    // Never more ids than bytes; an entry's ids are written with the words behind them.
+    buffer.reserve(buffer.size() + text.size() + PieceCache::kMaxMany);
     TokenId* out = buffer.data() + buffer.size();
     const char* const text_end = text.data() + text.size();
     for (std::size_t position = 0; position < text.size();) {
@@ -305,6 +305,11 @@ void BpeEncoder::encode(std::string_view text, Worker& worker, TokenBuffer& buff
                 entry = lines.find(worker.keys[i], worker.hashes[i]);
                 if (entry != nullptr && entry->is_plain()) [[likely]] {
                     std::memcpy(out, entry->words.data(), sizeof entry->words);  // with the word behind
+                    out += entry->num_ids();
+                    continue;
+                }
+                if (entry != nullptr && entry->is_plain_many()) {
+                    std::memcpy(out, lines.many_of(*entry), PieceCache::kMaxMany * sizeof(TokenId));
                     out += entry->num_ids();
                     continue;
                 }

@@ -21,9 +21,13 @@ namespace pylm {
 // Two places a cache line; of two that are taken, one that has not been asked for lately gives way: what
 // comes often stays. Grows with the number of different pieces up to a bound. Not for several threads at once.
 class PieceCache {
+    template <typename T>
+    using Table = std::vector<T, HugePageAllocator<T>>;
+
   public:
     static constexpr std::size_t kMaxInline = 3;
-    static constexpr std::size_t kMaxLong = 256;  // longer pieces are not kept
+    static constexpr std::size_t kMaxMany = PieceKey::kMaxBytes + 1;  // ids that are copied where there are many
+    static constexpr std::size_t kMaxLong = 256;                      // longer pieces are not kept
 
     struct alignas(32) Entry {
         PieceKey key;
@@ -38,6 +42,10 @@ class PieceCache {
         bool is_plain() const noexcept {
             static_assert(kMaxInline == 3);
             return (words[kMaxInline] & (kRecent | 0xFC)) == kRecent;
+        }
+        // More ids than that, all known, and asked for lately.
+        bool is_plain_many() const noexcept {
+            return words[kMaxInline] - (kRecent + kMaxInline + 1) < PieceKey::kMaxBytes - kMaxInline;
         }
         bool is_recent() const noexcept { return (words[kMaxInline] & kRecent) != 0; }
         void set_recent(bool recent) noexcept {
@@ -72,16 +80,20 @@ class PieceCache {
             return entry->key == key ? entry : nullptr;
         }
 
+        // The kMaxMany words that begin with the ids of an entry that is_plain_many.
+        const TokenId* many_of(const Entry& entry) const noexcept { return more_ + entry.words[0]; }
+
       private:
         friend class PieceCache;
-        explicit Lines(std::vector<Entry, HugePageAllocator<Entry>>& entries) noexcept
-            : entries_(entries.data()), mask_((entries.size() - 1) & ~std::size_t{1}) {}
+        Lines(Table<Entry>& entries, const TokenId* more) noexcept
+            : entries_(entries.data()), mask_((entries.size() - 1) & ~std::size_t{1}), more_(more) {}
         Entry* line_of(std::uint64_t hash) const noexcept { return entries_ + (hash & mask_); }
 
         Entry* entries_;
         std::size_t mask_;
+        const TokenId* more_;
     };
-    Lines lines() noexcept { return Lines(entries_); }
+    Lines lines() noexcept { return Lines(entries_, more_.data()); }
 
     void prefetch(std::uint64_t hash) noexcept { lines().prefetch(hash); }
 
@@ -94,7 +106,7 @@ class PieceCache {
 
     // Call before up to `num_entries` pieces are looked up and, where new, added; may forget everything.
     void make_room(std::size_t num_entries) {
-        if (more_.size() + num_entries * PieceKey::kMaxBytes > kMaxMore) clear();
+        if (num_more_ + num_entries * PieceKey::kMaxBytes > kMaxMore) clear();
     }
 
     // Add a piece of up to kMaxBytes ids, or say what those of one that was added without are.
@@ -103,8 +115,10 @@ class PieceCache {
         if (ids.size() <= kMaxInline) {
             std::copy(ids.begin(), ids.end(), entry.words.begin());
         } else {
-            entry.words[0] = static_cast<TokenId>(more_.size());
-            more_.insert(more_.end(), ids.begin(), ids.end());
+            entry.words[0] = static_cast<TokenId>(num_more_);
+            if (more_.size() < num_more_ + 2 * kMaxMany) more_.resize(2 * (num_more_ + 2 * kMaxMany));
+            std::copy(ids.begin(), ids.end(), more_.begin() + static_cast<std::ptrdiff_t>(num_more_));
+            num_more_ += ids.size();
         }
         entry.words[kMaxInline] = static_cast<std::uint32_t>(ids.size());
         place(entry, hash);
@@ -118,7 +132,7 @@ class PieceCache {
     // Forget all.
     void clear() {
         entries_.assign(entries_.size(), Entry{});
-        more_.clear();
+        num_more_ = 0;
         num_added_ = 0;
         clear_long();
     }
@@ -177,7 +191,7 @@ class PieceCache {
     }
 
     void grow() {
-        std::vector<Entry, HugePageAllocator<Entry>> old(entries_.size() * 4);
+        Table<Entry> old(entries_.size() * 4);
         old.swap(entries_);
         num_added_ = 0;
         for (const Entry& entry : old) {
@@ -223,7 +237,7 @@ class PieceCache {
     }
 
     void grow_long() {
-        std::vector<LongEntry> old(long_entries_.size() * 4);
+        Table<LongEntry> old(long_entries_.size() * 4);
         old.swap(long_entries_);
         const std::size_t mask = long_entries_.size() - 1;
         for (const LongEntry& entry : old) {
@@ -234,13 +248,14 @@ class PieceCache {
         }
     }
 
-    std::vector<Entry, HugePageAllocator<Entry>> entries_;
+    Table<Entry> entries_;
     std::size_t num_added_ = 0;
-    std::vector<TokenId> more_;
-    std::vector<LongEntry> long_entries_;
+    Table<TokenId> more_;  // at least kMaxMany behind the first `num_more_`
+    std::size_t num_more_ = 0;
+    Table<LongEntry> long_entries_;
     std::size_t num_long_ = 0;
-    std::vector<char> long_bytes_;
-    std::vector<TokenId> long_ids_;
+    Table<char> long_bytes_;
+    Table<TokenId> long_ids_;
 };
 
 }  // namespace pylm

@@ -229,13 +229,32 @@ void check_errors(const Vocabulary& vocabulary) {
     check(throws<std::runtime_error>([&] { (void)train_words(words, options); }), "training can be stopped");
 }
 
+// Different words of 1 to 20 letters, more than the cache keeps ids for, some of them twice.
+std::string many_words() {
+    Random random(11);
+    std::string text;
+    std::size_t before = 0;
+    for (std::size_t i = 0; i < 600'000; ++i) {
+        const std::size_t begin = text.size();
+        text.append(1 + random.below(3), ' ');
+        for (std::size_t size = 1 + random.below(20); size > 0; --size)
+            text += static_cast<char>('a' + random.below(26));
+        if (i % 4 == 0) text += std::string(text, begin);
+        if (i % 4 == 1) text += std::string(text, before, begin - before);
+        before = begin;
+    }
+    return text;
+}
+
 // A vocabulary of bytes alone.
 void check_no_merges(const std::vector<std::string>& tokens, const std::vector<std::string>& texts) {
     const BpeEncoder encoder(std::vector<std::string>(tokens.begin(), tokens.begin() + 256), {}, kPatterns[0], false);
-    for (const std::string& text : texts) {
+    const auto check_bytes = [&](std::string_view text) {
         const auto is_byte = [](TokenId id, char byte) { return id == static_cast<std::uint8_t>(byte); };
         check(std::ranges::equal(encoder.encode(text), text, is_byte), "without merges the ids are the bytes");
-    }
+    };
+    for (const std::string& text : texts) check_bytes(text);
+    check_bytes(many_words());
 }
 
 // What is left where memory ends in the middle of handing buffers over.
