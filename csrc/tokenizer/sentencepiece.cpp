@@ -31,21 +31,18 @@ class SentencePieceEncoder::Output {
         if (ids_.size() + more > ids_.capacity()) ids_.reserve(std::max(ids_.size() + more, 2 * ids_.capacity()));
     }
     TokenId* end() noexcept { return ids_.data() + ids_.size(); }
-    void advance(std::size_t count) noexcept { ids_.resize(ids_.size() + count); }
+    void set_end(const TokenId* end) noexcept { ids_.resize(static_cast<std::size_t>(end - ids_.data())); }
     void add(TokenId id) { ids_.push_back(id); }
     void add(std::span<const TokenId> ids) {
         reserve(ids.size());
-        std::copy(ids.begin(), ids.end(), end());
-        advance(ids.size());
+        set_end(std::ranges::copy(ids, end()).out);
     }
     std::size_t size() const noexcept { return ids_.size(); }
     std::span<const TokenId> since(std::size_t begin) const noexcept { return ids_.ids().subspan(begin); }
 
     // Make runs of `id` after `begin` one.
     void fuse(std::size_t begin, TokenId id) noexcept {
-        const TokenId* last = std::unique(ids_.data() + begin, end(),
-                                          [id](TokenId a, TokenId b) { return a == id && b == id; });
-        ids_.resize(static_cast<std::size_t>(last - ids_.data()));
+        set_end(std::unique(ids_.data() + begin, end(), [id](TokenId a, TokenId b) { return a == id && b == id; }));
     }
 
   private:
@@ -320,20 +317,29 @@ void SentencePieceEncoder::encode_cut(std::string_view text, bool prefix, Scratc
             hashes[i] = keys[i].hash();
             lines.prefetch(hashes[i]);
         }
-        out.reserve(count * (PieceCache::kMaxInline + 1));
+        out.reserve(count * PieceCache::kMaxMany);  // ids are written with the words behind them
+        TokenId* at = out.end();
         for (std::size_t i = 0; i < count; start = ends[i++]) {
             if (ends[i] - start <= PieceKey::kMaxBytes) [[likely]] {
                 const PieceCache::Entry* const entry = lines.find(keys[i], hashes[i]);
                 if (entry != nullptr && entry->is_plain()) [[likely]] {
-                    std::memcpy(out.end(), entry->words.data(), sizeof entry->words);  // with the word behind
-                    out.advance(entry->num_ids());
+                    std::memcpy(at, entry->words.data(), sizeof entry->words);
+                    at += entry->num_ids();
+                    continue;
+                }
+                if (entry != nullptr && entry->is_plain_many()) {
+                    std::memcpy(at, lines.many_of(*entry), PieceCache::kMaxMany * sizeof(TokenId));
+                    at += entry->num_ids();
                     continue;
                 }
             }
+            out.set_end(at);
             encode_word(text.substr(start, ends[i] - start), scratch, out);
-            out.reserve((count - i) * (PieceCache::kMaxInline + 1));
+            out.reserve((count - i) * PieceCache::kMaxMany);
+            at = out.end();
             lines = cache.lines();
         }
+        out.set_end(at);
     }
     if (prefix) encode_first(text, scratch, out);
 }
