@@ -18,6 +18,7 @@ namespace pylm {
 namespace {
 
 constexpr std::size_t kChunkBytes = 1 << 18;
+constexpr std::size_t kAhead = 1024;             // bytes that the text is asked for before it is read
 constexpr std::size_t kLongWord = 24;            // symbols; longer rows are looked through for borders
 
 }  // namespace
@@ -291,6 +292,7 @@ void SentencePieceEncoder::encode_cut(std::string_view text, bool prefix, Scratc
         for (; base < text.size() && count < kBlock; base += kWindow) {
             const std::size_t size = std::min(kWindow, text.size() - base);
             const char* window = text.data() + base;
+            __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(window) + kAhead));
             if (size < kWindow) {
                 padded.fill(0);
                 std::memcpy(padded.data(), window, size);
