@@ -100,6 +100,34 @@ def test_slurm_options_of_stages(corpus: Path, tmp_path: Path, monkeypatch: pyte
     }
 
 
+def test_a_refused_run_leaves_the_disk_as_it_was(corpus: Path, tmp_path: Path) -> None:
+    """Options are refused at many places: none leaves a folder, a lock or an index behind."""
+    dedup.NearIndex.create(tmp_path / "seen", threshold=0.7)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.doc").write_text("x")
+    (tmp_path / "empty").mkdir()
+    pq.write_table(pa.table({"text": [1]}), tmp_path / "numbers.parquet")
+    out, index = ["--out", tmp_path / "out" / "near"], ["--index", tmp_path / "new" / "seen"]
+    calls: list[list[object]] = [
+        [corpus, *out, "--index", tmp_path / "seen"],
+        [corpus, *out, "--index", corpus],
+        [corpus, *out, "--index", tmp_path / "full"],
+        [corpus, *out, *index, "--no-add"],
+        [corpus, *out, *index, "--dry-run"],
+        [corpus, "--out", tmp_path / "full", *index],
+        [corpus, "--out", tmp_path / "empty", "--index", tmp_path / "seen"],
+        [corpus, *out, *index, "--executor", "slurm"],
+        [corpus, *out, *index, "--priority", "likes"],
+        [tmp_path / "numbers.parquet", *out, *index],
+    ]
+    before = sorted(tmp_path.rglob("*")), contents(tmp_path)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PATH", "")
+        for call in calls:
+            assert run(["dedup", "near", *call]) == 2
+            assert (sorted(tmp_path.rglob("*")), contents(tmp_path)) == before, call
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -127,7 +127,8 @@ class Wanted:
         with ExitStack() as stack:
             if self.adds:
                 stack.enter_context(_lock(folder, "another run adds to this index; wait for its end"))
-            if not (folder / "index.json").exists():
+            is_new = not (folder / "index.json").exists()
+            if is_new:
                 if not self.adds:
                     raise InputError(
                         f"{folder}: holds no index, and nothing is to be added; check the path, or run "
@@ -136,8 +137,13 @@ class Wanted:
                 if strangers := [x for x in folder.iterdir() if x.name not in (".lock", "lock", "crawls")]:
                     raise InputError(f"{folder}: holds other files ({strangers[0].name}) and no index")
                 self.create()
-            self._check(index_folder.read(folder, self.kind).parameters)
-            yield
+            try:
+                self._check(index_folder.read(folder, self.kind).parameters)
+                yield
+            except InputError:
+                if is_new and not read_crawls(self.folder):
+                    index_folder.remove_empty(folder)
+                raise
 
     def _check(self, parameters: Mapping[str, Any]) -> None:
         for name, expected in self.parameters.items():

@@ -392,7 +392,12 @@ def run_dedup(
     _require_outside(out, [*inputs, *against], [*splits, *sources])
     if wanted is not None:
         _require_apart(wanted.folder, out, [*splits, *sources])
-    with _hold(out) as check, wanted.hold() if wanted else nullcontext(), LocalPool() as pool:
+    with (
+        _hold(out) as check,
+        _leave_nothing(out),
+        wanted.hold() if wanted else nullcontext(),
+        LocalPool() as pool,
+    ):
         told = progress or _no_progress
         run = Run(command, out, inputs, config, splits, execute or pool, told, against, sources, check)
         report_path = storage.join(out, "report.json")
@@ -470,6 +475,20 @@ def _hold(out: str) -> Iterator[Callable[[], None]]:
         return
     with lock_folder(local_path(out)):
         yield lambda: None
+
+
+@contextmanager
+def _leave_nothing(out: str) -> Iterator[None]:
+    """Where a run is refused before it has signed anything, remove what it wrote until then."""
+    marker, work = storage.join(out, "dedup.json"), storage.join(out, "work")
+    is_new = not storage.exists(marker)
+    try:
+        yield
+    except InputError:
+        if is_new and not storage.list_files(storage.join(work, "signed")):
+            storage.remove(marker)
+            storage.remove_folder(work)
+        raise
 
 
 def _no_progress(stage: str, done: int, total: int) -> None:
