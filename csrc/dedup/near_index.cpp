@@ -222,6 +222,29 @@ double NearIndex::similarity(std::uint32_t document, std::span<const std::uint64
                         : share_of_equal<std::uint32_t>(stored, signature);
 }
 
+std::size_t NearIndex::num_members(std::uint32_t document) const {
+    const NearSegment& segment = segment_of(document);
+    const std::size_t i = document - segment.first();
+    return format_.shingle_bits == 64 ? segment.shingles<std::uint64_t>(i).size()
+                                      : segment.shingles<std::uint32_t>(i).size();
+}
+
+std::vector<std::uint64_t> NearIndex::members(std::uint32_t document) const {
+    const NearSegment& segment = segment_of(document);
+    const std::size_t i = document - segment.first();
+    const auto copy = [](const auto& set) { return std::vector<std::uint64_t>(set.begin(), set.end()); };
+    return format_.shingle_bits == 64 ? copy(segment.shingles<std::uint64_t>(i))
+                                      : copy(segment.shingles<std::uint32_t>(i));
+}
+
+std::vector<std::uint64_t> NearIndex::members(std::span<const std::uint64_t> set) const {
+    std::vector<std::uint64_t> members(set.begin(), set.end());
+    if (format_.shingle_bits == 32 && !format_.low_shingles) {
+        for (std::uint64_t& member : members) member >>= 32;
+    }
+    return members;
+}
+
 void NearIndex::write(const std::string& path, const NearAgainst& found, std::span<const std::string_view> shingled,
                       std::span<const std::int64_t> ids, const MinHasher& hasher, const ShingleRule& rule,
                       unsigned num_threads) const {
