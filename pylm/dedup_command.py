@@ -190,7 +190,7 @@ def near_command(
             inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
         )
 
-    _show(_run("near", run, _engine("near", executor, workers, sbatch, out)), out)
+    _run("near", run, _engine("near", executor, workers, sbatch, out), out)
 
 
 @app.command("exact")
@@ -242,7 +242,7 @@ def exact_command(
             inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
         )
 
-    _show(_run("exact", run, _engine("exact", executor, workers, sbatch, out)), out)
+    _run("exact", run, _engine("exact", executor, workers, sbatch, out), out)
 
 
 @app.command("substring")
@@ -314,7 +314,7 @@ def substring_command(
             inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
         )
 
-    _show(_run("substring", run, _engine("substring", executor, workers, sbatch, out)), out)
+    _run("substring", run, _engine("substring", executor, workers, sbatch, out), out)
 
 
 @app.command("plan")
@@ -431,8 +431,9 @@ def _run(
     command: str,
     work: "Callable[[Executor, Progress], dict[str, Any]]",
     engine: "AbstractContextManager[Executor]",
-) -> dict[str, Any]:
-    """Run with a bar for every stage."""
+    out: str,
+) -> None:
+    """Run with a bar for every stage, and print what a user looks at first."""
     from pylm.train.progress import Progress as Bar
 
     started_s = time.monotonic()
@@ -446,12 +447,26 @@ def _run(
             shown[stage].update(done)
 
         report = work(execute, progress)
+    for warning in report["warnings"]:
+        typer.echo(f"warning: {warning}", err=True)
+    if not shown:
+        typer.echo(_nothing_to_do(report, out))
+        return
     typer.echo(f"dedup {command}: {time.monotonic() - started_s:.1f} s", err=True)
-    return report
+    _show(report, out)
+
+
+def _nothing_to_do(report: dict[str, Any], out: str) -> str:
+    added = f", and {report['index']['folder']} has its texts" if report.get("index", {}).get("added") else ""
+    return (
+        f"nothing to do: {out} holds the complete result of this command{added} "
+        f"({report['documents']:,} documents read, {report['left']['documents']:,} left); "
+        f"report: {out}/report.json"
+    )
 
 
 def _show(report: dict[str, Any], out: str) -> None:
-    """Print what a user looks at first; the rest is in report.json."""
+    """Print a report's main numbers."""
     documents, size, left = report["documents"], report["bytes"], report["left"]
     rows = [("read", documents, size)]
     rows += [

@@ -50,6 +50,10 @@ def test_near(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert report["config"]["priority"] == ["-date"]
     again = contents(tmp_path / "out")
     assert run(["dedup", "near", corpus, "--out", tmp_path / "out", *options]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"nothing to do: {tmp_path / 'out'} holds the complete result of this command (")
+    assert f"({len(table):,} documents read, {int(found.keep.sum()):,} left)" in shown
+    assert shown.count("\n") == 1
     assert contents(tmp_path / "out") == again
 
 
@@ -242,6 +246,8 @@ def test_months(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         )
         assert f"indexed duplicates  {-int((found.document >= 0).sum()):>15,}" in shown or name == "may"
     before = contents(tmp_path / "index")
+    assert run(["dedup", "near", tmp_path / "june", "-o", tmp_path / "june-out", *options]) == 0
+    assert f"of this command, and {tmp_path / 'index'} has its texts" in capsys.readouterr().out
     assert run(["dedup", "near", tmp_path / "june", "-o", tmp_path / "look", *options, "--no-add"]) == 2
     assert "went into the index with the run into" in capsys.readouterr().err
     write_parquet(make_rows(13), tmp_path / "july", num_files=1, group=40)
@@ -406,3 +412,18 @@ def test_help_and_work_load_no_torch(corpus: Path, tmp_path: Path) -> None:
         code += f"app({arguments!r}, standalone_mode=False); print('torch' in sys.modules)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_priorities_that_decide_nothing(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["dedup", "exact", "--workers", 1, "-o"]
+    assert run([*call, tmp_path / "a", corpus, "--priority", "site=wiki,boks", "--priority", "url=a"]) == 0
+    shown = capsys.readouterr().err
+    assert "warning: no document has 'boks' as 'site': check the values of --priority site=wiki,boks" in shown
+    assert "warning: no document has 'a' as 'url': check the values of --priority url=a" in shown
+    write_jsonl([{"text": "a", "site": "wiki"}], tmp_path / "a.jsonl")
+    assert run([*call, tmp_path / "b", tmp_path / "a.jsonl", "--priority", "sit=wiki"]) == 2
+    assert "no document has a field 'sit', which --priority names" in capsys.readouterr().err
+    assert run([*call, tmp_path / "b", tmp_path / "a.jsonl", "--priority", "site=wiki"]) == 0
+    assert "warning" not in capsys.readouterr().err

@@ -48,16 +48,21 @@ def test_two_machines_write_the_same_path(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "a").read_text() == "first"
 
 
+def refused(folder: Path, names: list[str]) -> None:
+    with lock_folder(folder):
+        for name in names:
+            (folder / name).write_text("y")
+        raise InputError("refused")
+
+
 def test_a_refused_block_leaves_the_disk_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "x").write_text("x")
     for folder in (tmp_path / "a" / "b" / "c", tmp_path / "old", tmp_path / "old" / "new"):
         for expected in ([], ["y"]):
             before = sorted(tmp_path.rglob("*"))
-            with pytest.raises(InputError, match="refused"), lock_folder(folder):
-                for name in expected:
-                    (folder / name).write_text("y")
-                raise InputError("refused")
+            with pytest.raises(InputError, match="refused"):
+                refused(folder, expected)
             left = set(tmp_path.rglob("*")) - set(before)
             assert left <= ({folder / "y", *folder.parents, folder} if expected else set())
     with lock_folder(tmp_path / "kept"):

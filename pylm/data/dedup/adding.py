@@ -27,7 +27,6 @@ from pylm.data.dedup.priorities import preference
 from pylm.data.dedup.run import Run
 from pylm.data.dedup.signing import Part, check_unchanged, load_parts
 from pylm.errors import InputError
-from pylm.text import _index_folder as index_folder
 from pylm.text import dedup
 
 
@@ -129,7 +128,7 @@ def _add(
         index: dedup.NearIndex | dedup.SubstringIndex
         kind = dedup.NearIndex if known.kind == "near" else dedup.SubstringIndex
         index = kind(known.folder, check=False)
-        _finish_merges(index, known)
+        index.finish_merges()  # of an addition that was cut off: the files become those of one that was not
         already = index.num_texts - known.num_texts
         if already not in bounds:
             raise InputError(
@@ -152,13 +151,6 @@ def _add(
     if isinstance(index, dedup.NearIndex):
         counted["documents"] = len(index)
     storage.write_json(done, counted)
-
-
-def _finish_merges(index: "dedup.NearIndex | dedup.SubstringIndex", known: Known) -> None:
-    """Merge what an addition that was cut off has left: the files become those of one that was not."""
-    with index_folder.writing(index.folder, known.kind):
-        while (files := index_folder.find_merge(index_folder.read(index.folder, known.kind))) is not None:
-            index._merge(*files, num_threads=0)
 
 
 def _count_ordered(parts: tuple[Part, ...], path: str, num_batches: int) -> NDArray[np.int64]:

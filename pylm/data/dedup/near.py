@@ -69,6 +69,7 @@ _OPTIONS = {x: x.replace("_", "-") for x in ("threshold", "ngram", "unit", "num_
 class NearDedupConfig(IndexedConfig):
     """Which documents count as nearly the same."""
 
+    layout = (*IndexedConfig.layout, "verify_bytes")
     threshold: float = Field(default=0.8, gt=0, le=1)
     """Jaccard similarity of shingle sets from which one of two documents goes."""
     ngram: int = Field(default=5, ge=1, le=1 << 20)
@@ -157,7 +158,8 @@ def dedup_near(
     """
 
     def work(run: Run, tally: Tally) -> tuple[Sequence[str], dict[str, Any]]:
-        verdicts = find_near(run, config)
+        settled = config.model_copy(update=run.layout)
+        verdicts = find_near(run, settled)
         found = count_found(run.folder, with_index=run.known is not None)
         clusters, histogram = found.pop("largest"), found.pop("histogram")
         removed = remove_documents(run, tally, verdicts, clusters, dry_run=dry_run)
@@ -168,7 +170,7 @@ def dedup_near(
         ]
         more: dict[str, Any] = {}
         if run.known is not None:
-            added = add_crawl(run, config) if wanted is not None and wanted.adds else {}
+            added = add_crawl(run, settled) if wanted is not None and wanted.adds else {}
             more["index"] = {"folder": run.known.folder, "texts": run.known.num_texts, "added": 0, **added}
         steps = STEPS if run.known is not None else STEPS[:INDEXED]
         return steps, {**removed, "similarities": bins, "compared": found, **more}

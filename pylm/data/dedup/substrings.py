@@ -17,6 +17,7 @@ from pylm.data import storage
 from pylm.data.dedup.adding import add_crawl
 from pylm.data.dedup.blocks import read_arrays
 from pylm.data.dedup.corpus import open_parquet, parquet_out, read_rows, texts_of
+from pylm.data.dedup.indexed import Seen, warn_of_copies
 from pylm.data.dedup.run import (
     SHOWN_CHARACTERS,
     Progress,
@@ -66,11 +67,12 @@ def dedup_substrings(
     """
 
     def work(run: Run, tally: Tally) -> tuple[Sequence[str], dict[str, Any]]:
+        settled = config.model_copy(update=run.layout)
         cut = partial(
             _cut,
             out=out,
             parts_path=run.parts_path,
-            spans=find_spans(run, config),
+            spans=find_spans(run, settled),
             column=config.text_column,
             dry_run=dry_run,
             has_index=run.known is not None,
@@ -82,8 +84,14 @@ def dedup_substrings(
         longest.sort(key=lambda x: (x["start"] - x["end"], x["document"], x["start"]))
         more: dict[str, Any] = {}
         if run.known is not None:
+            seen: dict[str, Seen] = {}
+            for part, counted in zip(load_parts(run.parts_path), applied, strict=True):
+                of_file = seen.setdefault(part.split.path, Seen())
+                of_file.total += part.num_bytes
+                of_file.known += counted["index_bytes"]
+            run.warnings += warn_of_copies(seen, "bytes")
             found = {x: sum(counted[f"index_{x}"] for counted in applied) for x in ("spans", "bytes")}
-            added = add_crawl(run, config) if wanted is not None and wanted.adds else {}
+            added = add_crawl(run, settled) if wanted is not None and wanted.adds else {}
             more["index"] = {
                 "folder": run.known.folder,
                 "texts": run.known.num_texts,
