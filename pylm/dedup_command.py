@@ -152,6 +152,9 @@ def near_command(
     keep_work: KeepWorkOption = False,
     partitions: PartitionsOption = 0,
     split_mb: SplitOption = 128,
+    verify_mb: Annotated[
+        int, typer.Option(min=1, help="Text of a task that compares documents which resemble each other.")
+    ] = 512,
     max_bad_fraction: BadOption = 0.01,
 ) -> None:
     """Remove documents that are nearly the same as one that stays.
@@ -182,6 +185,7 @@ def near_command(
         priority=tuple(priority or ()),
         num_partitions=partitions,
         split_bytes=split_mb << 20,
+        verify_bytes=verify_mb << 20,
         max_bad_fraction=max_bad_fraction,
     )
 
@@ -345,14 +349,8 @@ def plan_command(
 
     if input_gb is not None and not input_gb > 0:
         raise InputError(f"--input-gb must be positive, got {input_gb:g}")
-    # Lines that are no documents are the run's to judge: a sample may have more of them than the corpus.
     config = _configure(
-        NearDedupConfig,
-        text_column=text_column,
-        threshold=threshold,
-        ngram=ngram,
-        num_perm=num_perm,
-        max_bad_fraction=1.0,
+        NearDedupConfig, text_column=text_column, threshold=threshold, ngram=ngram, num_perm=num_perm
     )
     plan = plan_near(
         inputs,
