@@ -85,7 +85,9 @@ PriorityOption = Annotated[
         "(the least), COLUMN=a,b,c (a before b before c before others)."
     ),
 ]
-WorkersOption = Annotated[int, typer.Option(min=0, help="Processes; 0 takes all cores.")]
+WorkersOption = Annotated[
+    int, typer.Option(min=0, help="Processes; 0 takes all cores, or one for small inputs.")
+]
 EngineOption = Annotated[
     Engine,
     typer.Option(
@@ -189,7 +191,7 @@ def near_command(
         max_bad_fraction=max_bad_fraction,
     )
 
-    def run(execute: "Executor", progress: "Progress") -> dict[str, Any]:
+    def run(execute: "Executor | None", progress: "Progress") -> dict[str, Any]:
         return dedup_near(
             inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
         )
@@ -241,7 +243,7 @@ def exact_command(
         max_bad_fraction=max_bad_fraction,
     )
 
-    def run(execute: "Executor", progress: "Progress") -> dict[str, Any]:
+    def run(execute: "Executor | None", progress: "Progress") -> dict[str, Any]:
         return dedup_exact(
             inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
         )
@@ -313,7 +315,7 @@ def substring_command(
         max_bad_fraction=max_bad_fraction,
     )
 
-    def run(execute: "Executor", progress: "Progress") -> dict[str, Any]:
+    def run(execute: "Executor | None", progress: "Progress") -> dict[str, Any]:
         return dedup_substrings(
             inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
         )
@@ -389,8 +391,8 @@ def _configure(kind: Any, **options: object) -> Any:
 @contextmanager
 def _engine(
     command: str, kind: Engine, num_workers: int, sbatch: list[str] | None, out: str
-) -> "Iterator[Executor]":
-    """Open what runs the tasks of all stages."""
+) -> "Iterator[Executor | None]":
+    """Open what runs the tasks of all stages; None lets the command choose."""
     from pylm.data.executors import LocalPool
     from pylm.errors import InputError
 
@@ -409,7 +411,9 @@ def _engine(
         (by_stage.setdefault(stage, {}) if colon else options)[own if colon else name] = value
     if num_workers and kind is not Engine.local:
         raise InputError("--workers counts processes of this machine; the cluster decides with --executor")
-    if kind is Engine.local:
+    if kind is Engine.local and not num_workers:
+        yield None
+    elif kind is Engine.local:
         with LocalPool(num_workers) as pool:
             yield pool
     elif kind is Engine.ray:
@@ -427,8 +431,8 @@ def _engine(
 
 def _run(
     command: str,
-    work: "Callable[[Executor, Progress], dict[str, Any]]",
-    engine: "AbstractContextManager[Executor]",
+    work: "Callable[[Executor | None, Progress], dict[str, Any]]",
+    engine: "AbstractContextManager[Executor | None]",
     out: str,
 ) -> None:
     """Run with a bar for every stage, and print what a user looks at first."""

@@ -105,8 +105,7 @@ def measure_near(
     Raises:
         InputError: an input cannot be used, or holds no documents.
     """
-    # Lines that are no documents are the run's to judge: a sample may have more of them than the corpus. Nor is
-    # it compared with an index.
+    # Lines that are no documents are the run's to judge: a sample may have more of them than the corpus.
     config = (config or NearDedupConfig()).model_copy(update={"max_bad_fraction": 1.0, "index": ""})
     if sample_bytes < 1:
         raise InputError(f"sample_bytes must be at least 1, got {sample_bytes}; 256 MiB is usual")

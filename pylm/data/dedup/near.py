@@ -143,7 +143,8 @@ def dedup_near(
             are preferred in this order.
         out: folder for the result: empty, or with a result of this function.
         config: the recipe.
-        execute: does the work of a stage's items; None for the cores of this machine.
+        execute: does the work of a stage's items; None for the cores of this machine, or for this process
+            where the input is small.
         progress: called with a stage, finished and all of its items.
         dry_run: find duplicates and report, but write no survivors.
         keep_work: keep the files of the stages, so that a call with more inputs signs only those.

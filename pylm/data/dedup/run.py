@@ -59,6 +59,8 @@ LEAST_PARTITIONS = 8
 SHOWN_CHARACTERS = 300
 """Of a text, in reports."""
 
+_SMALL_BYTES = 32 << 20
+"""Of input on disk, which is done in the time that processes take to start."""
 _RESULTS = ("report.json", "funnel.json", "dropped.jsonl")
 
 
@@ -395,7 +397,8 @@ def run_dedup(
         config: the recipe.
         work: does all stages but the signing; counts what goes in the tally, by steps of the funnel; gives
             the names of those steps and what is to be reported.
-        execute: does the work of a stage's items; None for the cores of this machine.
+        execute: does the work of a stage's items; None for the cores of this machine, or for this process
+            where the input is small.
         progress: called with a stage, finished and all of its items.
         dry_run: whether no documents are written.
         keep_work: keep the files of the stages.
@@ -421,7 +424,7 @@ def run_dedup(
         _hold(out) as check,
         _leave_nothing(out),
         wanted.hold() if wanted else nullcontext(),
-        LocalPool() as pool,
+        LocalPool(1 if total_bytes([*splits, *sources]) < _SMALL_BYTES else 0) as pool,
     ):
         told = progress or _no_progress
         run = Run(command, out, inputs, config, splits, execute or pool, told, against, sources, check)
