@@ -479,8 +479,10 @@ def _show(report: dict[str, Any], out: str) -> None:
     if "spans" in report:
         rows.append(("repeated substrings", -report["emptied_documents"], -report["removed_bytes"]))
     rows.append(("left", left["documents"], left["bytes"]))
+    unit, shown = (1e6, "MB") if size >= 1e7 else (1e3, "kB")
     lines = [
-        f"{name:<20}{number:>15,}{_percent(number, documents):>8}{x / 1e6:>14,.1f} MB{_percent(x, size):>8}"
+        f"{name:<20}{number:>15,}{_percent(number, documents):>8}{x / unit:>14,.1f} {shown}"
+        f"{_percent(x, size):>8}"
         for name, number, x in rows
     ]
     if report["bad_lines"]:

@@ -132,6 +132,35 @@ def test_a_refused_run_leaves_the_disk_as_it_was(corpus: Path, tmp_path: Path) -
             assert (sorted(tmp_path.rglob("*")), contents(tmp_path)) == before, call
 
 
+@pytest.mark.slow
+def test_ray_with_an_index_gives_the_same(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two months by the command, as tasks of a Ray cluster of three places."""
+    pytest.importorskip("ray.exceptions", reason="Ray is not installed: pip install 'pylm-llm[ray]'")
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    write_parquet(make_rows(12) + make_rows(11)[:30], tmp_path / "june", num_files=2, group=40)
+    options = ["--threshold", 0.7, "--ngram", 2, "--split-mb", 1, "--partitions", 3, "--keep", "longest"]
+
+    def months(name: str, *engine: object) -> tuple[Any, ...]:
+        for month, folder in (("may", corpus), ("june", tmp_path / "june")):
+            call = ["dedup", "near", folder, "-o", tmp_path / f"{name}-{month}", *options, *engine]
+            assert run([*call, "--index", tmp_path / f"{name}-index"]) == 0
+        report = json.loads((tmp_path / f"{name}-june" / "report.json").read_text())
+        assert report["removed"]["indexed"]["documents"] > 15
+        index = {k: v for k, v in contents(tmp_path / f"{name}-index").items() if k.endswith(".segment")}
+        files = [f"{name}-june/{part}" for part in ("documents", "removed")]
+        return index, [contents(tmp_path / x) for x in files], report["removed"], report["similarities"]
+
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    try:
+        there = months("ray", "--executor", "ray")
+    finally:
+        ray.shutdown()
+    assert there == months("here", "--workers", 1)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
