@@ -120,7 +120,8 @@ IndexOption = Annotated[
     typer.Option(
         "--index",
         help="Folder of an index of earlier crawls, on a file system that all workers see; made where there "
-        "is none. What it has goes too, and what is new is added.",
+        "is none. What it has goes too, and what is new is added. To take a crawl out, make a new one of the "
+        "others.",
     ),
 ]
 NoAddOption = Annotated[bool, typer.Option("--no-add", help="Leave the index as it is.")]

@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import slurm_daemons
 from dedup_corpora import contents, make_rows, read_all, same, write_jsonl, write_parquet
+from typer.main import get_command
 
-from pylm import dedup
+from pylm import dedup, dedup_command
 from pylm.cli import app, call
 from pylm.data.dedup import blocks
 from pylm.data.executors import slurm
+
+GUIDE = Path(__file__).resolve().parents[1] / "docs" / "dedup.md"
 
 
 def run(arguments: Sequence[object]) -> int:
@@ -456,3 +461,57 @@ def test_priorities_that_decide_nothing(
     assert "no document has a field 'sit', which --priority names" in capsys.readouterr().err
     assert run([*call, tmp_path / "b", tmp_path / "a.jsonl", "--priority", "site=wiki"]) == 0
     assert "warning" not in capsys.readouterr().err
+
+
+def test_the_first_run_of_the_guide(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "raw").mkdir()
+    texts = ["The quick brown fox jumps over the lazy dog.", "Another story."]
+    texts += ["the quick brown fox jumps over the lazy dog", "Another story."]
+    write_jsonl([{"text": text} for text in texts], tmp_path / "raw" / "pages.jsonl")
+    first, printed, left = re.findall(r"```(?:console)?\n(.*?)```", GUIDE.read_text(), re.DOTALL)[:3]
+    assert run(shlex.split(first)[1:]) == 0
+    assert capsys.readouterr().out == printed
+    names = set(re.findall(r"[\w/]+\.(?:parquet|jsonl?)", left))
+    assert names == set(contents(tmp_path / "clean"))
+
+
+def test_commands_of_the_guide_are_accepted() -> None:
+    commands = get_command(dedup_command.app).commands  # type: ignore[attr-defined]
+    lines = re.findall(r"^pylm dedup (\w+) (.*)$", GUIDE.read_text(), re.MULTILINE)
+    assert {name for name, _ in lines} == {"near", "exact", "substring", "plan"}
+    for name, options in lines:
+        commands[name].make_context(name, shlex.split(options))
+
+
+def test_the_guide_lists_all_options_with_their_defaults() -> None:
+    """Options that several commands share stand in a table of their own."""
+    commands = get_command(dedup_command.app).commands  # type: ignore[attr-defined]
+    text = GUIDE.read_text()
+    tables = {
+        head: dict(re.findall(r"^\| (`-.*?) \| ?(.*?) ?\|", rows, re.MULTILINE))
+        for head, rows in re.findall(r"^(.+)\n\n\| option \| default \|.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    }
+    heads = {re.findall(r"\w+", head.removeprefix("`pylm dedup "))[0]: head for head in tables}
+    common = tables[heads["All"]]
+    used = set()
+    for name in ("near", "exact", "substring", "plan"):
+        own = tables[heads[name]]
+        options = [x for x in commands[name].params if x.param_type_name == "option"]
+        for option in options:
+            names = ", ".join(f"`{x}`" for x in [*option.opts, *option.secondary_opts])
+            if name == "plan" and names not in own:
+                assert names in heads["plan"]
+                continue
+            used.add(names)
+            shown = own[names] if names in own else common[names]
+            default = getattr(option.default, "value", option.default)
+            if isinstance(default, bool) or default in (None, ""):
+                assert not re.search(r"\d", shown) or names in ("`--index-bits`", "`--index-gap`"), names
+            elif not option.required:
+                assert shown == (default if isinstance(default, str) else f"{default:g}"), names
+        known = {f"`{x}`" for option in options for x in [*option.opts, *option.secondary_opts]}
+        assert {x for names in own for x in names.split(", ")} <= known
+    assert set(common) <= used

@@ -43,7 +43,8 @@ class IndexedConfig(CorpusConfig):
     allowed = (*CorpusConfig.allowed, "index", "index_bits", "index_gap")
     index: str = ""
     """Folder of an index on a file system that all workers see; made where there is none. The corpus is
-    compared with it too, and what is new in the corpus is added. "" for none."""
+    compared with it too, and what is new in the corpus is added. "" for none. A crawl is not taken out again:
+    make a new index of the others."""
     index_add: bool = True
     """False leaves the index as it is, which must be there then."""
     index_batch_bytes: int = Field(default=BATCH_BYTES, ge=1)
