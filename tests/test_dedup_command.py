@@ -112,8 +112,8 @@ def test_slurm_options_of_stages(corpus: Path, tmp_path: Path, monkeypatch: pyte
 def test_a_refused_run_leaves_the_disk_as_it_was(corpus: Path, tmp_path: Path) -> None:
     """Options are refused at many places: none leaves a folder, a lock or an index behind."""
     dedup.NearIndex.create(tmp_path / "seen", threshold=0.7)
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.doc").write_text("x")
+    (tmp_path / "full" / "work").mkdir(parents=True)
+    (tmp_path / "full" / "work" / "thesis.doc").write_text("x")
     (tmp_path / "empty").mkdir()
     pq.write_table(pa.table({"text": [1]}), tmp_path / "numbers.parquet")
     out, index = ["--out", tmp_path / "out" / "near"], ["--index", tmp_path / "new" / "seen"]

@@ -514,7 +514,8 @@ def _leave_nothing(out: str) -> Iterator[None]:
     try:
         yield
     except InputError:
-        if is_new and not storage.list_files(storage.join(work, "signed")):
+        is_ours = is_new and storage.exists(marker)  # which is written to an empty folder only
+        if is_ours and not storage.list_files(storage.join(work, "signed")):
             storage.remove(marker)
             storage.remove_folder(work)
         raise
