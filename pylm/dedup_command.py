@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pylm.data.dedup.run import Progress
     from pylm.data.executors import Executor
 
 _SHOWN_CLUSTERS = 3
@@ -192,12 +191,8 @@ def near_command(
         max_bad_fraction=max_bad_fraction,
     )
 
-    def run(execute: "Executor | None", progress: "Progress") -> dict[str, Any]:
-        return dedup_near(
-            inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
-        )
-
-    _run("near", run, _engine("near", executor, workers, sbatch, out), out)
+    engine = _engine("near", executor, workers, sbatch, out)
+    _run("near", dedup_near, inputs, out, config, engine, dry_run=dry_run, keep_work=keep_work)
 
 
 @app.command("exact")
@@ -244,12 +239,8 @@ def exact_command(
         max_bad_fraction=max_bad_fraction,
     )
 
-    def run(execute: "Executor | None", progress: "Progress") -> dict[str, Any]:
-        return dedup_exact(
-            inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
-        )
-
-    _run("exact", run, _engine("exact", executor, workers, sbatch, out), out)
+    engine = _engine("exact", executor, workers, sbatch, out)
+    _run("exact", dedup_exact, inputs, out, config, engine, dry_run=dry_run, keep_work=keep_work)
 
 
 @app.command("substring")
@@ -316,12 +307,8 @@ def substring_command(
         max_bad_fraction=max_bad_fraction,
     )
 
-    def run(execute: "Executor | None", progress: "Progress") -> dict[str, Any]:
-        return dedup_substrings(
-            inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
-        )
-
-    _run("substring", run, _engine("substring", executor, workers, sbatch, out), out)
+    engine = _engine("substring", executor, workers, sbatch, out)
+    _run("substring", dedup_substrings, inputs, out, config, engine, dry_run=dry_run, keep_work=keep_work)
 
 
 @app.command("plan")
@@ -432,9 +419,12 @@ def _engine(
 
 def _run(
     command: str,
-    work: "Callable[[Executor | None, Progress], dict[str, Any]]",
-    engine: "AbstractContextManager[Executor | None]",
+    dedup: Callable[..., dict[str, Any]],
+    inputs: Sequence[str],
     out: str,
+    config: object,
+    engine: "AbstractContextManager[Executor | None]",
+    **options: bool,
 ) -> None:
     """Run with a bar for every stage, and print what a user looks at first."""
     from pylm.train.progress import Progress as Bar
@@ -449,7 +439,7 @@ def _run(
                 shown[stage] = stack.enter_context(Bar(total, f"dedup {command}: {stage}"))
             shown[stage].update(done)
 
-        report = work(execute, progress)
+        report = dedup(inputs, out, config, execute=execute, progress=progress, **options)
     for warning in report["warnings"]:
         typer.echo(f"warning: {warning}", err=True)
     if not shown:

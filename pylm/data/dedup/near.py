@@ -33,7 +33,7 @@ from pydantic import Field
 
 from pylm import _core
 from pylm.data import storage
-from pylm.data.dedup.adding import add_crawl
+from pylm.data.dedup.adding import report_index
 from pylm.data.dedup.blocks import group, read_arrays, write_blocks
 from pylm.data.dedup.gathering import gather, ranks_of, read_gathered, sizes_and_keys, stage_file
 from pylm.data.dedup.indexed import IndexedConfig, Known, Wanted, absolute, check_index, open_near
@@ -169,10 +169,7 @@ def dedup_near(
             for i, count in enumerate(histogram)
             if count
         ]
-        more: dict[str, Any] = {}
-        if run.known is not None:
-            added = add_crawl(run, settled) if wanted is not None and wanted.adds else {}
-            more["index"] = {"folder": run.known.folder, "texts": run.known.num_texts, "added": 0, **added}
+        more = {} if wanted is None else {"index": report_index(run, settled, wanted)}
         steps = STEPS if run.known is not None else STEPS[:INDEXED]
         return steps, {**removed, "similarities": bins, "compared": found, **more}
 
