@@ -226,6 +226,17 @@ def test_templates(tmp_path: Path, threshold: float, shingle_bits: dedup.Shingle
         assert similarity[removed] == common / (len(sets[kept]) + len(sets[removed]) - common)
 
 
+def test_what_an_index_says_of_itself(tmp_path: Path) -> None:
+    index = dedup.NearIndex.create(tmp_path / "seen", threshold=0.7, shingle_bits=32)
+    index.add(["the quick brown fox jumps", "The quick brown fox jumps!", "a lazy dog"])
+    shown = repr(index)
+    assert shown.startswith(
+        f"NearIndex({str(tmp_path / 'seen')!r}: 2 documents of 3 texts, 0.0 MB in 1 files;"
+    )
+    assert "threshold=0.7" in shown
+    assert "shingle_bits=32)" in shown
+
+
 def test_ids(tmp_path: Path) -> None:
     index = dedup.NearIndex.create(tmp_path / "index")
     ids = [7, 1 << 40, 0]
