@@ -142,6 +142,8 @@ def flags_agree(texts: list[str], ours: Flags, theirs: Flags) -> tuple[bool, str
     message = (
         f"flagged {ours.sum()} and {theirs.sum()}, missed {missed} of {alike.sum()}, invented {invented}"
     )
+    if min(alike.sum(), strange.sum()) < 0.02 * len(texts):
+        return False, f"too few texts to tell: {alike.sum()} alike, {strange.sum()} strange"
     # Some have their partner of 0.4 only in a text that went in favour of a third one.
     return max(missed) <= 0.01 * alike.sum() and max(invented) <= 0.05 * theirs.sum(), message
 
@@ -166,10 +168,16 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def edited(texts: list[str]) -> list[str]:
+    """Copies with a word changed in the middle, so that there are duplicates to be found and to be missed."""
+    words = [text.split(" ") for text in texts]
+    return [" ".join([*x[: len(x) // 2], "changed", *x[len(x) // 2 + 1 :]]) for x in words]
+
+
 def race(name: str, ours: Any, theirs: Any, agree: Any, texts: list[str], rounds: int) -> dict[str, Any]:
     size = sum(map(len, texts))
-    expected, actual = ours(texts), theirs(texts)
-    same, agreement = agree(texts, expected, actual)
+    checked = texts + edited(texts[::20])
+    same, agreement = agree(checked, ours(checked), theirs(checked))
     if not same:
         raise SystemExit(f"{name} disagrees: {agreement}")
     pairs = [(seconds(lambda: ours(texts)), seconds(lambda: theirs(texts))) for _ in range(rounds)]

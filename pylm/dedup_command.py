@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pylm.data.dedup.run import Progress
     from pylm.data.executors import Executor
 
 _SHOWN_CLUSTERS = 3
@@ -85,7 +84,9 @@ PriorityOption = Annotated[
         "(the least), COLUMN=a,b,c (a before b before c before others)."
     ),
 ]
-WorkersOption = Annotated[int, typer.Option(min=0, help="Processes; 0 takes all cores.")]
+WorkersOption = Annotated[
+    int, typer.Option(min=0, help="Processes; 0 takes all cores, or one for small inputs.")
+]
 EngineOption = Annotated[
     Engine,
     typer.Option(
@@ -118,7 +119,8 @@ IndexOption = Annotated[
     typer.Option(
         "--index",
         help="Folder of an index of earlier crawls, on a file system that all workers see; made where there "
-        "is none. What it has goes too, and what is new is added.",
+        "is none. What it has goes too, and what is new is added. To take a crawl out, make a new one of the "
+        "others.",
     ),
 ]
 NoAddOption = Annotated[bool, typer.Option("--no-add", help="Leave the index as it is.")]
@@ -152,6 +154,9 @@ def near_command(
     keep_work: KeepWorkOption = False,
     partitions: PartitionsOption = 0,
     split_mb: SplitOption = 128,
+    verify_mb: Annotated[
+        int, typer.Option(min=1, help="Text of a task that compares documents which resemble each other.")
+    ] = 512,
     max_bad_fraction: BadOption = 0.01,
 ) -> None:
     """Remove documents that are nearly the same as one that stays.
@@ -182,15 +187,12 @@ def near_command(
         priority=tuple(priority or ()),
         num_partitions=partitions,
         split_bytes=split_mb << 20,
+        verify_bytes=verify_mb << 20,
         max_bad_fraction=max_bad_fraction,
     )
 
-    def run(execute: "Executor", progress: "Progress") -> dict[str, Any]:
-        return dedup_near(
-            inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
-        )
-
-    _show(_run("near", run, _engine("near", executor, workers, sbatch, out)), out)
+    engine = _engine("near", executor, workers, sbatch, out)
+    _run("near", dedup_near, inputs, out, config, engine, dry_run=dry_run, keep_work=keep_work)
 
 
 @app.command("exact")
@@ -237,12 +239,8 @@ def exact_command(
         max_bad_fraction=max_bad_fraction,
     )
 
-    def run(execute: "Executor", progress: "Progress") -> dict[str, Any]:
-        return dedup_exact(
-            inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
-        )
-
-    _show(_run("exact", run, _engine("exact", executor, workers, sbatch, out)), out)
+    engine = _engine("exact", executor, workers, sbatch, out)
+    _run("exact", dedup_exact, inputs, out, config, engine, dry_run=dry_run, keep_work=keep_work)
 
 
 @app.command("substring")
@@ -309,12 +307,8 @@ def substring_command(
         max_bad_fraction=max_bad_fraction,
     )
 
-    def run(execute: "Executor", progress: "Progress") -> dict[str, Any]:
-        return dedup_substrings(
-            inputs, out, config, execute=execute, progress=progress, dry_run=dry_run, keep_work=keep_work
-        )
-
-    _show(_run("substring", run, _engine("substring", executor, workers, sbatch, out)), out)
+    engine = _engine("substring", executor, workers, sbatch, out)
+    _run("substring", dedup_substrings, inputs, out, config, engine, dry_run=dry_run, keep_work=keep_work)
 
 
 @app.command("plan")
@@ -345,14 +339,8 @@ def plan_command(
 
     if input_gb is not None and not input_gb > 0:
         raise InputError(f"--input-gb must be positive, got {input_gb:g}")
-    # Lines that are no documents are the run's to judge: a sample may have more of them than the corpus.
     config = _configure(
-        NearDedupConfig,
-        text_column=text_column,
-        threshold=threshold,
-        ngram=ngram,
-        num_perm=num_perm,
-        max_bad_fraction=1.0,
+        NearDedupConfig, text_column=text_column, threshold=threshold, ngram=ngram, num_perm=num_perm
     )
     plan = plan_near(
         inputs,
@@ -391,8 +379,8 @@ def _configure(kind: Any, **options: object) -> Any:
 @contextmanager
 def _engine(
     command: str, kind: Engine, num_workers: int, sbatch: list[str] | None, out: str
-) -> "Iterator[Executor]":
-    """Open what runs the tasks of all stages."""
+) -> "Iterator[Executor | None]":
+    """Open what runs the tasks of all stages; None lets the command choose."""
     from pylm.data.executors import LocalPool
     from pylm.errors import InputError
 
@@ -411,7 +399,9 @@ def _engine(
         (by_stage.setdefault(stage, {}) if colon else options)[own if colon else name] = value
     if num_workers and kind is not Engine.local:
         raise InputError("--workers counts processes of this machine; the cluster decides with --executor")
-    if kind is Engine.local:
+    if kind is Engine.local and not num_workers:
+        yield None
+    elif kind is Engine.local:
         with LocalPool(num_workers) as pool:
             yield pool
     elif kind is Engine.ray:
@@ -429,10 +419,14 @@ def _engine(
 
 def _run(
     command: str,
-    work: "Callable[[Executor, Progress], dict[str, Any]]",
-    engine: "AbstractContextManager[Executor]",
-) -> dict[str, Any]:
-    """Run with a bar for every stage."""
+    dedup: Callable[..., dict[str, Any]],
+    inputs: Sequence[str],
+    out: str,
+    config: object,
+    engine: "AbstractContextManager[Executor | None]",
+    **options: bool,
+) -> None:
+    """Run with a bar for every stage, and print what a user looks at first."""
     from pylm.train.progress import Progress as Bar
 
     started_s = time.monotonic()
@@ -445,13 +439,27 @@ def _run(
                 shown[stage] = stack.enter_context(Bar(total, f"dedup {command}: {stage}"))
             shown[stage].update(done)
 
-        report = work(execute, progress)
+        report = dedup(inputs, out, config, execute=execute, progress=progress, **options)
+    for warning in report["warnings"]:
+        typer.echo(f"warning: {warning}", err=True)
+    if not shown:
+        typer.echo(_nothing_to_do(report, out))
+        return
     typer.echo(f"dedup {command}: {time.monotonic() - started_s:.1f} s", err=True)
-    return report
+    _show(report, out)
+
+
+def _nothing_to_do(report: dict[str, Any], out: str) -> str:
+    added = f", and {report['index']['folder']} has its texts" if report.get("index", {}).get("added") else ""
+    return (
+        f"nothing to do: {out} holds the complete result of this command{added} "
+        f"({report['documents']:,} documents read, {report['left']['documents']:,} left); "
+        f"report: {out}/report.json"
+    )
 
 
 def _show(report: dict[str, Any], out: str) -> None:
-    """Print what a user looks at first; the rest is in report.json."""
+    """Print a report's main numbers."""
     documents, size, left = report["documents"], report["bytes"], report["left"]
     rows = [("read", documents, size)]
     rows += [
@@ -462,8 +470,10 @@ def _show(report: dict[str, Any], out: str) -> None:
     if "spans" in report:
         rows.append(("repeated substrings", -report["emptied_documents"], -report["removed_bytes"]))
     rows.append(("left", left["documents"], left["bytes"]))
+    unit, shown = (1e6, "MB") if size >= 1e7 else (1e3, "kB")
     lines = [
-        f"{name:<20}{number:>15,}{_percent(number, documents):>8}{x / 1e6:>14,.1f} MB{_percent(x, size):>8}"
+        f"{name:<20}{number:>15,}{_percent(number, documents):>8}{x / unit:>14,.1f} {shown}"
+        f"{_percent(x, size):>8}"
         for name, number, x in rows
     ]
     if report["bad_lines"]:

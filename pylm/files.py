@@ -103,24 +103,49 @@ def read_json(path: Path) -> Any:
 def lock_folder(folder: Path) -> Iterator[None]:
     """Hold a folder, which is created, for this process alone; the lock ends with the process.
 
+    A block that is refused with an InputError leaves neither the lock nor an empty folder that were not there
+    before.
+
     Raises:
         InputError: a file stands there, or another process holds it.
     """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    lock = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"{folder}: a file stands there, expected a folder for the run") from error
-    with (folder / ".lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    while True:
+        is_new = not lock.exists()
+        with lock.open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise InputError(
+                    f"{folder}: in use by another run (process {file.read().strip() or 'unknown'}); "
+                    "wait for it, or choose another folder"
+                ) from error
+            if not _is_at(file.fileno(), lock):  # removed by a run that was refused in between
+                continue
             file.seek(0)
-            raise InputError(
-                f"{folder}: in use by another run (process {file.read().strip() or 'unknown'}); "
-                "wait for it, or choose another folder"
-            ) from error
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+            file.truncate()
+            file.write(str(os.getpid()))
+            file.flush()
+            try:
+                yield
+            except InputError:
+                if is_new:
+                    lock.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    for place in missing:
+                        place.rmdir()
+                raise
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

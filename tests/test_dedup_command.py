@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import slurm_daemons
 from dedup_corpora import contents, make_rows, read_all, same, write_jsonl, write_parquet
+from typer.main import get_command
 
-from pylm import dedup
+from pylm import dedup, dedup_command
 from pylm.cli import app, call
 from pylm.data.dedup import blocks
 from pylm.data.executors import slurm
+
+GUIDE = Path(__file__).resolve().parents[1] / "docs" / "dedup.md"
 
 
 def run(arguments: Sequence[object]) -> int:
@@ -50,6 +55,10 @@ def test_near(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert report["config"]["priority"] == ["-date"]
     again = contents(tmp_path / "out")
     assert run(["dedup", "near", corpus, "--out", tmp_path / "out", *options]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"nothing to do: {tmp_path / 'out'} holds the complete result of this command (")
+    assert f"({len(table):,} documents read, {int(found.keep.sum()):,} left)" in shown
+    assert shown.count("\n") == 1
     assert contents(tmp_path / "out") == again
 
 
@@ -98,6 +107,63 @@ def test_slurm_options_of_stages(corpus: Path, tmp_path: Path, monkeypatch: pyte
         "connect": {**common, "mem": "40G"},
         "add": {**common, "mem": "64G", "cpus-per-task": "8"},
     }
+
+
+def test_a_refused_run_leaves_the_disk_as_it_was(corpus: Path, tmp_path: Path) -> None:
+    """Options are refused at many places: none leaves a folder, a lock or an index behind."""
+    dedup.NearIndex.create(tmp_path / "seen", threshold=0.7)
+    (tmp_path / "full" / "work").mkdir(parents=True)
+    (tmp_path / "full" / "work" / "thesis.doc").write_text("x")
+    (tmp_path / "empty").mkdir()
+    pq.write_table(pa.table({"text": [1]}), tmp_path / "numbers.parquet")
+    out, index = ["--out", tmp_path / "out" / "near"], ["--index", tmp_path / "new" / "seen"]
+    calls: list[list[object]] = [
+        [corpus, *out, "--index", tmp_path / "seen"],
+        [corpus, *out, "--index", corpus],
+        [corpus, *out, "--index", tmp_path / "full"],
+        [corpus, *out, *index, "--no-add"],
+        [corpus, *out, *index, "--dry-run"],
+        [corpus, "--out", tmp_path / "full", *index],
+        [corpus, "--out", tmp_path / "empty", "--index", tmp_path / "seen"],
+        [corpus, *out, *index, "--executor", "slurm"],
+        [corpus, *out, *index, "--priority", "likes"],
+        [tmp_path / "numbers.parquet", *out, *index],
+    ]
+    before = sorted(tmp_path.rglob("*")), contents(tmp_path)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PATH", "")
+        for call in calls:
+            assert run(["dedup", "near", *call]) == 2
+            assert (sorted(tmp_path.rglob("*")), contents(tmp_path)) == before, call
+
+
+@pytest.mark.slow
+def test_ray_with_an_index_gives_the_same(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two months by the command, as tasks of a Ray cluster of three places."""
+    pytest.importorskip("ray.exceptions", reason="Ray is not installed: pip install 'pylm-llm[ray]'")
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    write_parquet(make_rows(12) + make_rows(11)[:30], tmp_path / "june", num_files=2, group=40)
+    options = ["--threshold", 0.7, "--ngram", 2, "--split-mb", 1, "--partitions", 3, "--keep", "longest"]
+
+    def months(name: str, *engine: object) -> tuple[Any, ...]:
+        for month, folder in (("may", corpus), ("june", tmp_path / "june")):
+            call = ["dedup", "near", folder, "-o", tmp_path / f"{name}-{month}", *options, *engine]
+            assert run([*call, "--index", tmp_path / f"{name}-index"]) == 0
+        report = json.loads((tmp_path / f"{name}-june" / "report.json").read_text())
+        assert report["removed"]["indexed"]["documents"] > 15
+        index = {k: v for k, v in contents(tmp_path / f"{name}-index").items() if k.endswith(".segment")}
+        files = [f"{name}-june/{part}" for part in ("documents", "removed")]
+        return index, [contents(tmp_path / x) for x in files], report["removed"], report["similarities"]
+
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    try:
+        there = months("ray", "--executor", "ray")
+    finally:
+        ray.shutdown()
+    assert there == months("here", "--workers", 1)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +280,8 @@ def test_months(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         )
         assert f"indexed duplicates  {-int((found.document >= 0).sum()):>15,}" in shown or name == "may"
     before = contents(tmp_path / "index")
+    assert run(["dedup", "near", tmp_path / "june", "-o", tmp_path / "june-out", *options]) == 0
+    assert f"of this command, and {tmp_path / 'index'} has its texts" in capsys.readouterr().out
     assert run(["dedup", "near", tmp_path / "june", "-o", tmp_path / "look", *options, "--no-add"]) == 2
     assert "went into the index with the run into" in capsys.readouterr().err
     write_parquet(make_rows(13), tmp_path / "july", num_files=1, group=40)
@@ -378,3 +446,72 @@ def test_help_and_work_load_no_torch(corpus: Path, tmp_path: Path) -> None:
         code += f"app({arguments!r}, standalone_mode=False); print('torch' in sys.modules)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_priorities_that_decide_nothing(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["dedup", "exact", "--workers", 1, "-o"]
+    assert run([*call, tmp_path / "a", corpus, "--priority", "site=wiki,boks", "--priority", "url=a"]) == 0
+    shown = capsys.readouterr().err
+    assert "warning: no document has 'boks' as 'site': check the values of --priority site=wiki,boks" in shown
+    assert "warning: no document has 'a' as 'url': check the values of --priority url=a" in shown
+    write_jsonl([{"text": "a", "site": "wiki"}], tmp_path / "a.jsonl")
+    assert run([*call, tmp_path / "b", tmp_path / "a.jsonl", "--priority", "sit=wiki"]) == 2
+    assert "no document has a field 'sit', which --priority names" in capsys.readouterr().err
+    assert run([*call, tmp_path / "b", tmp_path / "a.jsonl", "--priority", "site=wiki"]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_the_first_run_of_the_guide(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "raw").mkdir()
+    texts = ["The quick brown fox jumps over the lazy dog.", "Another story."]
+    texts += ["the quick brown fox jumps over the lazy dog", "Another story."]
+    write_jsonl([{"text": text} for text in texts], tmp_path / "raw" / "pages.jsonl")
+    first, printed, left = re.findall(r"```(?:console)?\n(.*?)```", GUIDE.read_text(), re.DOTALL)[:3]
+    assert run(shlex.split(first)[1:]) == 0
+    assert capsys.readouterr().out == printed
+    names = set(re.findall(r"[\w/]+\.(?:parquet|jsonl?)", left))
+    assert names == set(contents(tmp_path / "clean"))
+
+
+def test_commands_of_the_guide_are_accepted() -> None:
+    commands = get_command(dedup_command.app).commands  # type: ignore[attr-defined]
+    lines = re.findall(r"^pylm dedup (\w+) (.*)$", GUIDE.read_text(), re.MULTILINE)
+    assert {name for name, _ in lines} == {"near", "exact", "substring", "plan"}
+    for name, options in lines:
+        commands[name].make_context(name, shlex.split(options))
+
+
+def test_the_guide_lists_all_options_with_their_defaults() -> None:
+    """Options that several commands share stand in a table of their own."""
+    commands = get_command(dedup_command.app).commands  # type: ignore[attr-defined]
+    text = GUIDE.read_text()
+    tables = {
+        head: dict(re.findall(r"^\| (`-.*?) \| ?(.*?) ?\|", rows, re.MULTILINE))
+        for head, rows in re.findall(r"^(.+)\n\n\| option \| default \|.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    }
+    heads = {re.findall(r"\w+", head.removeprefix("`pylm dedup "))[0]: head for head in tables}
+    common = tables[heads["All"]]
+    used = set()
+    for name in ("near", "exact", "substring", "plan"):
+        own = tables[heads[name]]
+        options = [x for x in commands[name].params if x.param_type_name == "option"]
+        for option in options:
+            names = ", ".join(f"`{x}`" for x in [*option.opts, *option.secondary_opts])
+            if name == "plan" and names not in own:
+                assert names in heads["plan"]
+                continue
+            used.add(names)
+            shown = own[names] if names in own else common[names]
+            default = getattr(option.default, "value", option.default)
+            if isinstance(default, bool) or default in (None, ""):
+                assert not re.search(r"\d", shown) or names in ("`--index-bits`", "`--index-gap`"), names
+            elif not option.required:
+                assert shown == (default if isinstance(default, str) else f"{default:g}"), names
+        known = {f"`{x}`" for option in options for x in [*option.opts, *option.secondary_opts]}
+        assert {x for names in own for x in names.split(", ")} <= known
+    assert set(common) <= used

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pylm import files
-from pylm.files import atomic_path
+from pylm.errors import InputError
+from pylm.files import atomic_path, lock_folder
 
 
 def test_what_others_write_stays(tmp_path: Path) -> None:
@@ -45,3 +46,51 @@ def test_two_machines_write_the_same_path(tmp_path: Path, monkeypatch: pytest.Mo
         assert first.read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "first"
+
+
+def refused(folder: Path, names: list[str]) -> None:
+    with lock_folder(folder):
+        for name in names:
+            (folder / name).write_text("y")
+        raise InputError("refused")
+
+
+def test_a_refused_block_leaves_the_disk_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "x").write_text("x")
+    for folder in (tmp_path / "a" / "b" / "c", tmp_path / "old", tmp_path / "old" / "new"):
+        for expected in ([], ["y"]):
+            before = sorted(tmp_path.rglob("*"))
+            with pytest.raises(InputError, match="refused"):
+                refused(folder, expected)
+            left = set(tmp_path.rglob("*")) - set(before)
+            assert left <= ({folder / "y", *folder.parents, folder} if expected else set())
+    with lock_folder(tmp_path / "kept"):
+        pass
+    with pytest.raises(InputError), lock_folder(tmp_path / "kept"):
+        raise InputError("refused")
+    assert (tmp_path / "kept" / ".lock").exists(), "it was there before"
+    with pytest.raises(KeyError), lock_folder(tmp_path / "fault"):
+        raise KeyError
+    assert (tmp_path / "fault" / ".lock").exists(), "no refusal"
+
+
+def test_a_lock_that_was_removed_holds_nobody(tmp_path: Path) -> None:
+    """Who waits for the lock file of a refused run, and gets it, must not hold a file without a name."""
+    real, opened = files._is_at, []
+
+    def is_at(descriptor: int, path: Path) -> bool:
+        opened.append(descriptor)
+        if len(opened) == 1:
+            path.unlink()
+        return real(descriptor, path)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(files, "_is_at", is_at)
+        with (
+            lock_folder(tmp_path),
+            pytest.raises(InputError, match="in use by another run"),
+            lock_folder(tmp_path),
+        ):
+            pass
+    assert len(opened) == 2

@@ -108,7 +108,8 @@ public:
     // The first record with a key of `key` or more.
     std::size_t lower_bound(std::uint64_t key) const noexcept {
         const auto less = [](const Record& record, std::uint64_t k) { return record.key() < k; };
-        return static_cast<std::size_t>(std::lower_bound(records_.begin(), records_.end(), key, less) - records_.begin());
+        const auto place = std::lower_bound(records_.begin(), records_.end(), key, less);
+        return static_cast<std::size_t>(place - records_.begin());
     }
 
 private:

@@ -78,6 +78,11 @@ public:
     // Of a document and a set of shingles, or its signature; as jaccard() does.
     virtual double similarity(std::uint32_t document, std::span<const std::uint64_t> set,
                               std::span<const std::uint64_t> signature, double threshold) const = 0;
+    // What similarity() compares where that is no signature: similar documents and texts have sets, whose members may
+    // repeat, with a Jaccard similarity of at least the threshold.
+    virtual std::size_t num_members(std::uint32_t document) const = 0;
+    virtual std::vector<std::uint64_t> members(std::uint32_t document) const = 0;
+    virtual std::vector<std::uint64_t> members(std::span<const std::uint64_t> set) const = 0;
 };
 
 // What a document of an index is found by: a band's key, and the hash of an equal text.

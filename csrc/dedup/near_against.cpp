@@ -62,7 +62,8 @@ public:
     }
 
     // What makes the ranked texts known.
-    void remember(const Ranked& ranked, const Assignment& assignment, std::span<const Hash128> hashes, std::size_t bands) {
+    void remember(const Ranked& ranked, const Assignment& assignment, std::span<const Hash128> hashes,
+                  std::size_t bands) {
         for (std::size_t rank = 0; rank < ranked.text.size(); ++rank) {
             const std::size_t text = ranked.text[rank];
             const auto document = static_cast<std::uint32_t>(own_[text]);
@@ -76,10 +77,13 @@ public:
     NearAgainst take() { return std::move(result_); }
 
 private:
-    bool kept_now(std::size_t text) const { return among_ && result_.representative[text] == static_cast<std::int64_t>(text); }
+    bool kept_now(std::size_t text) const {
+        return among_ && result_.representative[text] == static_cast<std::int64_t>(text);
+    }
     std::uint64_t next_document() const {
         const std::size_t document = known_.size() + result_.kept.size();
-        if (among_ && document >= KnownText::none) throw std::invalid_argument("an index holds at most 2^32 - 1 documents");
+        if (among_ && document >= KnownText::none)
+            throw std::invalid_argument("an index holds at most 2^32 - 1 documents");
         return document;
     }
 
@@ -103,7 +107,8 @@ NearAgainst find_near_against(std::span<const std::string_view> texts, std::span
     };
     std::vector<Hash128> distinct_hashes(distinct.size());
     in_blocks(distinct.size(), [&](std::size_t begin, std::size_t end) {
-        for (std::size_t i = begin; i < end; ++i) hashes[distinct[i]] = distinct_hashes[i] = hash128(texts[distinct[i]]);
+        for (std::size_t i = begin; i < end; ++i)
+            hashes[distinct[i]] = distinct_hashes[i] = hash128(texts[distinct[i]]);
     });
     const std::vector<KnownText> equal = known.find_texts(distinct_hashes, options.num_threads);
 

@@ -44,7 +44,8 @@ double share_of_equal(const char* stored, std::span<const std::uint64_t> signatu
 std::size_t end_of_batch(const std::vector<std::size_t>& texts, std::size_t begin,
                          std::span<const std::string_view> shingled) {
     std::size_t end = begin;
-    for (std::size_t bytes = 0; end < texts.size() && bytes < kBytesAtOnce && end - begin < kBlock * kBlocksAtOnce; ++end)
+    const std::size_t most = std::min(texts.size(), begin + kBlock * kBlocksAtOnce);
+    for (std::size_t bytes = 0; end < most && bytes < kBytesAtOnce; ++end)
         bytes += shingled[texts[end]].size();
     return end;
 }
@@ -131,7 +132,8 @@ std::span<const char> NearSegment::signature(std::size_t i) const noexcept {
 NearIndex::NearIndex(std::span<const std::string> paths, const NearFormat& format) : format_(format) {
     for (const std::string& path : paths) {
         auto segment = std::make_unique<NearSegment>(path, format);
-        if (segment->first() != size()) throw segment->file().damaged("documents of another file are missing before it");
+        if (segment->first() != size())
+            throw segment->file().damaged("documents of another file are missing before it");
         segments_.push_back(std::move(segment));
     }
     if (size() > KnownText::none) throw std::invalid_argument("an index holds at most 2^32 - 1 documents");
@@ -220,6 +222,29 @@ double NearIndex::similarity(std::uint32_t document, std::span<const std::uint64
     const char* stored = segment.signature(i).data();
     return format_.wide ? share_of_equal<std::uint64_t>(stored, signature)
                         : share_of_equal<std::uint32_t>(stored, signature);
+}
+
+std::size_t NearIndex::num_members(std::uint32_t document) const {
+    const NearSegment& segment = segment_of(document);
+    const std::size_t i = document - segment.first();
+    return format_.shingle_bits == 64 ? segment.shingles<std::uint64_t>(i).size()
+                                      : segment.shingles<std::uint32_t>(i).size();
+}
+
+std::vector<std::uint64_t> NearIndex::members(std::uint32_t document) const {
+    const NearSegment& segment = segment_of(document);
+    const std::size_t i = document - segment.first();
+    const auto copy = [](const auto& set) { return std::vector<std::uint64_t>(set.begin(), set.end()); };
+    return format_.shingle_bits == 64 ? copy(segment.shingles<std::uint64_t>(i))
+                                      : copy(segment.shingles<std::uint32_t>(i));
+}
+
+std::vector<std::uint64_t> NearIndex::members(std::span<const std::uint64_t> set) const {
+    std::vector<std::uint64_t> members(set.begin(), set.end());
+    if (format_.shingle_bits == 32 && !format_.low_shingles) {
+        for (std::uint64_t& member : members) member >>= 32;
+    }
+    return members;
 }
 
 void NearIndex::write(const std::string& path, const NearAgainst& found, std::span<const std::string_view> shingled,

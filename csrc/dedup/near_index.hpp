@@ -103,6 +103,9 @@ public:
     bool compares_signatures() const noexcept override { return format_.shingle_bits == 0; }
     double similarity(std::uint32_t document, std::span<const std::uint64_t> set,
                       std::span<const std::uint64_t> signature, double threshold) const override;
+    std::size_t num_members(std::uint32_t document) const override;
+    std::vector<std::uint64_t> members(std::uint32_t document) const override;
+    std::vector<std::uint64_t> members(std::span<const std::uint64_t> set) const override;
 
     const NearFormat& format() const noexcept { return format_; }
     std::size_t num_bytes() const noexcept;

@@ -1,6 +1,7 @@
 // Compares texts that share buckets: see near_stages.hpp.
 #include <algorithm>
 #include <numeric>
+#include <ranges>
 #include <stdexcept>
 
 #include "dedup/near_stages.hpp"
@@ -65,22 +66,23 @@ public:
 
     // A component on one thread.
     void visit_all(std::span<const std::uint32_t> members, Shingler& shingler) {
-        members = members.subspan(count_known(members));
-        Kept kept;
+        Component component{Known(members.first(count_known(members))), {}};
+        members = members.subspan(component.known.nodes.size());
         for (const std::uint32_t node : members) {
             const auto set = shingler.distinct(text(node));
-            if (visit(node, set, kept)) kept.add(node, {set.begin(), set.end()});
+            if (visit(node, set, component)) component.kept.add(node, {set.begin(), set.end()});
         }
     }
 
     // A large one: most of the time goes into the sets, which do not depend on each other.
     void visit_all_in_parallel(std::span<const std::uint32_t> members) {
-        members = members.subspan(count_known(members));
-        Kept kept;
+        Component component{Known(members.first(count_known(members))), {}};
+        members = members.subspan(component.known.nodes.size());
         std::vector<Set> sets;
         for (std::size_t begin = 0; begin < members.size(); begin += sets.size()) {
             std::size_t count = 0;
-            for (std::size_t bytes = 0; begin + count < members.size() && count < kSetsAtOnce && bytes < kBytesAtOnce; ++count)
+            std::size_t bytes = 0;
+            for (; begin + count < members.size() && count < kSetsAtOnce && bytes < kBytesAtOnce; ++count)
                 bytes += text(members[begin + count]).size();
             sets.assign(count, {});
             parallel_for((count + kSetsATask - 1) / kSetsATask, options_.num_threads, [&](std::size_t task) {
@@ -91,7 +93,8 @@ public:
                 }
             });
             for (std::size_t i = 0; i < count; ++i) {
-                if (visit(members[begin + i], sets[i], kept)) kept.add(members[begin + i], std::move(sets[i]));
+                if (visit(members[begin + i], sets[i], component))
+                    component.kept.add(members[begin + i], std::move(sets[i]));
             }
         }
     }
@@ -136,6 +139,35 @@ private:
         std::size_t num_indexed_ = 0;
     };
 
+    // The known documents of a component, with an index as of what it has kept. Signatures are compared one by one:
+    // that is faster than finding those that differ in a fifth of their values by their rarest.
+    struct Known {
+        std::span<const std::uint32_t> nodes;
+        std::size_t spent = 0;
+        PrefixIndex index;
+
+        explicit Known(std::span<const std::uint32_t> component_nodes) : nodes(component_nodes) {}
+
+        void index_where_it_pays(const KnownDocuments& known, const Touched& touched, double threshold) {
+            if (!index.is_empty() || spent < budget_) return;
+            std::size_t num_members = 0;
+            for (const std::uint32_t node : nodes) num_members += known.num_members(touched.documents[node]);
+            budget_ = num_members > kMostIndexed ? static_cast<std::size_t>(-1)
+                                                 : std::max(budget_, kSpentAShingle * num_members);
+            if (spent < budget_) return;
+            const auto set_of = [&](std::uint32_t node) { return known.members(touched.documents[node]); };
+            index.build(std::views::transform(nodes, set_of), threshold);
+        }
+
+      private:
+        std::size_t budget_ = kLeastSpent;
+    };
+
+    struct Component {
+        Known known;
+        Kept kept;
+    };
+
     static constexpr std::size_t kSpentAShingle = 64;
     static constexpr std::size_t kLeastSpent = 1 << 16;
     static constexpr std::size_t kMostIndexed = std::size_t{1} << 31;
@@ -149,20 +181,27 @@ private:
         return static_cast<std::size_t>(std::lower_bound(members.begin(), members.end(), num_known_) - members.begin());
     }
 
-    // Finds the text that a text duplicates. Returns whether it is kept; it is then to be put behind `kept`.
-    bool visit(std::uint32_t node, std::span<const std::uint64_t> set, Kept& kept) {
+    // Finds the text that a text duplicates. Returns whether it is kept; it is then to be put behind what is.
+    bool visit(std::uint32_t node, std::span<const std::uint64_t> set, Component& component) {
+        Known& known = component.known;
+        Kept& kept = component.kept;
         const std::size_t rank = node - num_known_;
         kept.index_where_it_pays(options_.threshold);
-        const std::vector<std::uint32_t> candidates = list_candidates(node, set, kept);
-        kept.spent += candidates.size();
+        if (!known.nodes.empty() && !against_.known->compares_signatures())
+            known.index_where_it_pays(*against_.known, assignment_.touched, options_.threshold);
+        const std::vector<std::uint32_t> candidates = list_candidates(node, set, component);
+        const std::size_t num_known = count_known(candidates);
+        known.spent += num_known;
+        kept.spent += candidates.size() - num_known;
         std::uint32_t owner = node;
         std::vector<std::uint64_t> signature;  // of the set, where it is needed
         for (const std::uint32_t candidate : candidates) {
-            const double similarity = candidate < num_known_
+            const bool is_known = candidate < num_known_;
+            const double similarity = is_known
                                           ? similarity_to_known(candidate, set, signature)
                                           : jaccard(kept.sets[place_[candidate]], set, options_.threshold);
             if (similarity < options_.threshold) {
-                kept.spent += set.size();
+                (is_known ? known.spent : kept.spent) += set.size();
                 continue;
             }
             owner = candidate;
@@ -186,7 +225,10 @@ private:
 
     // Kept texts, and known documents, that stand in a bucket of this text, ascending. With an index those that are
     // surely below the threshold are left out.
-    std::vector<std::uint32_t> list_candidates(std::uint32_t node, std::span<const std::uint64_t> set, Kept& kept) {
+    std::vector<std::uint32_t> list_candidates(std::uint32_t node, std::span<const std::uint64_t> set,
+                                               Component& component) {
+        Known& known = component.known;
+        Kept& kept = component.kept;
         std::vector<std::uint32_t> candidates;
         const auto buckets = buckets_.of(node - num_known_);
         const auto consider = [&](std::uint32_t owner) {
@@ -194,20 +236,24 @@ private:
             seen_by_[owner] = node;
             return true;
         };
-        const bool is_indexed = !kept.index.is_empty();
+        const auto find = [&](std::uint32_t owner) {
+            if (consider(owner) && stands_in_one_of(buckets, owner)) candidates.push_back(owner);
+        };
         for (const std::uint32_t bucket : buckets) {
             if (bucket == Buckets::none) continue;
-            for (const std::uint32_t owner : kept_in_bucket_[bucket]) {
-                if (is_indexed && owner >= num_known_) break;
-                if (consider(owner)) candidates.push_back(owner);
+            const auto& owners = kept_in_bucket_[bucket];
+            const auto border = std::lower_bound(owners.begin(), owners.end(), num_known_);
+            const auto begin = known.index.is_empty() ? owners.begin() : border;
+            const auto end = kept.index.is_empty() ? owners.end() : border;
+            for (auto at = begin; at < end; ++at) {
+                if (consider(*at)) candidates.push_back(*at);
             }
         }
-        if (is_indexed) {
-            kept.spent += kept.index.find(set, [&](std::uint32_t number) {
-                const std::uint32_t owner = kept.nodes[number];
-                if (consider(owner) && stands_in_one_of(buckets, owner)) candidates.push_back(owner);
-            });
+        if (!known.index.is_empty()) {
+            known.index.find(against_.known->members(set), [&](std::uint32_t number) { find(known.nodes[number]); });
         }
+        if (!kept.index.is_empty())
+            kept.spent += kept.index.find(set, [&](std::uint32_t number) { find(kept.nodes[number]); });
         std::sort(candidates.begin(), candidates.end());
         return candidates;
     }

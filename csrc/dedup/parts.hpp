@@ -14,7 +14,8 @@ struct Parts {
     std::vector<std::string_view> views;
 };
 
-// Lines that are not blank, without their ends (LF, or CR LF); a blank line has nothing but ASCII white space. O(bytes).
+// Lines that are not blank, without their ends (LF, or CR LF); a blank line has nothing but ASCII white space.
+// O(bytes).
 Parts split_lines(std::span<const std::string_view> texts);
 
 // Paragraphs: what lies between blank lines, without the end of the last line. O(bytes).

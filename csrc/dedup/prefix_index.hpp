@@ -12,7 +12,7 @@
 
 namespace pylm::dedup {
 
-// Sets of hashes, by their rarest members. Sets x and y with Jaccard similarity >= t have at least
+// Sets of hashes, whose members may repeat, by their rarest members. Sets x and y with Jaccard similarity >= t have at least
 // o = t / (1 + t) (|x| + |y|) members in common, so the first one that they share, whatever order of all members
 // "first" is about, has o members from itself on in each: Xiao et al., "Efficient Similarity Joins for Near
 // Duplicate Detection", 2008. In the order from the rarest on, few other sets have such a member so early. Sets of
@@ -33,7 +33,8 @@ public:
         std::size_t entries = 0;
         for (const auto& set : sets) {
             members += set.size();
-            entries += prefix_length(set.size(), least_in_common(set.size(), threshold * static_cast<double>(set.size())));
+            const double smallest = threshold * static_cast<double>(set.size());
+            entries += prefix_length(set.size(), least_in_common(set.size(), smallest));
         }
         // The index is built anew before there are twice as many.
         count_shift_ = 64 - std::max(8, static_cast<int>(std::bit_width(members)));
@@ -121,7 +122,8 @@ private:
         return static_cast<std::size_t>((member * 0x9E3779B97F4A7C15) >> count_shift_);
     }
     std::size_t head_slot(std::uint64_t member, std::size_t size_class) const noexcept {
-        return static_cast<std::size_t>(((member + size_class * 0xD6E8FEB86659FD93) * 0x9E3779B97F4A7C15) >> head_shift_);
+        const std::uint64_t mixed = (member + size_class * 0xD6E8FEB86659FD93) * 0x9E3779B97F4A7C15;
+        return static_cast<std::size_t>(mixed >> head_shift_);
     }
 
     // A little less than that, as a similarity is rounded before it is compared.

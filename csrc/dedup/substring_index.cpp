@@ -37,7 +37,9 @@ struct Wide {
         return {first, second};
     }
     std::uint64_t key() const noexcept { return high; }
-    bool operator<(const Wide& other) const noexcept { return high != other.high ? high < other.high : low < other.low; }
+    bool operator<(const Wide& other) const noexcept {
+        return high != other.high ? high < other.high : low < other.low;
+    }
     bool operator==(const Wide&) const noexcept = default;
 };
 
@@ -84,12 +86,16 @@ void visit_anchors(const Piece& piece, const WindowFormat& format, const Key key
         previous = place;
     };
     if (piece.begin == 0) visit_new(0);
+    const auto visit_anchor = [&](std::uint64_t, std::size_t anchor, std::size_t, std::size_t) {
+        visit_new(piece.begin + anchor);
+    };
     select_anchors<0>(std::min(format.gap, places), key, piece.text.substr(piece.begin), piece.end - piece.begin, least,
-                      [&](std::uint64_t, std::size_t anchor, std::size_t, std::size_t) { visit_new(piece.begin + anchor); });
+                      visit_anchor);
     if (piece.end + std::min(format.gap, places) - 1 == places) visit_new(places - 1);
 }
 
-// Windows at anchors, in any order, by task; some of them twice, where texts are cut into pieces. Record(window, place).
+// Windows at anchors, in any order, by task; some of them twice, where texts are cut into pieces.
+// Record(window, place).
 template <typename Item, typename Make>
 std::vector<std::vector<Item>> collect(std::span<const std::string_view> texts, const WindowFormat& format,
                                        unsigned num_threads, Make&& make) {
@@ -151,7 +157,8 @@ void add_spans(std::span<const std::string_view> texts, std::size_t first_text, 
         while (i < places.size() && places[i] < end) {
             const std::size_t begin = places[i] - base;
             std::size_t last = begin;
-            for (; i < places.size() && places[i] < end && places[i] - base <= last + length; ++i) last = places[i] - base;
+            for (; i < places.size() && places[i] < end && places[i] - base <= last + length; ++i)
+                last = places[i] - base;
             const std::size_t from = character_around(texts[t], begin).end;
             const std::size_t to = character_around(texts[t], last + length).begin;
             if (from >= to) continue;
@@ -200,9 +207,10 @@ Spans SubstringIndex::find_as(std::span<const std::string_view> texts, unsigned 
         for (std::size_t bytes = 0; end < texts.size() && (end == begin || bytes + texts[end].size() <= kBatch); ++end)
             bytes += texts[end].size();
         const auto batch = texts.subspan(begin, end - begin);
-        auto parts = collect<Query<Record>>(batch, format_, num_threads, [](std::string_view window, std::size_t place) {
+        const auto make = [](std::string_view window, std::size_t place) {
             return Query<Record>{Record::of(window), place};
-        });
+        };
+        auto parts = collect<Query<Record>>(batch, format_, num_threads, make);
         const KeyRuns<Query<Record>> runs(parts, kRunBits);
         const auto queries = runs.records();
         const auto kept = find_kept<Record>(std::span(files_), queries, num_threads,

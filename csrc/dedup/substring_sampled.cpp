@@ -245,7 +245,8 @@ private:
 
 }  // namespace
 
-void mark_by_anchors(const Documents& documents, bool has_sources, const SubstringOptions& options, WindowMarks& marks) {
+void mark_by_anchors(const Documents& documents, bool has_sources, const SubstringOptions& options,
+                     WindowMarks& marks) {
     Anchors(documents, has_sources, options, marks).match_all();
 }
 

@@ -71,6 +71,13 @@ def create(folder: Path, kind: str, parameters: dict[str, Any]) -> None:
         _write(folder, Manifest(kind, parameters))
 
 
+def remove_empty(folder: Path) -> None:
+    """Remove an index to which nothing was added, but not its folder."""
+    if read_json(folder / _MANIFEST)["next_file"] == 0:
+        (folder / _MANIFEST).unlink()
+        (folder / _LOCK).unlink()
+
+
 def read(folder: Path, kind: str) -> Manifest:
     """Read the manifest; raise InputError where there is none, or one of another kind or version."""
     path = folder / _MANIFEST

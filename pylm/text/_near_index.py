@@ -12,14 +12,13 @@ from pylm import _core
 from pylm.errors import InputError
 from pylm.text import _index_folder as index_folder
 from pylm.text._checks import check_array, check_bool, check_choice, check_threads, check_threshold
+from pylm.text._disk_index import DiskIndex
 from pylm.text._minhash import MinHasher, Scheme, Unit
 from pylm.text._near import Keep, choose_bands, to_ranks
 from pylm.text._token_bytes import Tokens
 from pylm.text.texts import Texts
 
 ShingleBits = Literal[0, 32, 64]
-
-_KIND = "near"
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class IndexDuplicates:
     rows: int
 
 
-class NearIndex:
+class NearIndex(DiskIndex[_core.NearIndex]):
     """Documents on disk against which new texts are deduplicated without the old texts.
 
     What `near` does with texts at once, this does with one batch after another: `add` finds what is kept of a
@@ -85,6 +84,8 @@ class NearIndex:
         >>> index.deduplicate(["The quick brown fox jumps!", "a new text", "A new text."]).keep.tolist()
         [False, True, False]
     """
+
+    _kind = "near"
 
     def __init__(self, folder: str | Path, *, check: bool = True, num_threads: int = 0) -> None:
         """Open an index that `create` made.
@@ -165,39 +166,16 @@ class NearIndex:
             "rows": rows,
             "shingle_bits": int(shingle_bits),
         }
-        index_folder.create(Path(folder), _KIND, parameters)
+        index_folder.create(Path(folder), cls._kind, parameters)
         return cls(folder)
 
     def __len__(self) -> int:
         """Number of documents."""
         return len(self._core)
 
-    @property
-    def num_texts(self) -> int:
-        """Texts that were given to `add`, kept or not."""
-        return self._manifest.num_texts
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the files."""
-        return self._core.num_bytes
-
-    @property
-    def num_files(self) -> int:
-        """Number of files, without manifest and lock."""
-        return len(self._manifest.segments)
-
-    def refresh(self) -> None:
-        """See what others have added since the index was opened."""
-        self._manifest, self._core = index_folder.load(self.folder, _KIND, self._open)
-
-    def check(self, *, num_threads: int = 0) -> None:
-        """Read all files and compare them with their checksums.
-
-        Raises:
-            InputError: a file is damaged; names it.
-        """
-        self._core.check(num_threads=check_threads(num_threads))
+    def __repr__(self) -> str:
+        """What is in the index."""
+        return self._describe(f"{len(self):,} documents of {self.num_texts:,} texts")
 
     def query(self, texts: Texts | Tokens, *, num_threads: int = 0) -> Matches:
         """Find the first document of the index that each text duplicates.
@@ -297,7 +275,7 @@ class NearIndex:
             OSError: the folder cannot be written to.
         """
         num_threads = check_threads(num_threads)
-        with index_folder.writing(self.folder, _KIND):
+        with index_folder.writing(self.folder, self._kind):
             self.refresh()
             source, normalized = self._prepare(texts, num_threads)
             with index_folder.new_file(self.folder, self._manifest) as path:
@@ -313,28 +291,8 @@ class NearIndex:
                 )
             index_folder.commit(self.folder, self._manifest, num_texts=num_docs, is_empty=is_empty)
             self.refresh()
-            while (files := index_folder.find_merge(self._manifest)) is not None:
-                self._merge(*files, num_threads)
+            self._merge_equals(num_threads)
         return self._result(*found)
-
-    def merge(self, *, num_threads: int = 0) -> None:
-        """Merge all files into one, which makes queries a little faster; `add` keeps them few anyway.
-
-        Raises:
-            InputError: another process is writing to the index; a file is damaged.
-            OSError: the folder cannot be written to.
-        """
-        num_threads = check_threads(num_threads)
-        with index_folder.writing(self.folder, _KIND):
-            self.refresh()
-            if self.num_files > 1:
-                self._merge(0, self.num_files, num_threads)
-
-    def _merge(self, begin: int, end: int, num_threads: int) -> None:
-        with index_folder.new_file(self.folder, self._manifest) as path:
-            self._core.merge(str(path), begin, end, num_threads=num_threads)
-        index_folder.commit_merge(self.folder, self._manifest, begin, end)
-        self.refresh()
 
     def _open(self, manifest: index_folder.Manifest, paths: list[str]) -> _core.NearIndex:
         given = manifest.parameters

@@ -7,15 +7,14 @@ from pylm import _core
 from pylm.errors import InputError
 from pylm.text import _index_folder as index_folder
 from pylm.text._checks import check_bool, check_int, check_threads
+from pylm.text._disk_index import DiskIndex
 from pylm.text._substrings import Spans
 from pylm.text.texts import Texts
 
 HashBits = Literal[64, 128]
 
-_KIND = "substring"
 
-
-class SubstringIndex:
+class SubstringIndex(DiskIndex[_core.SubstringIndex]):
     """Windows of old texts on disk, by which new texts are searched for what repeats, without the old texts.
 
     A window is `min_bytes` successive bytes of one text. The index keeps hashes of the windows that begin at
@@ -46,6 +45,8 @@ class SubstringIndex:
         ['A story. ']
     """
 
+    _kind = "substring"
+
     def __init__(self, folder: str | Path, *, check: bool = True, num_threads: int = 0) -> None:
         """Open an index that `create` made; arguments and errors as for `NearIndex`."""
         check_bool("check", check)
@@ -75,7 +76,7 @@ class SubstringIndex:
         if hash_bits not in get_args(HashBits):
             raise InputError(f"hash_bits must be 64 or 128, got {hash_bits!r}")
         parameters = {"min_bytes": int(min_bytes), "gap": int(gap), "hash_bits": int(hash_bits)}
-        index_folder.create(Path(folder), _KIND, parameters)
+        index_folder.create(Path(folder), cls._kind, parameters)
         return cls(folder)
 
     @property
@@ -83,32 +84,9 @@ class SubstringIndex:
         """Different windows that are kept."""
         return self._core.num_windows
 
-    @property
-    def num_texts(self) -> int:
-        """Texts that were added."""
-        return self._manifest.num_texts
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the files."""
-        return self._core.num_bytes
-
-    @property
-    def num_files(self) -> int:
-        """Number of files, without manifest and lock."""
-        return len(self._manifest.segments)
-
-    def refresh(self) -> None:
-        """See what others have added since the index was opened."""
-        self._manifest, self._core = index_folder.load(self.folder, _KIND, self._open)
-
-    def check(self, *, num_threads: int = 0) -> None:
-        """Read all files and compare them with their checksums.
-
-        Raises:
-            InputError: a file is damaged; names it.
-        """
-        self._core.check(num_threads=check_threads(num_threads))
+    def __repr__(self) -> str:
+        """What is in the index."""
+        return self._describe(f"{self.num_windows:,} windows of {self.num_texts:,} texts")
 
     def find(self, texts: Texts, *, num_threads: int = 0) -> Spans:
         """Find what repeats old texts, as said above; repeats among the texts stay.
@@ -141,28 +119,13 @@ class SubstringIndex:
             OSError: the folder cannot be written to.
         """
         num_threads = check_threads(num_threads)
-        with index_folder.writing(self.folder, _KIND):
+        with index_folder.writing(self.folder, self._kind):
             self.refresh()
             with index_folder.new_file(self.folder, self._manifest) as path:
                 num_docs, num_windows = self._core.add(texts, path=str(path), num_threads=num_threads)
             index_folder.commit(self.folder, self._manifest, num_texts=num_docs, is_empty=num_windows == 0)
             self.refresh()
-            while (files := index_folder.find_merge(self._manifest)) is not None:
-                self._merge(*files, num_threads)
-
-    def merge(self, *, num_threads: int = 0) -> None:
-        """Merge all files into one, as `NearIndex.merge` does."""
-        num_threads = check_threads(num_threads)
-        with index_folder.writing(self.folder, _KIND):
-            self.refresh()
-            if self.num_files > 1:
-                self._merge(0, self.num_files, num_threads)
-
-    def _merge(self, begin: int, end: int, num_threads: int) -> None:
-        with index_folder.new_file(self.folder, self._manifest) as path:
-            self._core.merge(str(path), begin, end, num_threads=num_threads)
-        index_folder.commit_merge(self.folder, self._manifest, begin, end)
-        self.refresh()
+            self._merge_equals(num_threads)
 
     def _open(self, manifest: index_folder.Manifest, paths: list[str]) -> _core.SubstringIndex:
         given = manifest.parameters

@@ -54,6 +54,16 @@ Hashes slow_shingles(std::string_view text, std::size_t ngram) {
     return shingles;
 }
 
+double slow_jaccard(std::string_view one, std::string_view other, std::size_t ngram) {
+    const Hashes a = slow_shingles(one, ngram);
+    const Hashes b = slow_shingles(other, ngram);
+    const std::set<std::uint64_t> left(a.begin(), a.end());
+    std::set<std::uint64_t> all(b.begin(), b.end());
+    const auto common = std::ranges::count_if(left, [&](std::uint64_t x) { return all.contains(x); });
+    all.insert(left.begin(), left.end());
+    return all.empty() ? 0 : static_cast<double>(common) / static_cast<double>(all.size());
+}
+
 void check_text(std::string_view text, std::size_t ngram, std::size_t num_perm, bool wide) {
     const Hashes expected = slow_shingles(text, ngram);
     const std::set<std::uint64_t> distinct(expected.begin(), expected.end());
@@ -96,6 +106,7 @@ void check_clusters(std::span<const std::string_view> texts, std::size_t ngram, 
             check(one.representative[kept] == one.representative[i], "a kept text stands for itself");
             if (kept == i) continue;
             check(!verify || one.similarity[i] >= 0.5, "what goes resembles what stays");
+            check(!verify || one.similarity[i] == slow_jaccard(texts[i], texts[kept], ngram), "as much as is said");
             check(keep != Keep::kFirst || kept < i, "the first stays");
             check(keep != Keep::kLongest || texts[kept].size() >= texts[i].size(), "the longest stays");
             check(keep != Keep::kPriority || priority[kept] >= priority[i], "the preferred one stays");

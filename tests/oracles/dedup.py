@@ -229,10 +229,19 @@ def near(
     linked: Linked,
     verify: bool = True,
     keep: str = "first",
+    preference: Sequence[int] | None = None,
 ) -> tuple[list[int], dict[int, float]]:
-    """Representative of every text, and similarities to it of those that were compared."""
-    first = exact(texts)
-    order = [i for i, text in enumerate(texts) if text is not None and first[i] == i and sets[i]]
+    """Representative of every text, and similarities to it of those that were compared.
+
+    `preference` lists all texts from the one that stays most surely on.
+    """
+    chosen: dict[str, int] = {}
+    places = range(len(texts)) if preference is None else preference
+    for i in places:
+        if (text := texts[i]) is not None:
+            chosen.setdefault(text, i)
+    first = [i if text is None else chosen[text] for i, text in enumerate(texts)]
+    order = [i for i in places if texts[i] is not None and first[i] == i and sets[i]]
     if keep == "longest":
         order.sort(key=lambda i: -len((texts[i] or "").encode()))
     similarity: dict[int, float] = {}

@@ -236,15 +236,18 @@ def test_priority(kind: str, verify: bool) -> None:
     }[kind]
     values = np.asarray(priority)
     order = sorted(range(len(texts)), key=lambda i: (-values[i].astype(float), i))
+    options = {"threshold": 0.6, "ngram": 2, "bands": 40, "rows": 3}
     found = dedup.near(
-        pa.array(texts, pa.string()), priority=priority, threshold=0.6, ngram=2, verify=verify, num_threads=3
+        pa.array(texts, pa.string()), priority=priority, verify=verify, num_threads=3, **options
     )
-    moved = dedup.near(
-        pa.array([texts[i] for i in order], pa.string()), threshold=0.6, ngram=2, verify=verify
+    linked = _shares_band(texts, 40, 3, num_perm=128, ngram=2)
+    expected, similarity = oracle.near(
+        texts, _sets(texts, "fast", 2), threshold=0.6, linked=linked, verify=verify, preference=order
     )
-    expected = np.empty(len(texts), np.int64)
-    expected[order] = np.asarray(order)[moved.cluster]
-    assert found.cluster.tolist() == expected.tolist()
+    assert found.cluster.tolist() == expected
+    if verify:
+        removed = found.pairs[:, 1].tolist()
+        assert found.similarity.tolist() == [similarity[i] for i in removed]
     assert len(found.pairs) > 10
     assert (values[found.pairs[:, 0]] >= values[found.pairs[:, 1]]).all()
     copies = dedup.near(["a b", "c d", "a b", "a b"], priority=[1, 1, 3, 2])

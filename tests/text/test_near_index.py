@@ -198,6 +198,45 @@ def test_estimates(tmp_path: Path) -> None:
     assert (again.document[[bool(own) for own in sets[:300]]] >= 0).all()
 
 
+@pytest.mark.parametrize("shingle_bits", [64, 32])
+@pytest.mark.parametrize("threshold", [0.5, 0.8])
+def test_templates(tmp_path: Path, threshold: float, shingle_bits: dedup.ShingleBits) -> None:
+    """Texts that share bands with hundreds of documents in vain: their rarest shingles find the same ones."""
+    draw = random.Random(9)
+    template = [f"w{i}" for i in range(60)]
+    texts: list[str] = []
+    for i in range(1000):
+        words = list(template[: draw.choice([60, 60, 60, 45])])
+        for place in draw.sample(range(len(words)), 10):
+            words[place] = f"x{i}y{place}"
+        texts.append(" ".join(words))
+        if i % 9 == 8:
+            texts.append(" ".join([*words, "more"]) if i % 2 else draw.choice(texts) + " tail")
+    options: dict[str, Any] = {"threshold": threshold, "ngram": 1, "bands": 64, "rows": 2}
+    index = dedup.NearIndex.create(tmp_path / "seen", **options, shingle_bits=shingle_bits)
+    cluster, similarity = _add_all(index, texts, [(0, 500), (500, 500), (500, 900), (900, len(texts))])
+    expected = dedup.near(texts, **options)
+    assert (cluster, similarity) == _expected(expected)
+    assert len(expected.pairs) > 80
+    later = expected.pairs[expected.pairs[:, 1] >= 900]
+    assert (later[:, 0] < 900).sum() > 5
+    sets = [set(text.split()) for text in texts]
+    for kept, removed in expected.pairs[::10].tolist():
+        common = len(sets[kept] & sets[removed])
+        assert similarity[removed] == common / (len(sets[kept]) + len(sets[removed]) - common)
+
+
+def test_what_an_index_says_of_itself(tmp_path: Path) -> None:
+    index = dedup.NearIndex.create(tmp_path / "seen", threshold=0.7, shingle_bits=32)
+    index.add(["the quick brown fox jumps", "The quick brown fox jumps!", "a lazy dog"])
+    shown = repr(index)
+    assert shown.startswith(
+        f"NearIndex({str(tmp_path / 'seen')!r}: 2 documents of 3 texts, 0.0 MB in 1 files;"
+    )
+    assert "threshold=0.7" in shown
+    assert "shingle_bits=32)" in shown
+
+
 def test_ids(tmp_path: Path) -> None:
     index = dedup.NearIndex.create(tmp_path / "index")
     ids = [7, 1 << 40, 0]

@@ -22,21 +22,37 @@ from pylm.data import storage
 from pylm.data.dedup.blocks import read_arrays, write_blocks
 from pylm.data.dedup.corpus import read_rows, texts_of
 from pylm.data.dedup.gathering import gather, ranks_of, read_gathered, sizes_and_keys, stage_file
-from pylm.data.dedup.indexed import Crawl, IndexedConfig, Known, adding
+from pylm.data.dedup.indexed import Crawl, IndexedConfig, Known, Wanted, adding
 from pylm.data.dedup.priorities import preference
 from pylm.data.dedup.run import Run
 from pylm.data.dedup.signing import Part, check_unchanged, load_parts
 from pylm.errors import InputError
-from pylm.text import _index_folder as index_folder
 from pylm.text import dedup
+
+
+def report_index(run: Run, config: IndexedConfig, wanted: Wanted, **found: object) -> dict[str, Any]:
+    """Add a corpus where that is wanted.
+
+    Args:
+        run: the deduplication.
+        config: its recipe.
+        wanted: the index.
+        found: what else is to be said.
+
+    Returns:
+        For the report: the folder, `texts` of the index before, and what `add_crawl` gives.
+    """
+    known = run.known
+    assert known is not None, "there is an index"
+    added = add_crawl(run, config) if wanted.adds else {}
+    return {"folder": known.folder, "texts": known.num_texts, "added": 0, **found, **added}
 
 
 def add_crawl(run: Run, config: IndexedConfig) -> dict[str, Any]:
     """Add a corpus to the index that it was compared with, once, however often this is called.
 
     Returns:
-        For the report: `texts` of the index before, `added` ones and, of an index of documents, `documents`
-        after that.
+        How many texts were `added` and, of an index of documents, its `documents` after that.
 
     Raises:
         InputError: the index has changed since the run began, or another process adds to it.
@@ -64,7 +80,7 @@ def add_crawl(run: Run, config: IndexedConfig) -> dict[str, Any]:
     )
     run.stage("add to the index", add, [done])
     added: dict[str, Any] = storage.read_json(done)
-    return {"texts": known.num_texts, **added}
+    return added
 
 
 def cut(sizes: NDArray[np.int64], batch_bytes: int) -> NDArray[np.int64]:
@@ -129,7 +145,7 @@ def _add(
         index: dedup.NearIndex | dedup.SubstringIndex
         kind = dedup.NearIndex if known.kind == "near" else dedup.SubstringIndex
         index = kind(known.folder, check=False)
-        _finish_merges(index, known)
+        index.finish_merges()  # of an addition that was cut off: the files become those of one that was not
         already = index.num_texts - known.num_texts
         if already not in bounds:
             raise InputError(
@@ -152,13 +168,6 @@ def _add(
     if isinstance(index, dedup.NearIndex):
         counted["documents"] = len(index)
     storage.write_json(done, counted)
-
-
-def _finish_merges(index: "dedup.NearIndex | dedup.SubstringIndex", known: Known) -> None:
-    """Merge what an addition that was cut off has left: the files become those of one that was not."""
-    with index_folder.writing(index.folder, known.kind):
-        while (files := index_folder.find_merge(index_folder.read(index.folder, known.kind))) is not None:
-            index._merge(*files, num_threads=0)
 
 
 def _count_ordered(parts: tuple[Part, ...], path: str, num_batches: int) -> NDArray[np.int64]:

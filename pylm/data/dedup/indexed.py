@@ -9,9 +9,10 @@ compares looks whether the index still is in that state. How much of a crawl was
 its number of texts grows with each batch, in one step with what makes them found.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -32,14 +33,18 @@ from pylm.text import dedup
 
 Kind = Literal["near", "substring"]
 BATCH_BYTES = 256 << 20
+_MOST_KNOWN = 0.9
+_SHOWN_FILES = 3
 
 
 class IndexedConfig(CorpusConfig):
     """Which index of earlier crawls takes part."""
 
+    allowed = (*CorpusConfig.allowed, "index", "index_bits", "index_gap")
     index: str = ""
     """Folder of an index on a file system that all workers see; made where there is none. The corpus is
-    compared with it too, and what is new in the corpus is added. "" for none."""
+    compared with it too, and what is new in the corpus is added. "" for none. A crawl is not taken out again:
+    make a new index of the others."""
     index_add: bool = True
     """False leaves the index as it is, which must be there then."""
     index_batch_bytes: int = Field(default=BATCH_BYTES, ge=1)
@@ -127,7 +132,8 @@ class Wanted:
         with ExitStack() as stack:
             if self.adds:
                 stack.enter_context(_lock(folder, "another run adds to this index; wait for its end"))
-            if not (folder / "index.json").exists():
+            is_new = not (folder / "index.json").exists()
+            if is_new:
                 if not self.adds:
                     raise InputError(
                         f"{folder}: holds no index, and nothing is to be added; check the path, or run "
@@ -136,8 +142,13 @@ class Wanted:
                 if strangers := [x for x in folder.iterdir() if x.name not in (".lock", "lock", "crawls")]:
                     raise InputError(f"{folder}: holds other files ({strangers[0].name}) and no index")
                 self.create()
-            self._check(index_folder.read(folder, self.kind).parameters)
-            yield
+            try:
+                self._check(index_folder.read(folder, self.kind).parameters)
+                yield
+            except InputError:
+                if is_new and not read_crawls(self.folder):
+                    index_folder.remove_empty(folder)
+                raise
 
     def _check(self, parameters: Mapping[str, Any]) -> None:
         for name, expected in self.parameters.items():
@@ -343,6 +354,36 @@ def locate(known: Known, ids: NDArray[np.int64]) -> tuple[pa.Array, pa.Array]:
         pa.array(places, mask=unknown), pa.array([names[i] for i in used], pa.string())
     )
     return found.dictionary_decode(), pa.array(rows, mask=unknown)
+
+
+@dataclass
+class Seen:
+    """What an index has of a file.
+
+    Attributes:
+        total: documents of the file, or bytes.
+        known: of these, that the index has.
+        places: files of earlier crawls, and how many of these documents stand for each.
+    """
+
+    total: int = 0
+    known: int = 0
+    places: Counter[str] = field(default_factory=Counter)
+
+
+def warn_of_copies(seen: Mapping[str, Seen], unit: Literal["documents", "bytes"]) -> list[str]:
+    """Say which files of a crawl an index has nearly all of: it knows no file by another name."""
+    copies = {path: x for path, x in seen.items() if x.known > _MOST_KNOWN * x.total}
+    found = []
+    for path, x in list(copies.items())[:_SHOWN_FILES]:
+        where = f", most of them those of {x.places.most_common(1)[0][0]}" if x.places else ""
+        found.append(
+            f"{path}: {100 * x.known / x.total:.1f} % of its {unit} are in the index already{where}; if it "
+            "is a copy of what was added before, leave it out: it changes nothing but the size of the index"
+        )
+    if len(copies) > _SHOWN_FILES:
+        found.append(f"so it is with {len(copies) - _SHOWN_FILES:,} more of {len(seen):,} files")
+    return found
 
 
 @contextmanager

@@ -6,7 +6,7 @@ that can be seen.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -105,7 +105,8 @@ def measure_near(
     Raises:
         InputError: an input cannot be used, or holds no documents.
     """
-    config = config or NearDedupConfig()
+    # Lines that are no documents are the run's to judge: a sample may have more of them than the corpus.
+    config = (config or NearDedupConfig()).model_copy(update={"max_bad_fraction": 1.0, "index": ""})
     if sample_bytes < 1:
         raise InputError(f"sample_bytes must be at least 1, got {sample_bytes}; 256 MiB is usual")
     cut = max(1, sample_bytes // _SAMPLE_PLACES)
@@ -119,7 +120,8 @@ def measure_near(
         sizes = [_copy(split, sample / f"{i:05d}", cut) for i, split in enumerate(chosen)]
         timer = _Timer()
         out = Path(temporary) / "out"
-        report = dedup_near([str(sample)], str(out), config, execute=timer, keep_work=True)
+        with _names_of_inputs(sample, inputs, chosen):
+            report = dedup_near([str(sample)], str(out), config, execute=timer, keep_work=True)
         documents, text_bytes = int(report["documents"]), int(report["bytes"])
         removed, compared = report["removed"], report["compared"]
         work = out / "work"
@@ -147,6 +149,19 @@ def measure_near(
             read_seconds=_time_read(work / "signed"),
             fetch_mb_s=_time_fetch(chosen[0].path),
         )
+
+
+@contextmanager
+def _names_of_inputs(sample: Path, inputs: Sequence[str], splits: Sequence[Split]) -> Iterator[None]:
+    """Name in an error what was sampled in the place of the sample's files."""
+    try:
+        yield
+    except InputError as error:
+        message = str(error)
+        for number, split in enumerate(splits):
+            for path in sample.glob(f"{number:05d}.*"):
+                message = message.replace(str(path), f"a sample of {split.path}")
+        raise InputError(message.replace(str(sample), ", ".join(inputs))) from error
 
 
 @dataclass

@@ -33,7 +33,7 @@ from pydantic import Field
 
 from pylm import _core
 from pylm.data import storage
-from pylm.data.dedup.adding import add_crawl
+from pylm.data.dedup.adding import report_index
 from pylm.data.dedup.blocks import group, read_arrays, write_blocks
 from pylm.data.dedup.gathering import gather, ranks_of, read_gathered, sizes_and_keys, stage_file
 from pylm.data.dedup.indexed import IndexedConfig, Known, Wanted, absolute, check_index, open_near
@@ -69,6 +69,7 @@ _OPTIONS = {x: x.replace("_", "-") for x in ("threshold", "ngram", "unit", "num_
 class NearDedupConfig(IndexedConfig):
     """Which documents count as nearly the same."""
 
+    layout = (*IndexedConfig.layout, "verify_bytes")
     threshold: float = Field(default=0.8, gt=0, le=1)
     """Jaccard similarity of shingle sets from which one of two documents goes."""
     ngram: int = Field(default=5, ge=1, le=1 << 20)
@@ -142,7 +143,8 @@ def dedup_near(
             are preferred in this order.
         out: folder for the result: empty, or with a result of this function.
         config: the recipe.
-        execute: does the work of a stage's items; None for the cores of this machine.
+        execute: does the work of a stage's items; None for the cores of this machine, or for this process
+            where the input is small.
         progress: called with a stage, finished and all of its items.
         dry_run: find duplicates and report, but write no survivors.
         keep_work: keep the files of the stages, so that a call with more inputs signs only those.
@@ -157,7 +159,8 @@ def dedup_near(
     """
 
     def work(run: Run, tally: Tally) -> tuple[Sequence[str], dict[str, Any]]:
-        verdicts = find_near(run, config)
+        settled = config.model_copy(update=run.layout)
+        verdicts = find_near(run, settled)
         found = count_found(run.folder, with_index=run.known is not None)
         clusters, histogram = found.pop("largest"), found.pop("histogram")
         removed = remove_documents(run, tally, verdicts, clusters, dry_run=dry_run)
@@ -166,10 +169,7 @@ def dedup_near(
             for i, count in enumerate(histogram)
             if count
         ]
-        more: dict[str, Any] = {}
-        if run.known is not None:
-            added = add_crawl(run, config) if wanted is not None and wanted.adds else {}
-            more["index"] = {"folder": run.known.folder, "texts": run.known.num_texts, "added": 0, **added}
+        more = {} if wanted is None else {"index": report_index(run, settled, wanted)}
         steps = STEPS if run.known is not None else STEPS[:INDEXED]
         return steps, {**removed, "similarities": bins, "compared": found, **more}
 

@@ -282,7 +282,7 @@ def _choose(
         wanted = int(candidates.high / (4 * num_workers))
         if candidates.high / verify * num_splits > _MANY_READS:
             wanted = most
-        verify = max(1 << 20, min(most, max(verify, wanted)))
+        verify = max(1 << 20, min(most, max(verify, wanted)) >> 20 << 20)
     return split, num_splits, partitions, verify
 
 

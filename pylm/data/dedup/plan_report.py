@@ -98,6 +98,12 @@ class Plan:
         names = ("split_bytes", "num_partitions", "verify_bytes")
         return config.model_copy(update={name: getattr(self, name) for name in names})
 
+    @property
+    def options(self) -> str:
+        """What `pylm dedup near` is to be told of splits, partitions and tasks."""
+        split_mb, verify_mb = (max(1, x >> 20) for x in (self.split_bytes, self.verify_bytes))
+        return f"--split-mb {split_mb} --partitions {self.num_partitions} --verify-mb {verify_mb}"
+
     def __str__(self) -> str:
         """Give a table for people."""
         rates, share = self.rates, self.candidates
@@ -109,9 +115,8 @@ class Plan:
             f"{100 * rates.exact_share:.1f} % exact and {100 * rates.near_share:.1f} % near copies; "
             f"of the whole {_percent(share)} of the text may resemble another",
             f"speed   {speeds} MB of text a second and core",
-            f"with    {self.num_workers:,} workers of {self.worker_memory_bytes / GB:,.1f} GB: "
-            f"split_bytes={self.split_bytes} ({self.num_splits:,} splits), "
-            f"num_partitions={self.num_partitions}, verify_bytes={self.verify_bytes}",
+            f"with    {self.num_workers:,} workers of {self.worker_memory_bytes / GB:,.1f} GB and "
+            f"{self.num_splits:,} splits; to run it: pylm dedup near ... {self.options}",
             f"time    {_span(self.hours)}, {_span(self.core_hours)} of one core",
             f"disk    {_sizes(self.disk_bytes)} temporary, {_sizes(self.output_bytes)} of result",
             "",

@@ -67,6 +67,7 @@ def priority_keys(
     Returns:
         int64 (num_rows,), `LEAST` for rows without a value, and what kind of numbers: "integer", "number",
         "date" or "order", which must be one throughout a corpus; None where no row has a value.
+        `values_of` says which values of an order they are.
 
     Raises:
         InputError: values that are neither numbers nor dates.
@@ -74,7 +75,8 @@ def priority_keys(
     column = _column(priority.column, batch)
     if priority.order:
         ranks = pc.index_in(column.cast(pa.string()), pa.array(priority.order, pa.string()))
-        return -ranks.fill_null(len(priority.order)).to_numpy(zero_copy_only=False).astype(np.int64), "order"
+        keys = -ranks.fill_null(len(priority.order)).to_numpy(zero_copy_only=False).astype(np.int64)
+        return keys, "order" if column.null_count < len(column) else None
     column, kind = _comparable(priority.column, column, place)
     valid = column.is_valid().to_numpy(zero_copy_only=False)
     if kind == "number":
@@ -86,6 +88,11 @@ def priority_keys(
         keys = column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     keys = np.where(valid, np.maximum(~keys if priority.least_first else keys, LEAST + 1), LEAST)
     return keys, kind if valid.any() else None
+
+
+def values_of(priority: Priority, keys: NDArray[np.int64]) -> list[str]:
+    """List the values of an order that occur among some rows' numbers."""
+    return [value for rank, value in enumerate(priority.order) if (keys == -rank).any()]
 
 
 def _column(name: str, batch: pa.RecordBatch) -> pa.Array:
@@ -167,3 +174,38 @@ def check_kinds(
                 f"{second}: the column {rule.column!r} holds {other}s, in {first} it holds {one}s; "
                 "cast one of them to the type of the other"
             )
+
+
+def check_values(
+    rules: Sequence[Priority],
+    kinds: Sequence[Sequence[str | None]],
+    values: Sequence[Sequence[Sequence[str]]],
+    *,
+    has_columns: bool,
+) -> list[str]:
+    """Say which rules, or which of their values, decide nothing because no document has them.
+
+    Args:
+        rules: of the corpus.
+        kinds: of every rule for every split, as `priority_keys` gives them.
+        values: of an order, that occur in every split.
+        has_columns: whether some files have columns, of which it is known that they are there.
+
+    Raises:
+        InputError: no document has such a field.
+    """
+    found = []
+    for number, rule in enumerate(rules):
+        if all(row[number] is None for row in kinds):
+            if not has_columns:
+                raise InputError(
+                    f"no document has a field {rule.column!r}, which --priority names; check its spelling"
+                )
+            found.append(f"the column {rule.column!r} of --priority has no values, and decides nothing")
+        elif missing := set(rule.order).difference(*(row[number] for row in values)):
+            names = ", ".join(repr(value) for value in rule.order if value in missing)
+            found.append(
+                f"no document has {names} as {rule.column!r}: check the values of "
+                f"--priority {rule.column}={','.join(rule.order)}"
+            )
+    return found

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -36,12 +36,11 @@ from pylm.data.dedup.indexed import (
     require_not_added,
 )
 from pylm.data.dedup.lease import hold_remote
-from pylm.data.dedup.priorities import check_kinds
+from pylm.data.dedup.priorities import check_kinds, check_values
 from pylm.data.dedup.signing import (
     FORMAT,
     CorpusConfig,
     Part,
-    Signing,
     load_parts,
     save_parts,
     sign,
@@ -60,6 +59,8 @@ LEAST_PARTITIONS = 8
 SHOWN_CHARACTERS = 300
 """Of a text, in reports."""
 
+_SMALL_BYTES = 32 << 20
+"""Of input on disk, which is done in the time that processes take to start."""
 _RESULTS = ("report.json", "funnel.json", "dropped.jsonl")
 
 
@@ -79,6 +80,8 @@ class Run:
         sources: splits of these.
         check_held: raises InputError once another run has taken the folder.
         known: the index that the corpus is compared with, if there is one.
+        layout: fields of the recipe that an earlier call decided, and which the result does not depend on.
+        warnings: what the user should look at.
     """
 
     command: str
@@ -92,57 +95,74 @@ class Run:
     sources: Sequence[Split] = ()
     check_held: Callable[[], None] = lambda: None
     known: Known | None = field(init=False, default=None)
-    num_partitions: int = field(init=False)
+    layout: dict[str, Any] = field(init=False, default_factory=dict)
+    warnings: list[str] = field(init=False, default_factory=list)
 
-    def __post_init__(self) -> None:
-        """Choose the number of partitions, a power of two: a growing corpus mostly keeps what was signed."""
-        self.num_partitions = self.config.num_partitions or LEAST_PARTITIONS
-        if not self.config.num_partitions:
-            while self.num_partitions * PARTITION_BYTES < total_bytes(self.splits):
-                self.num_partitions *= 2
+    @property
+    def num_partitions(self) -> int:
+        """Those of the recipe, or a power of two: a growing corpus mostly keeps what was signed."""
+        if self.config.num_partitions:
+            return self.config.num_partitions
+        num_partitions, size = LEAST_PARTITIONS, self._size
+        while num_partitions * PARTITION_BYTES < size:
+            num_partitions *= 2
+        return num_partitions
+
+    @cached_property
+    def _size(self) -> int:
+        return total_bytes(self.splits)
 
     @property
     def work(self) -> str:
         """Folder of the stages' files."""
         return storage.join(self.out, "work")
 
-    def fingerprint(self, signing: Signing, state: str = "") -> str:
-        """Hash all that the result depends on; `state` is that of an index."""
-        names = [signing.name(split) for split in [*self.splits, *self.sources]]
+    def fingerprint(self, state: str = "") -> str:
+        """Hash all that the result depends on; `state` is that of an index, its parameters included."""
+        names = [split.name(FORMAT) for split in [*self.splits, *self.sources]]
         sources = [split.source for split in [*self.splits, *self.sources]]
-        recipe = self.config.model_dump_json(exclude={"index"})
-        content = repr((FORMAT, self.command, recipe, names, sources, state))
-        return xxhash.xxh3_128_hexdigest(content.encode("utf-8", "surrogateescape"))
+        recipe = self.config.model_dump_json(exclude={*self.config.layout, *self.config.allowed})
+        return _hash((FORMAT, self.command, recipe, names, sources, state))
 
-    def begin(self, signing: Signing, wanted: Wanted | None = None) -> bool:
+    def begin(self, wanted: Wanted | None = None) -> bool:
         """Take possession of the folder; say whether it holds the complete result already.
 
         Results of another recipe are removed, files of its stages that this one shares are kept.
 
         Args:
-            signing: how documents are hashed.
             wanted: the index that the corpus is compared with.
 
         Raises:
             InputError: the folder holds something else, or results that an index says are there; or the
                 index has the corpus already.
         """
-        self.signing, state, added = signing, "", False
+        state, crawl = "", None
         if wanted is not None:
             sources = list_sources(self.splits)
-            self.known, crawl = open_known(wanted, sources, self.out, partial(self.fingerprint, signing))
-            state, added = self.known.state, crawl is not None and crawl.is_complete
-        marker, fingerprint = storage.join(self.out, "dedup.json"), self.fingerprint(signing, state)
+            self.known, crawl = open_known(wanted, sources, self.out, self.fingerprint)
+            state = self.known.state
+        marker, fingerprint = storage.join(self.out, "dedup.json"), self.fingerprint(state)
         self._fingerprint = fingerprint
-        self.folder = storage.join(self.work, fingerprint)
+        known = storage.read_json(marker) if storage.exists(marker) else {}
+        is_same = known.get("fingerprint") == fingerprint and known["status"] != "clearing"
+        if is_same and crawl is not None:
+            # What was compared before the crawl was added cannot be compared again.
+            self.layout = {name: known["config"][name] for name in self.config.layout}
+            self.config = self.config.model_copy(update=self.layout)
+        self.signing = self.config.signing(self.num_partitions, self.work)
+        layout = [self.num_partitions, *(getattr(self.config, name) for name in self.config.layout)]
+        self.folder = storage.join(self.work, _hash((fingerprint, layout)))
         self.parts_path = storage.join(self.folder, "parts.json")
         self.sources_path = storage.join(self.folder, "sources.json") if self.sources else ""
-        known = storage.read_json(marker) if storage.exists(marker) else {}
         if not known:
             _require_empty(self.out)
-        if known.get("fingerprint") == fingerprint and known["status"] != "clearing":
-            missing = wanted is not None and wanted.adds and not added
-            return bool(known["status"] == "complete") and not missing and self._has_results()
+        if is_same:
+            is_added = crawl is not None and crawl.is_complete
+            missing = wanted is not None and wanted.adds and not is_added
+            if known["status"] == "complete" and not missing and self._has_results():
+                return True
+            self._mark("running")
+            return False
         if known:
             require_not_added(self.out, known)
         self._mark("clearing")
@@ -233,7 +253,10 @@ class Run:
         done = [signing.done(split) for split in splits]
         self.stage("sign", partial(sign, signing=signing), done, splits)
         counts = [storage.read_json(path) for path in done]
-        check_kinds(self.config.rules, [x["kinds"] for x in counts], [split.path for split in splits])
+        rules, kinds = self.config.rules, [x["kinds"] for x in counts]
+        check_kinds(rules, kinds, [split.path for split in splits])
+        has_columns = any(split.kind == "parquet" for split in splits)
+        self.warnings += check_values(rules, kinds, [x["values"] for x in counts], has_columns=has_columns)
         tally = self._number(self.splits, counts[: len(self.splits)], self.parts_path, self.inputs)
         if self.sources:
             self._number(self.sources, counts[len(self.splits) :], self.sources_path, self.against)
@@ -303,6 +326,10 @@ class Run:
         return [storage.read_json(path) for path in outputs]
 
 
+def _hash(content: object) -> str:
+    return xxhash.xxh3_128_hexdigest(repr(content).encode("utf-8", "surrogateescape"))
+
+
 def remove_unfinished(folder: str) -> None:
     """Remove what killed writers left in a folder of this machine."""
     if storage.is_local(folder):
@@ -370,7 +397,8 @@ def run_dedup(
         config: the recipe.
         work: does all stages but the signing; counts what goes in the tally, by steps of the funnel; gives
             the names of those steps and what is to be reported.
-        execute: does the work of a stage's items; None for the cores of this machine.
+        execute: does the work of a stage's items; None for the cores of this machine, or for this process
+            where the input is small.
         progress: called with a stage, finished and all of its items.
         dry_run: whether no documents are written.
         keep_work: keep the files of the stages.
@@ -392,11 +420,16 @@ def run_dedup(
     _require_outside(out, [*inputs, *against], [*splits, *sources])
     if wanted is not None:
         _require_apart(wanted.folder, out, [*splits, *sources])
-    with _hold(out) as check, wanted.hold() if wanted else nullcontext(), LocalPool() as pool:
+    with (
+        _hold(out) as check,
+        _leave_nothing(out),
+        wanted.hold() if wanted else nullcontext(),
+        LocalPool(1 if total_bytes([*splits, *sources]) < _SMALL_BYTES else 0) as pool,
+    ):
         told = progress or _no_progress
         run = Run(command, out, inputs, config, splits, execute or pool, told, against, sources, check)
         report_path = storage.join(out, "report.json")
-        if run.begin(config.signing(run.num_partitions, run.work), wanted):
+        if run.begin(wanted):
             report: dict[str, Any] = storage.read_json(report_path)
             if report["dry_run"] <= dry_run:
                 if not (keep_work or dry_run):
@@ -420,6 +453,7 @@ def run_dedup(
             "bad_lines": sum(number for key, number in tally.documents.items() if key[0] == "read"),
             "left": {"documents": funnel.steps[-1].documents, "bytes": funnel.steps[-1].bytes},
             **found,
+            "warnings": run.warnings,
             "files": [] if dry_run else [_describe(number, part) for number, part in enumerate(parts)],
         }
         storage.write_json(report_path, report)
@@ -470,6 +504,21 @@ def _hold(out: str) -> Iterator[Callable[[], None]]:
         return
     with lock_folder(local_path(out)):
         yield lambda: None
+
+
+@contextmanager
+def _leave_nothing(out: str) -> Iterator[None]:
+    """Where a run is refused before it has signed anything, remove what it wrote until then."""
+    marker, work = storage.join(out, "dedup.json"), storage.join(out, "work")
+    is_new = not storage.exists(marker)
+    try:
+        yield
+    except InputError:
+        is_ours = is_new and storage.exists(marker)  # which is written to an empty folder only
+        if is_ours and not storage.list_files(storage.join(work, "signed")):
+            storage.remove(marker)
+            storage.remove_folder(work)
+        raise
 
 
 def _no_progress(stage: str, done: int, total: int) -> None:

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,17 +24,22 @@ from pylm.config import Config
 from pylm.data import storage
 from pylm.data.dedup.blocks import group, read_arrays, write_blocks
 from pylm.data.dedup.corpus import SPLIT_BYTES, Split, convert_jsonl, read_rows, state_of, texts_of
-from pylm.data.dedup.priorities import Priority, parse_priority, preference, priority_keys
+from pylm.data.dedup.priorities import Priority, parse_priority, preference, priority_keys, values_of
 from pylm.data.funnel import Tally
 from pylm.errors import InputError
 from pylm.text import dedup
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a stage gives other files for the same input, so that older ones are redone."""
 
 
 class CorpusConfig(Config):
     """What every deduplication of a corpus in files is told."""
+
+    layout: ClassVar[tuple[str, ...]] = ("num_partitions",)
+    """Fields that decide the files of the stages, and nothing of the result."""
+    allowed: ClassVar[tuple[str, ...]] = ("max_bad_fraction",)
+    """Fields that decide whether there is a result."""
 
     text_column: str = "text"
     """Column of Parquet, or field of JSON lines, that holds the text."""
@@ -147,6 +152,7 @@ def sign(split: Split, signing: Signing) -> None:
     column = text_column if signing.column == config.text_column else signing.column
     parts: list[tuple[NDArray[Any], ...]] = []
     kinds: list[list[str | None]] = [[] for _ in rules]
+    values: list[set[str]] = [set() for _ in rules]
     for _, batch in read_rows(path, start, stop, columns=columns):
         compared = texts_of(batch, column)
         hashes, present = dedup.hash_texts(compared, **signing.exact, num_threads=1)
@@ -155,8 +161,9 @@ def sign(split: Split, signing: Signing) -> None:
             bands, present = hasher.band_keys(compared, bands=signing.bands, rows=signing.rows, num_threads=1)
         sizes = _sizes(texts_of(batch, text_column))
         found = [priority_keys(rule, batch, split.path) for rule in rules]
-        for seen, (_, kind) in zip(kinds, found, strict=True):
-            seen.append(kind)
+        for number, (rule, (rule_keys, kind)) in enumerate(zip(rules, found, strict=True)):
+            kinds[number].append(kind)
+            values[number].update(values_of(rule, rule_keys))
         preferred = np.zeros((len(batch), config.num_keys), np.int64)
         for place, column_keys in enumerate([*(x for x, _ in found), sizes][: config.num_keys]):
             preferred[:, place] = column_keys
@@ -180,6 +187,7 @@ def sign(split: Split, signing: Signing) -> None:
         "documents": len(sizes),
         "bytes": int(sizes.sum()),
         "kinds": [_one_kind(rule, seen, split.path) for rule, seen in zip(rules, kinds, strict=True)],
+        "values": [sorted(seen) for seen in values],
         "tally": tally.to_dict(),
     }
     storage.write_json(signing.done(split), counts)

@@ -87,6 +87,7 @@ _CONTEXT_COPIES = 2  # of contexts in memory while they are compared, with what 
 class SubstringDedupConfig(IndexedConfig):
     """Which stretches of texts count as repeated."""
 
+    layout = (*IndexedConfig.layout, "partition_bytes")
     min_bytes: int = Field(default=100, ge=1, lt=1 << 31)
     """Least length of a stretch, in bytes."""
     keep_copies: Literal["first", "none"] = "first"

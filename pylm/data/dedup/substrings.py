@@ -14,9 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pylm.data import storage
-from pylm.data.dedup.adding import add_crawl
+from pylm.data.dedup.adding import report_index
 from pylm.data.dedup.blocks import read_arrays
 from pylm.data.dedup.corpus import open_parquet, parquet_out, read_rows, texts_of
+from pylm.data.dedup.indexed import Seen, warn_of_copies
 from pylm.data.dedup.run import (
     SHOWN_CHARACTERS,
     Progress,
@@ -66,11 +67,12 @@ def dedup_substrings(
     """
 
     def work(run: Run, tally: Tally) -> tuple[Sequence[str], dict[str, Any]]:
+        settled = config.model_copy(update=run.layout)
         cut = partial(
             _cut,
             out=out,
             parts_path=run.parts_path,
-            spans=find_spans(run, config),
+            spans=find_spans(run, settled),
             column=config.text_column,
             dry_run=dry_run,
             has_index=run.known is not None,
@@ -81,16 +83,15 @@ def dedup_substrings(
         longest = [x for counted in applied for x in counted["longest"]]
         longest.sort(key=lambda x: (x["start"] - x["end"], x["document"], x["start"]))
         more: dict[str, Any] = {}
-        if run.known is not None:
+        if wanted is not None:
+            seen: dict[str, Seen] = {}
+            for part, counted in zip(load_parts(run.parts_path), applied, strict=True):
+                of_file = seen.setdefault(part.split.path, Seen())
+                of_file.total += part.num_bytes
+                of_file.known += counted["index_bytes"]
+            run.warnings += warn_of_copies(seen, "bytes")
             found = {x: sum(counted[f"index_{x}"] for counted in applied) for x in ("spans", "bytes")}
-            added = add_crawl(run, config) if wanted is not None and wanted.adds else {}
-            more["index"] = {
-                "folder": run.known.folder,
-                "texts": run.known.num_texts,
-                "added": 0,
-                **found,
-                **added,
-            }
+            more["index"] = report_index(run, settled, wanted, **found)
         return [STEP], {
             "spans": sum(counted["spans"] for counted in applied),
             "changed_documents": sum(counted["changed"] for counted in applied),

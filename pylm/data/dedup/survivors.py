@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pylm.data import storage
 from pylm.data.dedup.blocks import read_arrays
 from pylm.data.dedup.corpus import open_parquet, parquet_out, read_rows, texts_of
-from pylm.data.dedup.indexed import Known, locate
+from pylm.data.dedup.indexed import Known, Seen, locate, warn_of_copies
 from pylm.data.dedup.run import SHOWN_CHARACTERS, Run, documents_path, places_of, removed_path
 from pylm.data.dedup.signing import Part, check_unchanged, load_parts
 from pylm.data.dedup.verdicts import INDEXED, REASONS, Verdicts, read_verdicts
@@ -63,10 +63,17 @@ def remove_documents(
         dry_run=dry_run,
         known=run.known,
     )
+    parts = load_parts(run.parts_path)
     texts: dict[int, str] = {}
-    for counted in run.apply(work, dry_run=dry_run):
+    seen: dict[str, Seen] = {}
+    for part, counted in zip(parts, run.apply(work, dry_run=dry_run), strict=True):
         tally.merge(counted["tally"])
         texts.update({int(doc): text for doc, text in counted["texts"].items()})
+        of_file = seen.setdefault(part.split.path, Seen())
+        of_file.total += part.num_docs
+        of_file.known += counted["indexed"]
+        of_file.places.update(counted["indexed_in"])
+    run.warnings += warn_of_copies(seen, "documents")
     removed = {
         reason: {
             "documents": sum(n for key, n in tally.documents.items() if key[0] == step),
@@ -75,7 +82,6 @@ def remove_documents(
         for reason, step in zip(REASONS, STEPS, strict=True)
         if run.known is not None or reason != REASONS[INDEXED]
     }
-    parts = load_parts(run.parts_path)
     return {"removed": removed, "largest_clusters": [_show(parts, run.known, x, texts) for x in clusters]}
 
 
@@ -138,7 +144,10 @@ def _apply(
                 texts.update(_look(looked_at, part.first + first, batch, column))
                 survivors.add_kept(batch, keep[first : first + len(batch)])
             check_unchanged(part.split)
-    _write_removed(removed_path(out, number), parts, verdicts, known)
+    kept_files = _write_removed(removed_path(out, number), parts, verdicts, known)
+    is_indexed = verdicts.reason == INDEXED
+    places = pc.value_counts(kept_files.filter(pa.array(is_indexed)).drop_null()).to_pylist()
+    places.sort(key=lambda place: (-place["counts"], place["values"]))
     sizes = read_arrays(part.blocks, -1, "<i8", "<i8")[0]
     for reason, step in enumerate(STEPS):
         chosen = verdicts.docs[verdicts.reason == reason]
@@ -153,6 +162,8 @@ def _apply(
             tally.sizes[key] += int(sizes[more - part.first].sum())
     counts = {
         "tally": tally.to_dict(),
+        "indexed": int(is_indexed.sum()),
+        "indexed_in": {place["values"]: place["counts"] for place in places[:1]},
         "texts": {str(doc): texts[doc] for doc in shown.tolist() if doc in texts},
     }
     storage.write_json(done, counts)
@@ -174,7 +185,8 @@ def _look(docs: NDArray[np.int64], first: int, batch: pa.RecordBatch, column: st
     return dict(zip(here.tolist(), heads, strict=True))
 
 
-def _write_removed(path: str, parts: Sequence[Part], verdicts: Verdicts, known: Known | None) -> None:
+def _write_removed(path: str, parts: Sequence[Part], verdicts: Verdicts, known: Known | None) -> pa.Array:
+    """Write what went, and give the files of what stays in its place."""
     files, rows = places_of(parts, verdicts.docs)
     reasons = pa.array(REASONS).take(pa.array(verdicts.reason))
     kept, schema, more = _places_of_kept(parts, verdicts, known), _REMOVED, []
@@ -187,6 +199,7 @@ def _write_removed(path: str, parts: Sequence[Part], verdicts: Verdicts, known: 
     )
     with parquet_out(path, schema) as out:
         out.add(batch)
+    return batch["kept_file"]
 
 
 def _places_of_kept(parts: Sequence[Part], verdicts: Verdicts, known: Known | None) -> list[Any]:

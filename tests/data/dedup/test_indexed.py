@@ -180,8 +180,9 @@ def test_a_finished_command_is_not_compared_with_itself(tmp_path: Path) -> None:
         InputError, match=r"and 1 more of these files went into the index .*out-1.*leave it out"
     ):
         near(tmp_path, 1, "other")
+    assert near(tmp_path, 1, verify_bytes=7, num_partitions=5, max_bad_fraction=0.5, index_bits=64) == report
     with pytest.raises(InputError, match="went into the index with the run into"):
-        near(tmp_path, 1, verify_bytes=7)
+        near(tmp_path, 1, split_bytes=7000)
     with pytest.raises(InputError, match="went into the index with the run into"):
         near(tmp_path, 1, "other", index_add=False)
     assert contents(tmp_path) == before
@@ -222,6 +223,75 @@ def test_no_file_is_added_twice(tmp_path: Path) -> None:
     against = spans.model_copy(update={"against": (str(tmp_path / "in-2"),)})
     with pytest.raises(InputError, match="went into the index with the run into"):
         dedup_substrings(inputs, str(tmp_path / "cut-too"), against, execute=ALONE)
+
+
+@pytest.mark.parametrize("name", ["near", "substring"])
+def test_an_addition_goes_on_with_other_partitions(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was compared before is not compared again, whatever tasks the second call would make."""
+    write_months(1, tmp_path)
+    kind = dedup.NearIndex if name == "near" else dedup.SubstringIndex
+    real, added = kind.add, []
+
+    def add(*given: Any, **options: Any) -> object:
+        added.append(given)
+        if len(added) == 3:
+            raise MemoryError
+        return real(*given, **options)
+
+    def run(folder: str, **options: Any) -> dict[str, Any]:
+        common = {"index": str(tmp_path / f"{folder}-index"), "index_batch_bytes": 1000, **options}
+        inputs, out = [str(tmp_path / "in-0")], str(tmp_path / folder)
+        if name == "near":
+            return dedup_near(inputs, out, NearDedupConfig(**{**SMALL, **common}), execute=ALONE)
+        common.pop("verify_bytes", None)
+        return dedup_substrings(inputs, out, SubstringDedupConfig(min_bytes=30, **common), execute=ALONE)
+
+    expected = run("plain")
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "add", add)
+        with pytest.raises(MemoryError):
+            run("cut")
+    options = {"verify_bytes": 500} if name == "near" else {"partition_bytes": 30000}
+    report = run("cut", num_partitions=11, **options)
+    for known in (report, expected):
+        known["index"].pop("folder")
+        known.pop("config")
+    assert report == expected
+    assert results(tmp_path, "cut") == results(tmp_path, "plain")
+    segments = [
+        {k: v for k, v in contents(tmp_path / f"{x}-index").items() if not k.startswith("crawls")}
+        for x in ("cut", "plain")
+    ]
+    assert segments[0] == segments[1]
+
+
+def test_a_renamed_copy_is_noticed(tmp_path: Path) -> None:
+    rows = write_months(1, tmp_path)
+    assert near(tmp_path, 0)["warnings"] == []
+    copied = next((tmp_path / "in-0").iterdir())
+    write_parquet([*rows[2][:60], *rows[0][:3]], tmp_path / "new", num_files=1, group=30)
+    shutil.copy(copied, tmp_path / "new" / "copy.parquet")
+    config = NearDedupConfig(**SMALL, index=str(tmp_path / "index"))
+    report = dedup_near([str(tmp_path / "new")], str(tmp_path / "out"), config, execute=ALONE)
+    [warning] = report["warnings"]
+    removed = read_all(tmp_path / "out" / "removed").to_pylist()
+    known = [x for x in removed if x["file"].endswith("copy.parquet") and x["reason"] == "indexed"]
+    share = 100 * len(known) / len(pq.read_table(copied))
+    assert warning.startswith(
+        f"{tmp_path / 'new' / 'copy.parquet'}: {share:.1f} % of its documents are in the index already, most "
+        f"of them those of {copied}; if it is a copy of what was added before, leave it out"
+    )
+    spans = SubstringDedupConfig(min_bytes=20, index=str(tmp_path / "spans"), index_gap=1)
+    inputs = [str(tmp_path / "in-1")]
+    assert dedup_substrings(inputs, str(tmp_path / "cut"), spans, execute=ALONE)["warnings"] == []
+    for number, path in enumerate(sorted((tmp_path / "in-1").iterdir())):
+        texts = [text for text in pq.read_table(path)["text"].to_pylist() if text and len(text) > 20]
+        pq.write_table(pa.table({"text": texts}), tmp_path / f"copy-{number}.parquet")
+    inputs = [str(tmp_path / f"copy-{number}.parquet") for number in range(2)]
+    warnings = dedup_substrings(inputs, str(tmp_path / "cut-too"), spans, execute=ALONE)["warnings"]
+    assert [x.partition(" of its")[0] for x in warnings] == [f"{path}: 100.0 %" for path in inputs]
 
 
 def test_without_adding(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from dedup_corpora import contents, make_rows, ranks_of, read_all, same, write_j
 
 from pylm import dedup
 from pylm.data import storage
-from pylm.data.dedup import NearDedupConfig, dedup_near
-from pylm.data.executors import run_local
+from pylm.data.dedup import NearDedupConfig, dedup_near, run
+from pylm.data.executors import LocalPool, run_local
 from pylm.errors import InputError
 
 ALONE = partial(run_local, num_workers=1)
@@ -254,3 +254,21 @@ def test_other_storage(tmp_path: Path) -> None:
     assert dedup_near(inputs, "memory://result", config, execute=ALONE) == report
     store.rm("/corpus", recursive=True)
     store.rm("/result", recursive=True)
+
+
+@pytest.mark.parametrize(("small_bytes", "expected"), [(1, [0]), (1 << 20, [1])])
+def test_processes_by_the_size_of_the_input(
+    small_bytes: int, expected: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small inputs are done in this process, unless the caller says otherwise."""
+    asked = []
+
+    def pool(num_workers: int = 0) -> LocalPool:
+        asked.append(num_workers)
+        return LocalPool(1)
+
+    write_parquet(make_rows(1, 5), tmp_path / "in", num_files=2, group=10)
+    monkeypatch.setattr(run, "LocalPool", pool)
+    monkeypatch.setattr(run, "_SMALL_BYTES", small_bytes)
+    dedup_near([str(tmp_path / "in")], str(tmp_path / "out"), NearDedupConfig())
+    assert asked == expected

@@ -192,6 +192,10 @@ def test_what_is_shown(rates: Rates) -> None:
         "warning: connect needs",
     ):
         assert text in table
+    sizes = f"--split-mb {plan.split_bytes >> 20} --partitions {plan.num_partitions} "
+    sizes += f"--verify-mb {plan.verify_bytes >> 20}"
+    assert f"{plan.num_splits:,} splits; to run it: pylm dedup near ... {sizes}\n" in table
+    assert (plan.split_bytes | plan.verify_bytes) % (1 << 20) == 0, "the options say exactly that"
     saved = json.loads(json.dumps(plan.to_dict()))
     assert saved["hours"] == list(plan.hours)
     assert [stage["name"] for stage in saved["stages"]] == list(STAGES)
@@ -214,6 +218,19 @@ def test_json_lines(tmp_path: Path) -> None:
     plan = plan_near([str(tmp_path / "a.jsonl")], SMALL, num_workers=1, sample_bytes=100_000)
     assert plan.documents == pytest.approx(600, rel=0.2)
     assert 0.1 < plan.rates.fraction < 0.2
+
+
+def test_errors_name_the_input(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text("no json\n" * 9)
+    with pytest.raises(InputError) as raised:
+        plan_near([str(tmp_path / "in")], SMALL)
+    assert str(raised.value) == f"{tmp_path / 'in'}: no documents; check the inputs"
+    (tmp_path / "in" / "b.jsonl").write_text(json.dumps({"text": "a", "n": "x"}) + "\n")
+    with pytest.raises(
+        InputError, match=f"^a sample of {tmp_path / 'in' / 'b.jsonl'}: the column 'n' decides"
+    ):
+        plan_near([str(tmp_path / "in")], SMALL.model_copy(update={"priority": ("n",)}))
 
 
 def test_over_a_store(tmp_path: Path) -> None:

@@ -8,7 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pylm.data.dedup.priorities import LEAST, Priority, check_kinds, parse_priority, preference, priority_keys
+from pylm.data.dedup.priorities import (
+    LEAST,
+    Priority,
+    check_kinds,
+    check_values,
+    parse_priority,
+    preference,
+    priority_keys,
+    values_of,
+)
 from pylm.errors import InputError
 
 DAY = datetime.date(2024, 3, 1)
@@ -96,3 +105,20 @@ def test_columns_that_do_not_compare() -> None:
         priority_keys(Priority("x"), pa.record_batch({"x": pa.array([2**64 - 1], pa.uint64())}), "a.parquet")
     with pytest.raises(InputError, match="b: the column 'x' holds dates, in a it holds integers; cast one"):
         check_kinds([Priority("x")], [["integer"], [None], ["date"]], ["a", "n", "b"])
+
+
+def test_values_that_never_occur() -> None:
+    rule = parse_priority("site=wiki,boks,web")
+    batch = pa.record_batch({"site": ["web", "wiki", None, "books"]})
+    keys, kind = priority_keys(rule, batch, "file")
+    assert (values_of(rule, keys), kind) == (["wiki", "web"], "order")
+    assert values_of(parse_priority("site"), keys) == []
+    rules = [rule, Priority("date")]
+    [warning] = check_values(rules, [["order", "date"]], [[["wiki", "web"], []]], has_columns=False)
+    assert warning == "no document has 'boks' as 'site': check the values of --priority site=wiki,boks,web"
+    seen = [[["wiki"], []], [["boks", "web"], []]]
+    assert check_values(rules, [["order", None], [None, "date"]], seen, has_columns=False) == []
+    [warning] = check_values(rules, [["order", None]] * 2, seen, has_columns=True)
+    assert warning == "the column 'date' of --priority has no values, and decides nothing"
+    with pytest.raises(InputError, match="no document has a field 'date', which --priority names"):
+        check_values(rules, [["order", None]] * 2, seen, has_columns=False)
