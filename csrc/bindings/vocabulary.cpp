@@ -173,13 +173,21 @@ class AddedEncoder {
     Merge merge_;
 };
 
+// Whether the memory is that of a `bytes` object, seen through a memoryview or not: another one may be read-only
+// here and written to elsewhere.
+bool is_immutable(const py::buffer_info& info) {
+    PyObject* owner = info.view()->obj;
+    if (owner != nullptr && PyMemoryView_Check(owner)) owner = PyMemoryView_GET_BUFFER(owner)->obj;
+    return owner != nullptr && PyBytes_Check(owner);
+}
+
 // In place, unless somebody could change the bytes, or numbers in them would lie across words.
 SectionFile of_buffer(const py::buffer& buffer) {
     auto request = std::make_unique<py::buffer_info>(buffer.request());
     if (PyBuffer_IsContiguous(request->view(), 'C') == 0) throw py::value_error("expected contiguous bytes");
     const std::string_view bytes(static_cast<const char*>(request->ptr),
                                  static_cast<std::size_t>(request->size * request->itemsize));
-    if (!request->readonly || reinterpret_cast<std::uintptr_t>(bytes.data()) % alignof(std::uint64_t) != 0) {
+    if (!is_immutable(*request) || reinterpret_cast<std::uintptr_t>(bytes.data()) % alignof(std::uint64_t) != 0) {
         const auto copy = std::make_shared<const std::vector<char>>(bytes.begin(), bytes.end());
         return {{copy->data(), copy->size()}, copy};
     }
