@@ -87,8 +87,9 @@ class AddedEncoder:
         *,
         raw: AddedTokens,
         normalized: AddedTokens,
+        form: str | None,
         normalizer: Callable[[bytes], bytes] | None,
-        form: int,
+        keeps_ascii: bool,
         splitter: Callable[[bytes], list[bytes]] | None,
     ) -> None: ...
     def encode_texts(
@@ -110,7 +111,7 @@ class AddedEncoder:
         num_threads: int,
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...
 
-def is_stable(text: bytes, form: int) -> bool: ...
+def normalize(text: bytes, form: str) -> bytes: ...
 
 class BpeEncoder:
     def __init__(

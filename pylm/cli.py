@@ -161,7 +161,8 @@ def tokenizer_convert_command(
         Path,
         typer.Argument(
             help="What to write: a .pylm file (loads at once), a .json file (tokenizer.json), a .tiktoken "
-            "file (ranks), or an existing folder (tokenizer.json and tokenizer_config.json)."
+            "file (ranks), or a folder (tokenizer.json and tokenizer_config.json): an existing one, or a "
+            "name without an ending."
         ),
     ],
     pattern: Annotated[
@@ -171,11 +172,6 @@ def tokenizer_convert_command(
     """Write a tokenizer in another form, with the same ids."""
     from pylm.text import Tokenizer
 
-    if target.suffix not in (".pylm", ".json", ".tiktoken") and not target.is_dir():
-        raise InputError(
-            f"{target}: what to write is not clear; expected a name that ends in .pylm, .json or .tiktoken, "
-            "or an existing folder"
-        )
     run = source / "tokenizer" / "tokenizer.json"
     tokenizer = Tokenizer.load(run if run.is_file() else source, pattern=pattern)
     tokenizer.save(target)

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <deque>
 #include <functional>
+#include <list>
 #include <memory>
 #include <optional>
 #include <span>
@@ -22,6 +23,7 @@
 #include "bindings/tokens.hpp"
 #include "parallel.hpp"
 #include "text/mapped_file.hpp"
+#include "text/normal_form.hpp"
 #include "text/properties.hpp"
 #include "tokenizer/added_tokens.hpp"
 #include "tokenizer/bpe_encode.hpp"
@@ -74,15 +76,6 @@ std::span<const std::uint8_t> mask_of(const AddedTokens& tokens, std::string_vie
     return {reinterpret_cast<const std::uint8_t*>(mask.data()), mask.size()};
 }
 
-// Whether a normalizer certainly leaves a text as it is. Forms: 0 NFC, 1 NFKC, 2 one that keeps ASCII, others
-// may change any text.
-bool is_stable(std::string_view text, int form) {
-    if (form == 0) return all_have(text, kStableNfc);
-    if (form == 1) return all_have(text, kStableNfkc);
-    if (form == 2) return skip_ascii(text, 0) == text.size();
-    return false;
-}
-
 // The whole way of a text: tokens of the raw text, normalization, tokens of the normalized text, merges.
 class AddedEncoder {
   public:
@@ -90,12 +83,15 @@ class AddedEncoder {
     // Ids of texts; the flags say which of them begin one.
     using Merge = std::function<TokenBatch(Views, Flags, unsigned, std::optional<TokenId>)>;
 
-    AddedEncoder(const AddedTokens& raw, const AddedTokens& normalized, std::optional<py::function> normalizer,
-                 int form, std::optional<py::function> splitter, Merge merge)
+    // The normalizer is a normal form or, where there is none, a function of Python.
+    AddedEncoder(const AddedTokens& raw, const AddedTokens& normalized, std::optional<NormalForm> form,
+                 std::optional<py::function> normalizer, bool keeps_ascii, std::optional<py::function> splitter,
+                 Merge merge)
         : raw_(raw),
           normalized_(normalized),
-          normalizer_(std::move(normalizer)),
           form_(form),
+          normalizer_(std::move(normalizer)),
+          keeps_ascii_(keeps_ascii),
           splitter_(std::move(splitter)),
           merge_(std::move(merge)) {}
 
@@ -109,9 +105,13 @@ class AddedEncoder {
                              : merge_(stretches, begins, num_threads, last);
         };
         const AddedTokens::Encode inner = [&](Views stretches, Flags begins, std::optional<TokenId> last) {
-            std::deque<std::string> changed;
+            std::list<std::string> changed;
             std::vector<std::string_view> views;
-            if (normalizer_) stretches = views = normalize(stretches, changed, num_threads);
+            if (form_) {
+                stretches = views = normalize_all(stretches, *form_, changed, num_threads);
+            } else if (normalizer_) {
+                stretches = views = call_normalizer(stretches, changed, num_threads);
+            }
             return normalized_.encode_batch(stretches, begins, normalized_mask, merge, last, num_threads);
         };
         const std::vector<std::uint8_t> begins(texts.size(), 1);
@@ -120,11 +120,12 @@ class AddedEncoder {
 
   private:
     // Views of what the normalizer makes of the texts; those that it changes are kept in `changed`.
-    std::vector<std::string_view> normalize(Views texts, std::deque<std::string>& changed,
-                                            unsigned num_threads) const {
+    std::vector<std::string_view> call_normalizer(Views texts, std::list<std::string>& changed,
+                                                  unsigned num_threads) const {
         std::vector<std::uint8_t> may_change(texts.size());
         parallel_for(texts.size(), texts.size() < 64 ? 1 : num_threads, [&](std::size_t i) {
-            may_change[i] = texts[i].empty() || is_stable(texts[i], form_) ? 0 : 1;
+            const bool is_kept = texts[i].empty() || (keeps_ascii_ && skip_ascii(texts[i], 0) == texts[i].size());
+            may_change[i] = is_kept ? 0 : 1;
         });
         std::vector<std::string_view> views(texts.begin(), texts.end());
         const py::gil_scoped_acquire acquire;
@@ -165,11 +166,20 @@ class AddedEncoder {
 
     const AddedTokens& raw_;
     const AddedTokens& normalized_;
+    std::optional<NormalForm> form_;
     std::optional<py::function> normalizer_;
-    int form_;
+    bool keeps_ascii_;
     std::optional<py::function> splitter_;
     Merge merge_;
 };
+
+// Whether the memory is that of a `bytes` object, seen through a memoryview or not: another one may be read-only
+// here and written to elsewhere.
+bool is_immutable(const py::buffer_info& info) {
+    PyObject* owner = info.view()->obj;
+    if (owner != nullptr && PyMemoryView_Check(owner)) owner = PyMemoryView_GET_BUFFER(owner)->obj;
+    return owner != nullptr && PyBytes_Check(owner);
+}
 
 // In place, unless somebody could change the bytes, or numbers in them would lie across words.
 SectionFile of_buffer(const py::buffer& buffer) {
@@ -177,7 +187,7 @@ SectionFile of_buffer(const py::buffer& buffer) {
     if (PyBuffer_IsContiguous(request->view(), 'C') == 0) throw py::value_error("expected contiguous bytes");
     const std::string_view bytes(static_cast<const char*>(request->ptr),
                                  static_cast<std::size_t>(request->size * request->itemsize));
-    if (!request->readonly || reinterpret_cast<std::uintptr_t>(bytes.data()) % alignof(std::uint64_t) != 0) {
+    if (!is_immutable(*request) || reinterpret_cast<std::uintptr_t>(bytes.data()) % alignof(std::uint64_t) != 0) {
         const auto copy = std::make_shared<const std::vector<char>>(bytes.begin(), bytes.end());
         return {{copy->data(), copy->size()}, copy};
     }
@@ -362,7 +372,8 @@ void bind_decoder(py::module_& module) {
 template <typename Encoder>
 void def_init(py::class_<AddedEncoder>& cls) {
     cls.def(py::init([](const Encoder& encoder, const AddedTokens& raw, const AddedTokens& normalized,
-                        std::optional<py::function> normalizer, int form, std::optional<py::function> splitter) {
+                        const std::optional<std::string>& form, std::optional<py::function> normalizer,
+                        bool keeps_ascii, std::optional<py::function> splitter) {
                 const AddedEncoder::Merge merge = [&encoder](Views texts, AddedEncoder::Flags begins,
                                                              unsigned num_threads, std::optional<TokenId> end) {
                     if constexpr (std::is_same_v<Encoder, SentencePieceEncoder>) {
@@ -371,11 +382,12 @@ void def_init(py::class_<AddedEncoder>& cls) {
                         return encoder.encode_batch(texts, num_threads, end);
                     }
                 };
-                return std::make_unique<AddedEncoder>(raw, normalized, std::move(normalizer), form,
-                                                      std::move(splitter), merge);
+                return std::make_unique<AddedEncoder>(
+                    raw, normalized, form ? std::optional(parse_normal_form(*form)) : std::nullopt,
+                    std::move(normalizer), keeps_ascii, std::move(splitter), merge);
             }),
-            py::arg("encoder"), py::kw_only(), py::arg("raw"), py::arg("normalized"), py::arg("normalizer"),
-            py::arg("form"), py::arg("splitter"), py::keep_alive<1, 2>(), py::keep_alive<1, 3>(),
+            py::arg("encoder"), py::kw_only(), py::arg("raw"), py::arg("normalized"), py::arg("form"),
+            py::arg("normalizer"), py::arg("keeps_ascii"), py::arg("splitter"), py::keep_alive<1, 2>(), py::keep_alive<1, 3>(),
             py::keep_alive<1, 4>());
 }
 
@@ -455,8 +467,17 @@ void bind_added_tokens(py::module_& module) {
             py::arg("normalized_enabled"), py::arg("num_threads"));
 
     module.def(
-        "is_stable", [](const py::bytes& text, int form) { return is_stable(text, form); }, py::arg("text"),
-        py::arg("form"));
+        "normalize",
+        [](const py::bytes& text, const std::string& form) {
+            const std::string_view view = text;
+            std::optional<std::string> changed;
+            {
+                const py::gil_scoped_release release;
+                changed = normalize(view, parse_normal_form(form));
+            }
+            return changed ? py::bytes(*changed) : text;
+        },
+        py::arg("text"), py::arg("form"));
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Properties of code points that added tokens and normalizers ask for.
+// Properties of code points that added tokens ask for.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@
 
 namespace pylm {
 
-enum CharProperty : std::uint8_t { kWordChar = 1, kStableNfc = 2, kStableNfkc = 4 };
+enum CharProperty : std::uint8_t { kWordChar = 1 };
 
 // True when the code point has the property; O(1). Beyond U+10FFFF none has any.
 inline bool has_property(char32_t point, CharProperty property) noexcept {
@@ -29,21 +29,6 @@ inline std::size_t skip_ascii(std::string_view text, std::size_t begin) noexcept
     }
     while (begin < text.size() && static_cast<std::uint8_t>(text[begin]) < 0x80) ++begin;
     return begin;
-}
-
-// True when every character of the text has the property. Bytes that are no UTF-8 are passed over.
-inline bool all_have(std::string_view text, CharProperty property) noexcept {
-    std::size_t i = 0;
-    while (i < text.size()) {
-        if (property != kWordChar) {
-            i = skip_ascii(text, i);
-            if (i == text.size()) break;
-        }
-        const Decoded c = decode_utf8(text, i);
-        if (!(c.size == 1 && c.point == 0xFFFD) && !has_property(c.point, property)) return false;
-        i += c.size;
-    }
-    return true;
 }
 
 // Where the last character before `end` > 0 begins; a byte that is no UTF-8 counts as one.

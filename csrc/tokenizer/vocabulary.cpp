@@ -9,7 +9,11 @@
 namespace pylm {
 
 PackedVocabulary::PackedVocabulary(const SectionFile& file)
-    : tokens_(file, Section::kTokenBegins, Section::kTokenBytes), file_(file) {}
+    : tokens_(file, Section::kTokenBegins, Section::kTokenBytes), file_(file) {
+    // They are read when somebody asks for the merges; that they can be is known now.
+    (void)file.array<std::uint32_t>(Section::kRanks);
+    (void)file.array<MergeRule>(Section::kMerges);
+}
 
 SharedArray<MergeRule> PackedVocabulary::merges() const {
     if (!file_) return merges_;

@@ -16,7 +16,6 @@ from pydantic import Field
 from pylm.config import Config
 from pylm.data.chat import END_OF_TEXT, SPECIAL_TOKENS
 from pylm.errors import InputError
-from pylm.files import atomic_path
 
 if TYPE_CHECKING:
     from pylm.text import Tokenizer, WordCounter
@@ -88,8 +87,7 @@ def train_tokenizer(
         num_threads=num_threads,
         progress=progress,
     )
-    with atomic_path(out) as temporary:
-        tokenizer.save(temporary)
+    tokenizer.save(out)
     counts.unlink(missing_ok=True)
     return tokenizer
 

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, NoReturn
 
 from pylm import _core
 from pylm.errors import InputError
-from pylm.text._normalizers import NEVER_STABLE, Normalizer
+from pylm.text._normalizers import Normalizer
 from pylm.text.texts import Texts
 
 AllowedSpecial = Collection[str] | Literal["all"]
@@ -133,8 +133,9 @@ class AddedVocabulary:
             core,
             raw=self._raw_core,
             normalized=self._normalized_core,
+            form=normalizer.form if normalizer else None,
             normalizer=normalizer.normalize_bytes if normalizer else None,
-            form=normalizer.stable if normalizer else NEVER_STABLE,
+            keeps_ascii=normalizer is None or normalizer.keeps_ascii,
             splitter=splitter,
         )
 
@@ -248,10 +249,7 @@ class AddedVocabulary:
             yield Stretch(base + begin, base + len(text), text[begin:] if begin else text, None)
 
     def _normalize(self, text: bytes) -> bytes:
-        normalizer = self._normalizer
-        if normalizer is None or _core.is_stable(text, normalizer.stable):
-            return text
-        return normalizer.normalize_bytes(text)
+        return text if self._normalizer is None else self._normalizer.normalize_bytes(text)
 
 
 def _row(token: AddedToken) -> tuple[str, int, bool, bool, bool]:

@@ -73,16 +73,44 @@ def read(
     """
     try:
         document = json.loads(file.description)
+        if b"\\ud" in file.description.lower():
+            json.dumps(document, ensure_ascii=False).encode()  # refuses lone surrogates
         template = document["template"]
         parts = Parts(
             _read_model(document, file, pattern),
-            added_tokens=[AddedToken(*row) for row in document["added_tokens"]],
+            added_tokens=[_read_added(*row) for row in document["added_tokens"]],
             normalizer=read_normalizer(document["normalizer"]),
-            template=Template(tuple(template["before"]), tuple(template["after"]), template["spec"]),
+            template=Template(
+                tuple(map(_read_id, template["before"])),
+                tuple(map(_read_id, template["after"])),
+                None if template["spec"] is None else _expect(template["spec"], dict),
+            ),
         )
-        return parts, TokenizerConfig(**document["config"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if parts.template.spec is None and not (
+            {*parts.template.before, *parts.template.after} <= {token.id for token in parts.added_tokens}
+        ):
+            raise InputError("its template has ids of no added token")
+        roles = {role: _expect(text, str, type(None)) for role, text in document["config"].items()}
+        return parts, TokenizerConfig(**roles)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(_message(name, error)) from error
+
+
+def _expect(value: Any, *types: type) -> Any:
+    if type(value) not in types:
+        raise InputError(f"its description has {value!r}, expected {' or '.join(t.__name__ for t in types)}")
+    return value
+
+
+def _read_id(value: object) -> int:
+    token_id: int = _expect(value, int)
+    if not 0 <= token_id < 1 << 32:
+        raise InputError(f"its description has the id {token_id}, which is none")
+    return token_id
+
+
+def _read_added(content: object, token_id: object, *flags: object) -> AddedToken:
+    return AddedToken(_expect(content, str), _read_id(token_id), *(_expect(flag, bool) for flag in flags))
 
 
 def _message(name: str | Path, error: Exception) -> str:
@@ -106,17 +134,24 @@ def _read_bytes(document: Mapping[str, Any], file: _core.TokenizerFile, pattern:
     return ByteModel(
         _core.Vocabulary.of_file(file),
         pattern or _read_pattern(document["pattern"]),
-        ignore_merges=document["ignore_merges"],
-        missing=MissingBytes(**missing) if missing is not None else None,
-        prefix_space=document["prefix_space"],
-        unreachable=[(token_id, text) for token_id, text in document["unreachable"]],
+        ignore_merges=_expect(document["ignore_merges"], bool),
+        missing=None if missing is None else _read_missing(**missing),
+        prefix_space=_expect(document["prefix_space"], bool),
+        unreachable=[(_read_id(token_id), _expect(text, str)) for token_id, text in document["unreachable"]],
         file=file,
     )
 
 
+def _read_missing(unknown: object, fuse: object) -> MissingBytes:
+    return MissingBytes(None if unknown is None else _read_id(unknown), _expect(fuse, bool))
+
+
 def _read_pattern(value: Mapping[str, Any]) -> PretokenPattern:
     pattern = PretokenPattern(
-        value["name"], tuple(value["expressions"]), value["has_machine"], tuple(value["byte_expressions"])
+        _expect(value["name"], str),
+        tuple(_expect(expression, str) for expression in value["expressions"]),
+        _expect(value["has_machine"], bool),
+        tuple(_expect(expression, str) for expression in value["byte_expressions"]),
     )
     if not pattern.has_machine:
         find_splits(pattern.expressions, pattern.byte_expressions)

@@ -126,14 +126,17 @@ class CharacterModel:
         def is_dropped(at: int) -> bool:
             return drops and at < len(chars) and not self._is_known(chars[at])
 
+        misfit = InputError("offsets are not known: the tokenizer's tables and options do not fit each other")
         spans = []
         place = cut = 0  # characters, and bytes of the next one
         for token_id in ids.tolist():
             kind = self.kinds[token_id]
-            piece = "" if kind in (BYTE, UNKNOWN) else self.vocabulary.token(token_id).decode()
+            piece = "" if kind in (BYTE, UNKNOWN) else self._piece(token_id)
             while is_dropped(place) and not (piece and chars.startswith(piece, place)):
                 place += 1
             begin = end = place
+            if place >= len(chars):
+                raise misfit
             if kind == BYTE:
                 size = len(chars[place].encode())
                 first = min(starts[place] + cut, starts[place + 1])
@@ -151,10 +154,16 @@ class CharacterModel:
                     while is_dropped(end):
                         end += 1
                     end += 1
+            if end > len(chars):
+                raise misfit
             spans.append((starts[begin], starts[end]))
             place = end
-        assert all(map(is_dropped, range(place, len(chars))))
+        if not all(map(is_dropped, range(place, len(chars)))):
+            raise misfit
         return np.array(spans, np.int64).reshape(-1, 2)
+
+    def _piece(self, token_id: int) -> str:
+        return self.vocabulary.token(token_id).decode("utf-8", "replace")
 
     def _has_prefix(self, chars: str, begins: bool) -> bool:
         if not chars or self.prefix == "never" or not (begins or self.prefix_everywhere):
@@ -213,7 +222,7 @@ class CharacterModel:
 
     def pieces(self) -> list[str]:
         """Give the text of each id."""
-        return [piece.decode() for piece in self.vocabulary.tokens()]
+        return [piece.decode("utf-8", "replace") for piece in self.vocabulary.tokens()]
 
     def order_of_merges(self) -> NDArray[np.intp]:
         """Give the places of the merges by rank.

@@ -13,7 +13,7 @@ from pylm.text._added_tokens import AddedToken
 from pylm.text._byte_alphabet import BYTE_TO_CHAR, CHAR_TO_BYTE
 from pylm.text._byte_model import ByteModel, MissingBytes
 from pylm.text._models import Parts
-from pylm.text._normalizers import NFC_STABLE, Normalizer, read_normalizer
+from pylm.text._normalizers import Normalizer, read_normalizer
 from pylm.text._templates import Template
 from pylm.text.patterns import PATTERNS, PretokenPattern, find_splits
 
@@ -195,7 +195,7 @@ def _is_always_found(token: AddedToken, normalizer: Normalizer | None) -> bool:
         return True
     if token.normalized:
         return normalizer(token.content) == token.content
-    return normalizer.stable == NFC_STABLE  # others may make its text of another
+    return normalizer.form == "NFC"  # others may make its text of another
 
 
 def write(model: ByteModel, added: Sequence[AddedToken], normalizer: Normalizer | None) -> dict[str, object]:

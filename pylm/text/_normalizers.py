@@ -3,10 +3,11 @@
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any
 
 import regex
 
+from pylm import _core
 from pylm.errors import InputError
 
 # Rust's idea of white space, which is Unicode's: unlike Python's, without U+001C to U+001F.
@@ -16,16 +17,14 @@ _WHITE_SPACE = (
 )
 _UNICODE_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 
-# What a text must be made of for the core to know that it stays as it is.
-NFC_STABLE, NFKC_STABLE, ASCII_STABLE, NEVER_STABLE = 0, 1, 2, 3
-
 
 class Normalizer:
     """One of NFC, NFD, NFKC, NFKD, Lowercase, Prepend, Replace, Strip, StripAccents, or a sequence of them.
 
     Attributes:
         spec: the entry of a tokenizer.json.
-        stable: which texts stay as they are: those in NFC or NFKC, those in ASCII, or none for sure.
+        form: the one normal form that this is; None where it is, or has, another step.
+        keeps_ascii: leaves a text of ASCII as it is.
     """
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
@@ -38,14 +37,8 @@ class Normalizer:
         parts = _flatten(spec)
         self._steps = [_step(part) for part in parts]
         kinds = {part["type"] for part in parts}
-        if kinds <= {"NFC"}:
-            self.stable = NFC_STABLE
-        elif kinds <= {"NFC", "NFKC"}:
-            self.stable = NFKC_STABLE
-        elif kinds <= {*_UNICODE_FORMS, "StripAccents"}:
-            self.stable = ASCII_STABLE
-        else:
-            self.stable = NEVER_STABLE
+        self.form = next(iter(kinds)) if len(kinds) == 1 and kinds <= {*_UNICODE_FORMS} else None
+        self.keeps_ascii = kinds <= {*_UNICODE_FORMS, "StripAccents"}
 
     def __call__(self, text: str) -> str:
         """Normalize a text. Lone surrogates are left alone."""
@@ -55,6 +48,10 @@ class Normalizer:
 
     def normalize_bytes(self, text: bytes) -> bytes:
         """Normalize UTF-8; bytes that are none stay as they are."""
+        if self.form is not None:
+            return _core.normalize(text, self.form)
+        if self.keeps_ascii and text.isascii():
+            return text
         return self(text.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 
@@ -81,7 +78,7 @@ def _flatten(spec: object) -> list[dict[str, Any]]:
 def _step(spec: Mapping[str, Any]) -> Callable[[str], str]:
     match spec:
         case {"type": "NFC" | "NFD" | "NFKC" | "NFKD" as form}:
-            return _unicode_form(cast('Literal["NFC", "NFD", "NFKC", "NFKD"]', form))
+            return _unicode_form(form)
         case {"type": "Lowercase"}:
             return _lowercase
         case {"type": "StripAccents"}:
@@ -100,9 +97,11 @@ def _step(spec: Mapping[str, Any]) -> Callable[[str], str]:
     )
 
 
-def _unicode_form(form: Literal["NFC", "NFD", "NFKC", "NFKD"]) -> Callable[[str], str]:
+def _unicode_form(form: str) -> Callable[[str], str]:
     def normalize(text: str) -> str:
-        return text if text.isascii() else unicodedata.normalize(form, text)
+        if text.isascii():
+            return text
+        return _core.normalize(text.encode("utf-8", "surrogatepass"), form).decode("utf-8", "surrogatepass")
 
     return normalize
 

@@ -107,12 +107,15 @@ class Tokenizer(Decoding):
             >>> Tokenizer.load("cl100k_base.tiktoken").encode("hello world")
             [15339, 1917]
         """
-        parts, config = _loading.load(Path(path), pattern, special_tokens)
+        return cls._of_parts(path, *_loading.load(Path(path), pattern, special_tokens))
+
+    @classmethod
+    def _of_parts(cls, name: str | Path, parts: Parts, config: TokenizerConfig) -> "Tokenizer":
         tokenizer = cls.__new__(cls)
         try:
             tokenizer._set_up(parts, config)
         except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+            raise InputError(f"{name}: {error}") from error
         return tokenizer
 
     @classmethod
@@ -442,15 +445,16 @@ class Tokenizer(Decoding):
         """Write the tokenizer.
 
         Args:
-            path: a `.pylm` file to write all of it, ready to be loaded at once; a `.tiktoken` file to write
-                ranks, without special tokens; an existing folder to write a tokenizer.json and a
-                tokenizer_config.json, as `transformers` reads them; any other name to write a tokenizer.json.
+            path: a `.pylm` file to write all of it, ready to be loaded at once; a `.json` file to write a
+                tokenizer.json; a `.tiktoken` file to write ranks, without special tokens; an existing folder,
+                or a name without an ending for a new one, to write a tokenizer.json and a
+                tokenizer_config.json, as `transformers` reads them.
 
         Raises:
-            InputError: no rank file gives the same ids; says why.
+            InputError: another ending; a form that cannot hold this tokenizer with the same ids, says why.
         """
         path = Path(path)
-        if path.is_dir():
+        if path.is_dir() or not (path.suffix or path.is_file()):
             config = json.dumps(write_config(self._config), ensure_ascii=False, indent=2)
             files = {
                 path / "tokenizer.json": f"{self._to_json()}\n".encode(),
@@ -460,8 +464,13 @@ class Tokenizer(Decoding):
             files = {path: self._to_binary()}
         elif path.suffix == ".tiktoken":
             files = {path: self._to_ranks(path)}
-        else:
+        elif path.suffix == ".json":
             files = {path: f"{self._to_json()}\n".encode()}
+        else:
+            raise InputError(
+                f"{path}: what to write is not clear; expected a name that ends in .json, .pylm or .tiktoken "
+                "or a folder: an existing one, or a name without an ending"
+            )
         for file, content in files.items():
             with atomic_path(file) as temporary:
                 temporary.write_bytes(content)
@@ -489,9 +498,9 @@ class Tokenizer(Decoding):
 
     @classmethod
     def _of_binary(cls, content: "ReadableBuffer") -> "Tokenizer":
-        tokenizer = cls.__new__(cls)
-        tokenizer._set_up(*_binary_format.read("the bytes", _binary_format.of_buffer(content)))
-        return tokenizer
+        return cls._of_parts(
+            "the bytes", *_binary_format.read("the bytes", _binary_format.of_buffer(content))
+        )
 
     def to_transformers(self) -> "PreTrainedTokenizerFast":
         """Give the same tokenizer as `transformers` has it, with roles and chat template.

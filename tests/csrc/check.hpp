@@ -67,5 +67,6 @@ void test_suffix_array();
 void test_substring();
 void test_substring_stages();
 void test_section_file();
+void test_normal_form();
 
 }  // namespace pylm::tests

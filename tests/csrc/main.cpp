@@ -16,7 +16,7 @@ int main(int argc, char** argv) {
         {"training", test_training},     {"dedup", test_dedup},           {"signals", test_signals},
         {"sentencepiece", test_sentencepiece}, {"shards", test_shards}, {"suffix_array", test_suffix_array},
         {"substring", test_substring},   {"index", test_index},           {"substring_stages", test_substring_stages},
-        {"section_file", test_section_file},
+        {"section_file", test_section_file}, {"normal_form", test_normal_form},
     };
     const std::vector<std::string_view> wanted(argv + 1, argv + argc);
     int failed = 0;

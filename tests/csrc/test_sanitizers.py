@@ -28,6 +28,7 @@ TESTS = (
     "index",
     "substring_stages",
     "section_file",
+    "normal_form",
 )
 
 FUZZERS = (

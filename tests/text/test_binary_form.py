@@ -3,16 +3,23 @@
 import copy
 import gzip
 import json
+import mmap
 import multiprocessing
 import os
 import pickle
 import random
 import re
 import struct
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
+import tokenizers
+import xxhash
 from binary_form import assert_same, through_binary
 from oracles import sentencepiece as oracle
 from typer.testing import CliRunner
@@ -238,6 +245,116 @@ def test_a_file_that_is_replaced_or_removed_stays_in_use(
     assert list(tmp_path.iterdir()) == []
 
 
+def _forge(content: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
+    """Change the description, checksums being those of the new file."""
+    num_sections = struct.unpack_from("<Q", content, 24)[0]
+    sections = []
+    for i in range(num_sections):
+        section, begin, size, _ = struct.unpack_from("<4Q", content, 64 + 32 * i)
+        data = content[begin : begin + size]
+        if section == 1:
+            document = json.loads(data)
+            change(document)
+            data = json.dumps(document).encode()
+        sections.append((section, data))
+    return _file_of(sections, content[:16])
+
+
+def _file_of(sections: list[tuple[int, bytes]], kind: bytes) -> bytes:
+    def padded(data: bytes) -> bytes:
+        return data + bytes(-len(data) % 64)
+
+    def checksum(data: bytes) -> int:
+        return xxhash.xxh3_64_intdigest(data, seed=1)
+
+    first = 64 + 32 * len(sections)
+    first += -first % 64
+    entries, body = b"", b""
+    for section, data in sections:
+        entries += struct.pack("<4Q", section, first + len(body), len(data), checksum(padded(data)))
+        body += padded(data)
+    entries = entries.ljust(first - 64, b"\0")
+    head = kind + struct.pack("<3Q", first + len(body), len(sections), checksum(entries)) + bytes(16)
+    return head + struct.pack("<Q", checksum(head)) + entries + body
+
+
+FORGED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "an id that is text": lambda d: d["added_tokens"][0].__setitem__(1, "7"),
+    "an id below zero": lambda d: d["added_tokens"][0].__setitem__(1, -1),
+    "an id of 33 bits": lambda d: d["added_tokens"][0].__setitem__(1, 1 << 32),
+    "an id of half": lambda d: d["added_tokens"][0].__setitem__(1, 0.5),
+    "a text that is none": lambda d: d["added_tokens"][0].__setitem__(0, None),
+    "no text": lambda d: d["added_tokens"][0].__setitem__(0, ""),
+    "lone surrogates": lambda d: d["added_tokens"][0].__setitem__(0, "\ud800"),
+    "a flag that is a list": lambda d: d["added_tokens"][0].__setitem__(3, []),
+    "a flag too many": lambda d: d["added_tokens"][0].append(True),
+    "a token twice": lambda d: d["added_tokens"].append(d["added_tokens"][0]),
+    "a row that is a number": lambda d: d["added_tokens"].append(5),
+    "a role that is a list": lambda d: d["config"].__setitem__("bos_token", ["<s>"]),
+    "a role of no token": lambda d: d["config"].__setitem__("bos_token", "<none>"),
+    "another role": lambda d: d["config"].__setitem__("new", None),
+    "a template of text": lambda d: d["template"].__setitem__("before", ["1"]),
+    "a template of no tokens": lambda d: d["template"].__setitem__("before", [5]),
+    "a post-processor that is text": lambda d: d["template"].__setitem__("spec", "x"),
+    "a switch that is a number": lambda d: d.__setitem__("ignore_merges", 2),
+    "an expression that is none": lambda d: d["pattern"].__setitem__("expressions", [None]),
+    "missing bytes that are text": lambda d: d.__setitem__("missing", {"unknown": "x", "fuse": True}),
+    "a lone surrogate elsewhere": lambda d: d["config"].__setitem__("chat_template", "\udfff"),
+    "another model": lambda d: d.__setitem__("model", "words"),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_forged_descriptions_are_refused_by_name(name: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.pylm"
+    assert _forge(content, lambda _: None) == content
+    forged = _forge(content, FORGED[name])
+    path.write_bytes(forged)
+    _refused(path)
+    with pytest.raises(InputError, match="the bytes: "):
+        Tokenizer._of_binary(forged)
+
+
+def test_forged_tables_are_refused_by_name_or_work(content: bytes, tmp_path: Path) -> None:
+    num_sections = struct.unpack_from("<Q", content, 24)[0]
+    entries = [struct.unpack_from("<4Q", content, 64 + 32 * i) for i in range(num_sections)]
+    sections = [(section, content[begin : begin + size]) for section, begin, size, _ in entries]
+    path = tmp_path / "x.pylm"
+    draw = random.Random(3)
+    refused = 0
+    for i, (section, data) in enumerate(sections):
+        changed = bytearray(data)
+        for _ in range(min(3, len(data))):
+            changed[draw.randrange(len(data))] = draw.randrange(256)
+        for forged in (b"", data[:-1], data[: len(data) // 2], data + b"\0", data * 2, bytes(changed)):
+            path.write_bytes(_file_of([*sections[:i], (section, forged), *sections[i + 1 :]], content[:16]))
+            try:
+                again = Tokenizer.load(path)
+            except InputError:
+                assert str(path) in _refused(path)
+                refused += 1
+                continue
+            for text in HOSTILE:
+                again.encode(text)
+    assert refused > 2 * num_sections
+
+
+def test_what_to_write_is_told_by_the_name(small: Tokenizer, tmp_path: Path) -> None:
+    for name in ("x.txt", "x.model", "x.json.gz", "x.JSON"):
+        with pytest.raises(InputError, match=r"expected a name that ends in \.json, \.pylm or \.tiktoken"):
+            small.save(tmp_path / name)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="what to write is not clear"):
+        small.save(tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "old.v2").mkdir()
+    for folder in (tmp_path / "old.v2", tmp_path / "deep" / "new"):
+        small.save(folder)
+        assert {path.name for path in folder.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
+        assert Tokenizer.load(folder).fingerprint == small.fingerprint
+        assert len(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode("lower").ids) > 0
+
+
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_pickles(small: Tokenizer, protocol: int) -> None:
     again = pickle.loads(pickle.dumps(small, protocol))
@@ -259,6 +376,31 @@ def test_pickled_buffers_are_not_copied(small: Tokenizer, content: bytes) -> Non
     damaged[len(content) // 2] ^= 1
     with pytest.raises(InputError, match="damaged between the bytes"):
         pickle.loads(data, buffers=[damaged])
+
+
+def test_memory_that_may_change_is_copied(small: Tokenizer, content: bytes) -> None:
+    """A view that is read-only here says nothing about who else writes to the memory."""
+    data = pickle.dumps(small, 5, buffer_callback=lambda _: None)
+    memory = bytearray(content)
+    array = np.frombuffer(bytearray(content), np.uint8)
+    read_only = array.view()
+    read_only.flags.writeable = False
+    anonymous = mmap.mmap(-1, len(content))
+    anonymous[:] = content
+    views = [
+        *(memory, memoryview(memory).toreadonly(), read_only, memoryview(read_only)),
+        *(memoryview(anonymous).toreadonly(), pa.py_buffer(memory), pickle.PickleBuffer(memory)),
+    ]
+    loaded = [pickle.loads(data, buffers=[view]) for view in views]
+    memory[:] = anonymous[:] = bytes(len(content))
+    array[:] = 0
+    for again in loaded:
+        _check(again, small, HOSTILE)
+    for constant in (content, memoryview(content)):  # nothing is copied, so they are held
+        before = sys.getrefcount(constant)
+        again = Tokenizer._of_binary(constant)
+        assert sys.getrefcount(constant) > before
+        del again
 
 
 def _encode_there(tokenizer: Tokenizer, texts: list[str], results: Any) -> None:
@@ -335,6 +477,8 @@ def test_the_command_converts(small: Tokenizer, content: bytes, tmp_path: Path) 
     convert(tmp_path / "z.tiktoken", tmp_path / "z.pylm", "--pattern", "cl100k")
     again = Tokenizer.load(tmp_path / "z.pylm")
     assert again.encode("lower newest") == small.encode("lower newest")
+    convert(target, tmp_path / "made")
+    assert Tokenizer.load(tmp_path / "made").fingerprint == small.fingerprint
     for source, out, reason in (
         (target, tmp_path / "x.pyml", "what to write is not clear"),
         (tmp_path / "absent", tmp_path / "x.pylm", "no tokenizer at"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pylm import _core
 from pylm.errors import InputError
 from pylm.text import Tokenizer
-from pylm.text._normalizers import NFC_STABLE, NFKC_STABLE, Normalizer, read_normalizer
+from pylm.text._normalizers import Normalizer, read_normalizer
 
 SPECS: list[dict[str, Any]] = [
     {"type": "NFC"},
@@ -67,20 +67,52 @@ def test_texts_equal_hugging_face(spec: dict[str, Any], text: str) -> None:
     assert Normalizer(spec).normalize_bytes(text.encode()) == expected.encode()
 
 
-def test_stable_texts_are_in_normal_form() -> None:
-    """What the core says is certain, against `unicodedata`, for every code point, alone and in a row."""
-    for form, name in ((NFC_STABLE, "NFC"), (NFKC_STABLE, "NFKC")):
-        assert _core.is_stable("plain, ÉÅ, 日本語, Привет, 가각".encode(), form)
-        for text in ("e\u0301", "\u0301", "\u212b", "\u1161", "\u09be"):
-            assert not _core.is_stable(text.encode(), form)
-        points = [chr(p) for p in range(0x110000) if not 0xD800 <= p < 0xE000]
-        stable = [c for c in points if _core.is_stable(c.encode(), form) and unicodedata.category(c) != "Cn"]
-        assert len(stable) > 100_000
-        row = "".join(stable)
-        assert unicodedata.normalize(name, row) == row
-        assert unicodedata.normalize(name, "".join(reversed(row))) == row[::-1]
-        assert _core.is_stable(b"\xff\xe6\x97", form)
-        assert not _core.is_stable(b"\xff\xcc\x81", form)
+ASSIGNED = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cn", "Cs")]
+"""Characters of Python's version of Unicode, which do not change in later ones."""
+
+# Characters that change, or change what stands beside them, as often as all others together.
+HOSTILE = [c for c in ASSIGNED if unicodedata.combining(c) or unicodedata.normalize("NFKD", c) != c] + [
+    *map(chr, [*range(0x1100, 0x1200), *range(0xAC00, 0xAC40)]),
+    *"\u09c7\u09be\u09d7\u0bc6\u0bbe\u0d46\u0d3e\u1025\u102e\U00011131\U00011127<=>\u226e",
+]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+def test_normal_forms_of_every_character(form: Any) -> None:
+    for neighbour in ("", "e", "\u0301", "\u0323", "\u1100", "\uac00"):
+        texts = [f"{neighbour}{c}{neighbour}" for c in ASSIGNED]
+        expected = [unicodedata.normalize(form, text).encode() for text in texts]
+        assert [_core.normalize(text.encode(), form) for text in texts] == expected
+    everything = "".join(ASSIGNED)
+    for row in (everything, everything[::-1]):
+        assert _core.normalize(row.encode(), form) == unicodedata.normalize(form, row).encode()
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+@given(
+    text=st.lists(st.one_of(st.sampled_from(HOSTILE), st.sampled_from(ASSIGNED)), max_size=40).map("".join),
+)
+@settings(max_examples=300, deadline=None)
+def test_normal_forms_of_hostile_texts(form: Any, text: str) -> None:
+    expected = unicodedata.normalize(form, text)
+    assert Normalizer({"type": form})(text) == expected
+    assert _core.normalize(text.encode(), form) == expected.encode()
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFKC"])
+def test_one_huge_text_is_cut_where_nothing_joins(trained: Tokenizer, form: Any) -> None:
+    """Borders of the parts that are shared out fall on marks, letters of Hangul and damaged bytes."""
+    tokenizer = Tokenizer(trained._vocabulary, pattern="gpt2", normalizer=Normalizer({"type": form}))
+    plain = Tokenizer(trained._vocabulary, pattern="gpt2")
+    marks = "e" + "\u0301\u0323" * 99  # Python takes quadratic time for them
+    for unit in (marks, "\u1100\u1161\u11a8", "e\u0301", "caf\u00e9 ", "\u0bc6\u0bbe", "\ufb01"):
+        text = unit * ((9 << 17) // len(unit.encode()))
+        content = text.encode()
+        for shift in (0, 1):
+            expected = plain.encode_batch([b"\xff" * shift + unicodedata.normalize(form, text).encode()])
+            for threads in (1, 2):
+                ids = tokenizer.encode_batch([b"\xff" * shift + content, "x"], num_threads=threads)
+                assert ids[0].tolist() == expected[0].tolist()
 
 
 def test_bytes_that_are_no_utf8_stay() -> None:
