@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Build pylm, test its ops and time them and a training step, on the GPU of this machine:
+# Build pylm, test its ops, time them and a training step, and tune them, on the GPU of this machine:
 #
-#   bench/gpu.sh [--phase build|test|ops|train|all] [--seconds N] [--out FOLDER] [--wheels FOLDER] [--dry-run]
+#   bench/gpu.sh [--phase build|test|ops|train|tune|all] [--seconds N] [--out FOLDER] [--wheels FOLDER] [--dry-run]
 #
 # PYTHON names the interpreter (default python3), which must have torch with CUDA, and triton. Nothing is
 # downloaded: other packages that it lacks are installed from the wheels in --wheels. All phases together end
@@ -24,7 +24,10 @@ while [ $# -gt 0 ]; do
     *) fail "unknown argument $1; see --help" ;;
   esac
 done
-case $phase in build|test|ops|train|all) ;; *) fail "--phase must be build, test, ops, train or all, got '$phase'" ;; esac
+case $phase in
+  build|test|ops|train|tune|all) ;;
+  *) fail "--phase must be build, test, ops, train, tune or all, got '$phase'" ;;
+esac
 case $seconds in ''|*[!0-9]*) fail "--seconds must be a whole number, got '$seconds'" ;; esac
 command -v "$PYTHON" > /dev/null || fail "no $PYTHON here; name an interpreter: PYTHON=/path/to/python bench/gpu.sh"
 
@@ -121,15 +124,17 @@ run() {
   case $1 in
     build) build ;;
     test) check ;;
-    ops|train) bench "$1" ;;
+    ops|train|tune) bench "$1" ;;
   esac
   echo "== $1 took $((SECONDS - began)) s"
 }
 if [ "$phase" = all ]; then
   run build
-  share 30 100; run test
-  share 40 70; run ops
-  share 30 30; run train
+  share 30 105; run test
+  share 40 75; run ops
+  share 25 35; run train
+  # What is least needed comes last, and not where nothing is left for it.
+  if [ $((seconds - SECONDS)) -ge 25 ]; then share 10 10; run tune; else echo "== tune was left out"; fi
 else
   run "$phase"
 fi

@@ -4,7 +4,8 @@
 
 CPU tensors stand for those of a GPU, so allocations and matrix products are the CPU's, and the driver's own
 part of a launch is missing. *long* is by the dispatcher and Triton's own path, *short* past both, *launcher*
-the kernel module alone, *bare launch* one call of the compiled kernel. Microseconds of processor time, the
+the kernel module alone, *bare launch* one call of the compiled kernel. *varying* is the launcher with another
+number of tokens at each call, of 3,000 that come again in every round. Microseconds of processor time, the
 least of many rounds.
 """
 
@@ -20,10 +21,11 @@ import torch
 import torch.nn.functional as F
 
 from pylm import ops
-from pylm.kernels import _launch, linear_logprob, moe_route, rms_norm, rope, swiglu
+from pylm.kernels import _launch, linear_logprob, moe_experts, moe_route, rms_norm, rope, swiglu
 from pylm.ops import _direct, _library
 
 ROUNDS, CALLS = 40, 200
+NUM_LENGTHS = 3000
 LAUNCHERS = {
     "rms_norm": rms_norm.forward,
     "rms_norm_backward": rms_norm.backward,
@@ -49,8 +51,41 @@ def least_us(call: Callable[[], object]) -> float:
     return 1e6 * best
 
 
-def launch_all_the_way(self: _launch.Start, *tensors: torch.Tensor) -> None:
-    self._launch(tensors)
+def varying_us(call: Callable[[int], object]) -> float:
+    """Return the microseconds of processor time of a call with another number of tokens each time."""
+    best = float("inf")
+    for _ in range(ROUNDS // 4):
+        start = time.thread_time()
+        for length in range(1, NUM_LENGTHS + 1):
+            call(length)
+        best = min(best, (time.thread_time() - start) / NUM_LENGTHS)
+    return 1e6 * best
+
+
+def mixture() -> tuple[Callable[[int], object], Callable[[int], object]]:
+    """Return the experts' launchers, as functions of the number of tokens."""
+    most, top_k = NUM_LENGTHS, 2
+    order, offsets = torch.zeros(top_k * most, dtype=torch.int32), torch.zeros(9, dtype=torch.int32)
+    x, share = torch.zeros(most, 64, dtype=torch.bfloat16), torch.zeros(most, top_k)
+    gate_up, down = torch.zeros(8, 64, 64, dtype=torch.bfloat16), torch.zeros(8, 64, 32, dtype=torch.bfloat16)
+    kept = torch.zeros(top_k * most, 64, dtype=torch.bfloat16)
+
+    def given(n: int) -> tuple[torch.Tensor, ...]:
+        return x[:n], share[:n], order[: top_k * n], offsets, gate_up, down
+
+    def forward(n: int) -> object:
+        return moe_experts.forward(*given(n), True)
+
+    def backward(n: int) -> object:
+        return moe_experts.backward(x[:n], *given(n), kept[: top_k * n], [True] * 4)
+
+    return forward, backward
+
+
+def launch_all_the_way(
+    self: _launch.Start, num_rows: int, tensors: tuple[torch.Tensor, ...], *lengths: float
+) -> None:
+    self._launch(num_rows, tensors, lengths)
 
 
 def main() -> None:
@@ -108,17 +143,53 @@ def main() -> None:
             ):
                 figures = [least_us(call) for call in (plain, recorded, launcher)]
             out(f"| {name} | {way} | " + " | ".join(f"{us:.1f}" for us in figures) + " |\n")
+    long_x = torch.randn(NUM_LENGTHS, 64)
+    long_q, long_k = torch.randn(2, NUM_LENGTHS, 4, 64), torch.randn(2, NUM_LENGTHS, 2, 64)
+    long_cos, long_sin = ops.rope_cache(NUM_LENGTHS, 64)
+    rstd, long_logits = torch.empty(NUM_LENGTHS), torch.randn(NUM_LENGTHS, 8)
+    long_targets = torch.zeros(NUM_LENGTHS, dtype=torch.int64)
+    varying: dict[str, Callable[[int], object]] = {
+        "rms_norm": lambda n: rms_norm.forward(long_x[:n], weight, 1e-6, 0.0),
+        "rms_norm_backward": lambda n: rms_norm.backward(
+            long_x[:n], None, long_x[:n], weight, rstd[:n], 0.0, True
+        ),
+        "rope, one row": lambda n: rope.rotate(
+            long_q[:1, :n], long_k[:1, :n], long_cos, long_sin, None, False, False
+        ),
+        "rope, two rows": lambda n: rope.rotate(
+            long_q.view(-1, 4, 64)[: 2 * n].view(2, n, 4, 64),
+            long_k.view(-1, 2, 64)[: 2 * n].view(2, n, 2, 64),
+            long_cos,
+            long_sin,
+            None,
+            False,
+            False,
+        ),
+        "swiglu": lambda n: swiglu.forward(long_x[:n], long_x[:n], "silu", 1.0, None, 0.0, False),
+        "moe_route": lambda n: moe_route.forward(long_logits[:n], None, 2, "softmax", "max", 1, 1, True, 1.0),
+        "linear_logprob": lambda n: linear_logprob.forward(
+            long_x[:n, :4], head[:8, :4], long_targets[:n], None, 1.0, None, -100, True, False, False
+        ),
+    }
+    experts, grad_steps = mixture()
+    varying["moe_experts"] = experts
+    varying["moe_experts_backward"] = grad_steps
+    out("| op | varying | the same again |\n|---|---|---|\n")
+    for name, by_length in varying.items():
+        figures = varying_us(by_length), least_us(lambda f=by_length: f(1000))
+        out(f"| {name} | " + " | ".join(f"{us:.1f}" for us in figures) + " |\n")
     y, rstd = rms_norm.forward(x, weight, 1e-6, 0.0)
-    start, _ = rms_norm._forward_start(x.shape, (x.stride(),), (x.dtype, None, weight.dtype), 1e-6, 0.0)
+    rows, dtypes = (_launch.RowStrides(True, 64, 64),), (x.dtype, None, weight.dtype)
+    start = rms_norm._forward_start(64, 1, rows, dtypes, 1e-6, 0.0)
     tensors = x, x, weight, y, y, rstd
-    start(*tensors)
-    (prepared,) = start._prepared.values()
+    start(16, tensors, 16)
+    prepared = next(iter(start._prepared.values()))
     addresses = [tensor.data_ptr() for tensor in tensors]
-    head_of_call = *start._programs, fake_gpu.DRIVER.streams[0], prepared.function, prepared.metadata
+    head_of_call = 1, 1, 1, fake_gpu.DRIVER.streams[0], prepared.function, prepared.metadata
     parts = {
-        "Triton's kernel[grid](...)": lambda: start._launch(tensors),
-        "a start that is prepared": lambda: start(*tensors),
-        "bare launch": lambda: prepared.run(*head_of_call, None, None, None, *addresses, *start._rest),
+        "Triton's kernel[grid](...)": lambda: start._launch(16, tensors, (16,)),
+        "a start that is prepared": lambda: start(16, tensors, 16),
+        "bare launch": lambda: prepared.run(*head_of_call, None, None, None, *addresses, 16, *start._rest),
         "torch.empty": lambda: torch.empty((16,), dtype=torch.float32, device=x.device),
         "torch.nn.functional.silu, with gradients": lambda: F.silu(leaf[0]),
     }

@@ -11,7 +11,8 @@ Gale et al., "MegaBlocks", 2022. Shapes: N tokens, E experts, K top-k, R = N K r
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 # (the parameters of a kernel have Triton's types, which mypy does not know)
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,38 +20,82 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from pylm.kernels._launch import FUSED_MULTIPLY_ADD, cdiv, next_power_of_2
+from pylm.kernels._launch import (
+    FUSED_MULTIPLY_ADD,
+    Grid,
+    Start,
+    cdiv,
+    has_tensor_memory_accelerator,
+    next_power_of_2,
+    num_multiprocessors,
+    remembered,
+)
 
-# Tiles of the products of 16-bit inputs. Of gate_up there are two of BLOCK_N columns, gate and up. GROUP
-# tiles of rows share the weights in the second-level cache. PROGRAMS a multiprocessor walk over the tiles;
-# 0 is one program a tile. FLATTEN lets the next tile's loads begin before the last one's results are written.
-TILES: dict[str, dict[str, Any]] = {
-    name: {"BLOCK_M": 128, "BLOCK_N": columns, "BLOCK_K": 64, "GROUP": group, "PROGRAMS": programs}
-    | {"FLATTEN": programs > 0, "num_warps": 8, "num_stages": stages}
-    for name, columns, group, programs, stages in (
-        ("gate_up", 128, 16, 0, 4),
-        ("down", 256, 16, 1, 3),
-        ("grad_hidden", 128, 4, 0, 4),
-        ("grad_x", 256, 16, 1, 3),
-        ("grad_weight", 256, 16, 0, 5),
-    )
+
+class Tiles(NamedTuple):
+    """How a product is cut, and how its kernel runs."""
+
+    block_m: int
+    block_n: int  # of gate_up there are two, gate and up
+    block_k: int
+    group: int  # tiles of rows share the weights in the second-level cache
+    programs: int  # a multiprocessor, which walk over the tiles; 0 is one program a tile
+    num_warps: int
+    num_stages: int
+
+    def grid(self, columns: int, num_processors: int) -> Grid:
+        """Return the grid over tiles of rows times tiles of columns."""
+        return Grid(columns=columns, most=self.programs * num_processors)
+
+    def constants(self, wide: tl.dtype) -> tuple[Any, ...]:
+        """Return the last constants of a product's kernel.
+
+        FLATTEN lets the next tile's loads begin before the last one's results are written.
+        """
+        is_flat = self.programs > 0
+        return wide, self.block_m, self.block_n, self.block_k, self.group, is_flat
+
+    def options(self) -> dict[str, Any]:
+        """Return Triton's options."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **FUSED_MULTIPLY_ADD}
+
+    def others(self, start: Callable[["Tiles"], Start]) -> Callable[[], dict[str, Start]] | None:
+        """Return other ways through the same tiles, for small ones none.
+
+        Which tile comes when, on which program, and how far ahead is loaded: a tile adds up as it did.
+        """
+        if self not in TILES.values():
+            return None
+        ways = [self._replace(group=group) for group in (4, 8, 16) if group != self.group]
+        ways += [self._replace(programs=1 - min(1, self.programs))]
+        ways += [self._replace(num_stages=self.num_stages + more) for more in (-1, 1)]
+        names = [f"group {t.group}, programs {t.programs}, stages {t.num_stages}" for t in ways]
+        return lambda: {name: start(tiles) for name, tiles in zip(names, ways, strict=True)}
+
+
+# Of products of 16-bit inputs.
+TILES = {
+    "gate_up": Tiles(128, 128, 64, 16, 0, 8, 4),
+    "down": Tiles(128, 256, 64, 16, 1, 8, 3),
+    "grad_hidden": Tiles(128, 128, 64, 4, 0, 8, 4),
+    "grad_x": Tiles(128, 256, 64, 16, 1, 8, 3),
+    "grad_weight": Tiles(128, 256, 64, 16, 0, 8, 5),
 }
 # Of wider inputs, and where rows are not aligned: many registers go into loads one by one.
-SMALL_TILES = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32, "GROUP": 8, "PROGRAMS": 0, "FLATTEN": False} | {
-    "num_warps": 4,
-    "num_stages": 2,
-}
+SMALL_TILES = Tiles(64, 32, 32, 8, 0, 4, 2)
 # Sizes in bytes of the elements that come through the tensor memory accelerator.
 DESCRIBED_BYTES = {2}
-_COMBINE_ELEMENTS = 1024
+# Columns and warps of a program that adds up the rows of a token; each column is a sum of its own.
+_COMBINE_TILE, _OTHER_COMBINE_TILES = (1024, 4), ((512, 4), (1024, 8), (2048, 8))
+_PLACE_ROWS = 1024
 
 
 @triton.jit(do_not_specialize=["bound"])
 def _table_kernel(
     offsets_ptr,
     table_ptr,
-    num_experts,
     bound,
+    num_experts,
     BLOCK_M: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -160,6 +205,7 @@ def _rows_kernel(
     offsets_ptr,
     table_ptr,
     out_ptr,
+    bound,
     stride_ar,
     stride_ak,
     stride_we,
@@ -167,7 +213,6 @@ def _rows_kernel(
     stride_wk,
     dim,
     num_columns,
-    bound,
     DESCRIBES_A: tl.constexpr,
     DESCRIBES_W: tl.constexpr,
     K_LAST: tl.constexpr,
@@ -318,6 +363,18 @@ def _combine_kernel(
     tl.store(out_ptr + token * dim + columns, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
+@remembered
+def _place_start(top_k: int) -> Start:
+    return Start(_place_kernel, Grid(_PLACE_ROWS), (top_k,), (_PLACE_ROWS,))
+
+
+@remembered
+def _table_start(num_experts: int, block_m: int) -> Start:
+    block_e = next_power_of_2(num_experts)
+    block_t = max(1, min(64, 8192 // block_e))
+    return Start(_table_kernel, Grid(block_t), (num_experts,), (block_m, block_e, block_t))
+
+
 class SortedRows:
     """The rows of all experts, and what the launches of a pass share: tokens, places, tables of tiles."""
 
@@ -327,19 +384,13 @@ class SortedRows:
         self.token, self.place = torch.empty_like(self.order), torch.empty_like(self.order)
         self.wide = tl.float64 if x.dtype == torch.float64 else tl.float32
         self.uses_small_tiles = x.element_size() > 2 or not all(_is_aligned(t) for t in (x, *weights))
-        self.num_processors = 1
-        if x.is_cuda:
-            self.num_processors = torch.cuda.get_device_properties(x.device).multi_processor_count
+        self.num_processors = num_multiprocessors(x)
         self._tables: dict[int, Tensor] = {}
-        block = 1024
-        _place_kernel[(cdiv(self.num_rows, block),)](
-            self.order, self.token, self.place, self.num_rows, top_k, BLOCK_R=block
-        )
+        _place_start(top_k)(self.num_rows, (self.order, self.token, self.place), self.num_rows)
 
-    def tiles(self, product: str) -> dict[str, Any]:
-        """Return the options of a product's kernel, with PROGRAMS for `grid`."""
-        tiles = SMALL_TILES if self.uses_small_tiles else TILES[product]
-        return {**tiles, "WIDE": self.wide, **FUSED_MULTIPLY_ADD}
+    def tiles(self, product: str) -> Tiles:
+        """Return the tiles of a product."""
+        return SMALL_TILES if self.uses_small_tiles else TILES[product]
 
     def bound(self, block_m: int) -> int:
         """Return how many tiles of rows there are at most."""
@@ -350,24 +401,9 @@ class SortedRows:
         if block_m not in self._tables:
             bound = self.bound(block_m)
             table = torch.empty(1 + 2 * bound, dtype=torch.int32, device=self.order.device)
-            block_e = next_power_of_2(self.num_experts)
-            block_t = max(1, min(64, 8192 // block_e))
-            _table_kernel[(cdiv(bound, block_t),)](
-                self.offsets,
-                table,
-                self.num_experts,
-                bound,
-                BLOCK_M=block_m,
-                BLOCK_E=block_e,
-                BLOCK_T=block_t,
-            )
+            _table_start(self.num_experts, block_m)(bound, (self.offsets, table), bound)
             self._tables[block_m] = table
         return self._tables[block_m]
-
-    def grid(self, num_tiles: int, tiles: dict[str, Any]) -> tuple[int]:
-        """Take PROGRAMS out of the options; return how many programs to start."""
-        programs = tiles.pop("PROGRAMS") * self.num_processors
-        return (min(num_tiles, programs) if programs else num_tiles,)
 
 
 def _is_aligned(x: Tensor) -> bool:
@@ -379,12 +415,36 @@ def _is_aligned(x: Tensor) -> bool:
 
 def describes(x: Tensor) -> bool:
     """Whether the tensor memory accelerator reads x."""
-    has_accelerator = not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (9, 0)
-    return x.element_size() in DESCRIBED_BYTES and has_accelerator and _is_aligned(x)
+    return x.element_size() in DESCRIBED_BYTES and has_tensor_memory_accelerator(x) and _is_aligned(x)
 
 
 def descriptor(x: Tensor, block: list[int]) -> TensorDescriptor:
     return TensorDescriptor(x, list(x.shape), list(x.stride()), block)
+
+
+@remembered
+def _rows_start(
+    tiles: Tiles,
+    wide: tl.dtype,
+    sizes: tuple[int, int],
+    strides: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    flags: tuple[bool, bool, bool],
+    num_processors: int,
+) -> Start:
+    """Return the start for a, weight, offsets, table and out; sizes are the inner one and the columns.
+
+    Strides are those of a and weight; flags tell whether a and weight are described, and how it is stored.
+    """
+    same = wide, sizes, strides, dtypes, flags, num_processors
+    return Start(
+        _rows_kernel,
+        tiles.grid(cdiv(sizes[1], tiles.block_n), num_processors),
+        (*strides, *sizes),
+        (*flags, sizes[0] % tiles.block_k == 0, *tiles.constants(wide)),
+        others=tiles.others(lambda other: _rows_start(other, *same)),
+        **tiles.options(),
+    )
 
 
 def multiply_rows(product: str, a: Tensor, weight_EKN: Tensor, rows: SortedRows) -> Tensor:
@@ -392,78 +452,113 @@ def multiply_rows(product: str, a: Tensor, weight_EKN: Tensor, rows: SortedRows)
     _, dim, num_columns = weight_EKN.shape
     stored = weight_EKN if weight_EKN.stride(2) == 1 else weight_EKN.transpose(1, 2)
     tiles = rows.tiles(product)
-    block_m, block_n, block_k = (tiles[f"BLOCK_{axis}"] for axis in "MNK")
+    block_m, block_n, block_k = tiles[:3]
     out = torch.empty((rows.num_rows, num_columns), dtype=a.dtype, device=a.device)
     describes_a, describes_w = describes(a), describes(stored)
     k_last = stored is not weight_EKN
     block = [1, block_n, block_k] if k_last else [1, block_k, block_n]
     stride_we, stride_wk, stride_wn = weight_EKN.stride()
-    grid = rows.grid(rows.bound(block_m) * cdiv(num_columns, block_n), tiles)
-    _rows_kernel[grid](
+    start = _rows_start(
+        tiles,
+        rows.wide,
+        (dim, num_columns),
+        (*a.stride(), stride_we, stride_wn, stride_wk),
+        (a.dtype, weight_EKN.dtype, rows.offsets.dtype),
+        (describes_a, describes_w, k_last),
+        rows.num_processors,
+    )
+    tensors = (
         descriptor(a, [block_m, block_k]) if describes_a else a,
         descriptor(stored, block) if describes_w else weight_EKN,
         rows.offsets,
         rows.table(block_m),
         out,
-        *a.stride(),
-        stride_we,
-        stride_wn,
-        stride_wk,
-        dim,
-        num_columns,
-        rows.bound(block_m),
-        DESCRIBES_A=describes_a,
-        DESCRIBES_W=describes_w,
-        K_LAST=k_last,
-        EVEN_K=dim % block_k == 0,
-        **tiles,
     )
+    bound = rows.bound(block_m)
+    start(bound, tensors, bound)
     return out
+
+
+@remembered
+def _grad_weight_start(
+    tiles: Tiles,
+    wide: tl.dtype,
+    sizes: tuple[int, int, int],
+    strides: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    flags: tuple[bool, bool],
+    num_processors: int,
+) -> Start:
+    """Return the start for a, b, tokens, offsets and out; sizes are columns of a and b, and experts.
+
+    Strides are those of a and b; flags tell whether a is gathered, and whether the other is described.
+    """
+    num_a, num_b, num_experts = sizes
+    num_tiles = num_experts * cdiv(num_a, tiles.block_m) * cdiv(num_b, tiles.block_n)
+    same = wide, sizes, strides, dtypes, flags, num_processors
+    return Start(
+        _grad_weight_kernel,
+        tiles.grid(num_tiles, num_processors),
+        (*strides, *sizes),
+        (*flags, num_a % tiles.block_m == 0, num_b % tiles.block_n == 0, *tiles.constants(wide)),
+        others=tiles.others(lambda other: _grad_weight_start(other, *same)),
+        **tiles.options(),
+    )
 
 
 def outer_products(a: Tensor, b: Tensor, rows: SortedRows, *, gathers_a: bool) -> Tensor:
     """Return a^T b (E, num_a, num_b) over the rows of every expert; one of a and b is gathered by token."""
     num_a, num_b = a.shape[1], b.shape[1]
     tiles = rows.tiles("grad_weight")
-    block_m, block_n, block_k = (tiles[f"BLOCK_{axis}"] for axis in "MNK")
+    block_m, block_n, block_k = tiles[:3]
     is_described = describes(b if gathers_a else a)
     out = torch.empty((rows.num_experts, num_a, num_b), dtype=a.dtype, device=a.device)
-    num_tiles = rows.num_experts * cdiv(num_a, block_m) * cdiv(num_b, block_n)
-    _grad_weight_kernel[rows.grid(num_tiles, tiles)](
-        descriptor(a, [block_k, block_m]) if is_described and not gathers_a else a,
-        descriptor(b, [block_k, block_n]) if is_described and gathers_a else b,
-        rows.token,
-        rows.offsets,
-        out,
-        *a.stride(),
-        *b.stride(),
-        num_a,
-        num_b,
-        rows.num_experts,
-        GATHERS_A=gathers_a,
-        DESCRIBES=is_described,
-        EVEN_A=num_a % block_m == 0,
-        EVEN_B=num_b % block_n == 0,
-        **tiles,
+    start = _grad_weight_start(
+        tiles,
+        rows.wide,
+        (num_a, num_b, rows.num_experts),
+        (*a.stride(), *b.stride()),
+        (a.dtype, b.dtype, rows.offsets.dtype),
+        (gathers_a, is_described),
+        rows.num_processors,
     )
+    described_a = descriptor(a, [block_k, block_m]) if is_described and not gathers_a else a
+    described_b = descriptor(b, [block_k, block_n]) if is_described and gathers_a else b
+    start(1, (described_a, described_b, rows.token, rows.offsets, out))
     return out
+
+
+@remembered
+def _combine_start(
+    dim: int,
+    top_k: int,
+    wide: tl.dtype,
+    dtypes: tuple[torch.dtype | None, ...],
+    tile: tuple[int, int] = _COMBINE_TILE,
+) -> Start:
+    """Return the start for rows, shares, places and sums; dtypes are of rows, shares and places."""
+    block_d = min(tile[0], next_power_of_2(dim))
+
+    def others() -> dict[str, Start]:
+        same = dim, top_k, wide, dtypes
+        return {f"{d} columns, {w} warps": _combine_start(*same, (d, w)) for d, w in _OTHER_COMBINE_TILES}
+
+    return Start(
+        _combine_kernel,
+        Grid(columns=cdiv(dim, block_d)),
+        (dim,),
+        (dtypes[1] is not None, top_k, wide, block_d),
+        others=others if tile is _COMBINE_TILE else None,
+        num_warps=tile[1],
+        **FUSED_MULTIPLY_ADD,
+    )
 
 
 def combine(sorted_rows: Tensor, share: Tensor | None, rows: SortedRows) -> Tensor:
     """Return the sum of the rows of every token, (N, H)."""
     dim, num_tokens = sorted_rows.shape[1], rows.num_rows // rows.top_k
     out = torch.empty((num_tokens, dim), dtype=sorted_rows.dtype, device=sorted_rows.device)
-    block_d = min(_COMBINE_ELEMENTS, next_power_of_2(dim))
-    _combine_kernel[(num_tokens * cdiv(dim, block_d),)](
-        sorted_rows,
-        sorted_rows if share is None else share,
-        rows.place,
-        out,
-        dim,
-        HAS_SHARES=share is not None,
-        TOP_K=rows.top_k,
-        WIDE=rows.wide,
-        BLOCK_D=block_d,
-        **FUSED_MULTIPLY_ADD,
-    )
+    dtypes = sorted_rows.dtype, None if share is None else share.dtype, rows.place.dtype
+    start = _combine_start(dim, rows.top_k, rows.wide, dtypes)
+    start(num_tokens, (sorted_rows, sorted_rows if share is None else share, rows.place, out))
     return out

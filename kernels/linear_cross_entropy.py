@@ -13,8 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pylm.kernels._launch import Start, cdiv, remembered, wide_dtype
+from pylm.kernels._launch import Grid, Start, remembered, wide_dtype
 from pylm.kernels.linear_logprob import Gradients, chunks, go_over_rows, pad_classes
+
+# Elements and warps of a program that scales.
+_TILE, _OTHERS = (4096, 4), ((1024, 4), (2048, 4), (8192, 8))
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -26,8 +29,20 @@ def _scale_kernel(grad_ptr, factor_ptr, out_ptr, size, BLOCK: tl.constexpr):
 
 
 @remembered
-def _scale_start(size: int, dtypes: tuple[torch.dtype, ...]) -> Start:
-    return Start(_scale_kernel, (cdiv(size, 4096),), (size,), (4096,), num_warps=4)
+def _scale_start(dtypes: tuple[torch.dtype, ...], tile: tuple[int, int] = _TILE) -> Start:
+    def others() -> dict[str, Start]:
+        return {
+            f"{size} elements, {warps} warps": _scale_start(dtypes, (size, warps)) for size, warps in _OTHERS
+        }
+
+    return Start(
+        _scale_kernel,
+        Grid(tile[0]),
+        (),
+        (tile[0],),
+        others=others if tile == _TILE else None,
+        num_warps=tile[1],
+    )
 
 
 def forward(
@@ -87,6 +102,6 @@ def backward(
     scaled_weight = torch.empty(grad_weight.shape, dtype=weight.dtype, device=weight.device)
     for grad, scaled in ((grad_hidden, scaled_hidden), (grad_weight, scaled_weight)):
         if grad.numel():
-            start = _scale_start(grad.numel(), (grad.dtype, grad_loss.dtype, scaled.dtype))
-            start(grad, grad_loss, scaled)
+            start = _scale_start((grad.dtype, grad_loss.dtype, scaled.dtype))
+            start(grad.numel(), (grad, grad_loss, scaled), grad.numel())
     return scaled_hidden, scaled_weight

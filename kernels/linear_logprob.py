@@ -26,6 +26,7 @@ from torch import Tensor
 
 from pylm.kernels._launch import (
     FUSED_MULTIPLY_ADD,
+    Grid,
     Start,
     cdiv,
     next_power_of_2,
@@ -36,6 +37,9 @@ from pylm.kernels._launch import (
 _CHUNK_BYTES = 2 << 30
 _MIN_CHUNK_ROWS = 4096  # fewer make the matrix products slower
 _BLOCK_V = 4096
+# Classes and warps of a program that makes gradients: each is one of its own. Those of the kernel over whole
+# rows decide about the order of its sums, so they are not tuned.
+_OTHER_TILES = (1024, 4), (2048, 4), (4096, 8), (8192, 8)
 
 
 @triton.jit
@@ -66,9 +70,9 @@ def _row_kernel(
     entropy_ptr,
     mean_ptr,
     out_ptr,
+    first_row,
     stride_product,
     stride_out,
-    first_row,
     num_classes,
     num_columns,
     temperature: tl.float64,
@@ -178,13 +182,13 @@ def _gradient_kernel(
     g_entropy_ptr,
     g_mean_ptr,
     grad_ptr,
+    first_row,
     stride_source,
     stride_grad,
     stride_logprob,
     stride_lse,
     stride_entropy,
     stride_mean,
-    first_row,
     num_classes,
     num_columns,
     temperature: tl.float64,
@@ -290,7 +294,6 @@ def _num_warps(block_v: int) -> int:
 
 @remembered
 def _row_start(
-    rows: tuple[int, int],
     classes: tuple[int, int],
     strides: tuple[int, int],
     dtypes: tuple[torch.dtype | None, ...],
@@ -305,10 +308,9 @@ def _row_start(
     block_v = _block_of_classes(classes[0])
     return Start(
         _row_kernel,
-        (rows[1] - rows[0],),
+        Grid(),
         (
             *strides,
-            rows[0],
             *classes,
             temperature,
             1.0 if softcap is None else softcap,
@@ -358,7 +360,6 @@ def go_over_rows(
         hidden = hidden[rows[0] : rows[1]]
     product = multiply(hidden, padded.t(), products.dtype, out=products)
     start = _row_start(
-        rows,
         (num_classes, padded.shape[0]),
         (product.stride(0), 0 if out is None else out.stride(0)),
         (
@@ -370,13 +371,14 @@ def go_over_rows(
         ),
         (temperature, softcap, label_smoothing, z_loss, ignore_index, with_entropy, with_mean, leaves),
     )
-    start(
+    tensors = (
         product,
         product if bias is None else bias,
         targets,
         *statistics,
         product if out is None else out,
     )
+    start(num_rows, tensors, rows[0])
 
 
 def forward(
@@ -475,12 +477,12 @@ class Gradients:
 
 @remembered
 def _gradient_start(
-    rows: tuple[int, int],
     classes: tuple[int, int],
     strides: tuple[int, int],
     upstream_strides: tuple[int | None, ...],
     dtypes: tuple[torch.dtype | None, ...],
     options: tuple[float, float | None, int, bool],
+    tile: tuple[int, int] | None = None,
 ) -> Start:
     """Return the start for source, bias, targets, lse, entropy, the four gradients from upstream and dz.
 
@@ -489,13 +491,22 @@ def _gradient_start(
     """
     temperature, softcap, ignore_index, from_probabilities = options
     block_v = _block_of_classes(classes[0])
+    num_warps = _num_warps(block_v)
+    if tile is not None:
+        block_v, num_warps = min(tile[0], next_power_of_2(max(1, classes[0]))), tile[1]
+
+    def others() -> dict[str, Start]:
+        same = classes, strides, upstream_strides, dtypes, options
+        return {
+            f"{v} classes, {warps} warps": _gradient_start(*same, (v, warps)) for v, warps in _OTHER_TILES
+        }
+
     return Start(
         _gradient_kernel,
-        (rows[1] - rows[0], cdiv(classes[1], block_v)),
+        Grid(layers=cdiv(classes[1], block_v)),
         (
             *strides,
             *[stride or 0 for stride in upstream_strides],
-            rows[0],
             *classes,
             temperature,
             1.0 if softcap is None else softcap,
@@ -510,7 +521,8 @@ def _gradient_start(
             tl.float64 if dtypes[3] == torch.float64 else tl.float32,
             block_v,
         ),
-        num_warps=_num_warps(block_v),
+        others=others if tile is None else None,
+        num_warps=num_warps,
         **FUSED_MULTIPLY_ADD,
     )
 
@@ -555,7 +567,6 @@ def backward(
         else:
             source = multiply(hidden[start:stop], padded.t(), lse.dtype, out=products[: stop - start])
         gradient_start = _gradient_start(
-            (start, stop),
             (num_classes, padded.shape[0]),
             (source.stride(0), grads.stride(0)),
             tuple([None if g is None else g.stride(0) for g in upstream]),
@@ -569,15 +580,10 @@ def backward(
             ),
             (temperature, softcap, ignore_index, has_kept),
         )
-        gradient_start(
-            source,
-            source if contiguous_bias is None else contiguous_bias,
-            targets,
-            lse,
-            entropy,
-            *[lse if g is None else g for g in upstream],
-            grads,
-        )
+        given_bias = source if contiguous_bias is None else contiguous_bias
+        given_upstream = [lse if g is None else g for g in upstream]
+        tensors = source, given_bias, targets, lse, entropy, *given_upstream, grads
+        gradient_start(stop - start, tensors, start)
         gradients.add(grads[: stop - start], start, stop)
     bias_dtype = weight.dtype if bias is None else bias.dtype
     return gradients.hidden, gradients.weight.to(weight.dtype), gradients.bias.to(bias_dtype)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pylm.kernels._grouped import (
     SortedRows,
+    Tiles,
     combine,
     describes,
     descriptor,
@@ -32,14 +33,7 @@ from pylm.kernels._grouped import (
     tile_rows,
     weight_tile,
 )
-from pylm.kernels._launch import (
-    cdiv,
-    current_device,
-    rows_of,
-    wide_dtype,
-)
-
-_ACTIVATE_ELEMENTS = 4096
+from pylm.kernels._launch import Start, cdiv, remembered, rows_of, wide_dtype
 
 
 @triton.jit(do_not_specialize=["bound"])
@@ -51,6 +45,7 @@ def _gate_up_kernel(
     table_ptr,
     gate_up_ptr,
     hidden_ptr,
+    bound,
     stride_xn,
     stride_xd,
     stride_we,
@@ -58,7 +53,6 @@ def _gate_up_kernel(
     stride_wd,
     dim,
     hidden_dim,
-    bound,
     KEEPS: tl.constexpr,
     ACTIVATES: tl.constexpr,
     DESCRIBES: tl.constexpr,
@@ -154,6 +148,8 @@ def _grad_hidden_kernel(
     weighted_ptr,
     grad_gate_up_ptr,
     partial_ptr,
+    num_rows,
+    bound,
     stride_gn,
     stride_gd,
     stride_we,
@@ -161,8 +157,6 @@ def _grad_hidden_kernel(
     stride_wf,
     dim,
     hidden_dim,
-    num_rows,
-    bound,
     NEEDS_SHARE: tl.constexpr,
     NEEDS_DOWN: tl.constexpr,
     NEEDS_GATE_UP: tl.constexpr,
@@ -204,37 +198,83 @@ def _grad_hidden_kernel(
             tl.store(partial_ptr + column_tile.to(tl.int64) * num_rows + choices, part, mask=row_mask)
 
 
+@remembered
+def _gate_up_start(
+    tiles: Tiles,
+    wide: tl.dtype,
+    sizes: tuple[int, int],
+    strides: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    flags: tuple[bool, bool, bool],
+    num_processors: int,
+) -> Start:
+    """Return the start for x, weight, tokens, offsets, table, gate and up, and hidden rows.
+
+    Sizes are H and I; strides are those of x and weight; flags tell what is written, and whether the weight
+    is described.
+    """
+    dim, hidden_dim = sizes
+    same = wide, sizes, strides, dtypes, flags, num_processors
+    return Start(
+        _gate_up_kernel,
+        tiles.grid(cdiv(hidden_dim, tiles.block_n), num_processors),
+        (*strides, *sizes),
+        (*flags, dim % tiles.block_k == 0, *tiles.constants(wide)),
+        others=tiles.others(lambda other: _gate_up_start(other, *same)),
+        **tiles.options(),
+    )
+
+
 def _gate_up(
     x: Tensor, weight: Tensor, rows: SortedRows, *, keeps: bool, activates: bool
 ) -> tuple[Tensor, Tensor]:
     """Return gate and up (R, 2 I), and silu(gate) * up (R, I), each empty where it is not asked for."""
     hidden_dim, dim = weight.shape[1] // 2, weight.shape[2]
     tiles = rows.tiles("gate_up")
-    block_m, block_n, block_k = (tiles[f"BLOCK_{axis}"] for axis in "MNK")
+    block_m, block_n, block_k = tiles[:3]
     kept = torch.empty((rows.num_rows if keeps else 0, 2 * hidden_dim), dtype=x.dtype, device=x.device)
     hidden = torch.empty((rows.num_rows if activates else 0, hidden_dim), dtype=x.dtype, device=x.device)
     is_described = describes(weight)
-    grid = rows.grid(rows.bound(block_m) * cdiv(hidden_dim, block_n), tiles)
-    _gate_up_kernel[grid](
-        x,
-        descriptor(weight, [1, block_n, block_k]) if is_described else weight,
-        rows.token,
-        rows.offsets,
-        rows.table(block_m),
-        kept,
-        hidden,
-        *x.stride(),
-        *weight.stride(),
-        dim,
-        hidden_dim,
-        rows.bound(block_m),
-        KEEPS=keeps,
-        ACTIVATES=activates,
-        DESCRIBES=is_described,
-        EVEN_K=dim % block_k == 0,
-        **tiles,
+    start = _gate_up_start(
+        tiles,
+        rows.wide,
+        (dim, hidden_dim),
+        (*x.stride(), *weight.stride()),
+        (x.dtype, weight.dtype, rows.offsets.dtype),
+        (keeps, activates, is_described),
+        rows.num_processors,
     )
+    described = descriptor(weight, [1, block_n, block_k]) if is_described else weight
+    bound = rows.bound(block_m)
+    start(bound, (x, described, rows.token, rows.offsets, rows.table(block_m), kept, hidden), bound)
     return kept, hidden
+
+
+@remembered
+def _grad_hidden_start(
+    tiles: Tiles,
+    wide: tl.dtype,
+    sizes: tuple[int, int],
+    strides: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    flags: tuple[bool, bool, bool, bool],
+    num_processors: int,
+) -> Start:
+    """Return the start for the tensors of `_grad_hidden`; sizes are H and I.
+
+    Strides are those of the gradient and weight; flags tell what is needed, and whether the weight is
+    described.
+    """
+    dim, hidden_dim = sizes
+    same = wide, sizes, strides, dtypes, flags, num_processors
+    return Start(
+        _grad_hidden_kernel,
+        tiles.grid(cdiv(hidden_dim, tiles.block_n), num_processors),
+        (*strides, *sizes),
+        (*flags, dim % tiles.block_k == 0, *tiles.constants(wide)),
+        others=tiles.others(lambda other: _grad_hidden_start(other, *same)),
+        **tiles.options(),
+    )
 
 
 def _grad_hidden(
@@ -252,13 +292,20 @@ def _grad_hidden(
     weighted = torch.empty((num_rows if needs_down else 0, hidden_dim), dtype=grad.dtype, device=device)
     grad_gate_up = torch.empty_like(gate_up) if needs_gate_up else gate_up.new_empty((0, 0))
     tiles = rows.tiles("grad_hidden")
-    block_m, block_n, block_k = (tiles[f"BLOCK_{axis}"] for axis in "MNK")
+    block_m, block_n, block_k = tiles[:3]
     num_parts = cdiv(hidden_dim, block_n) if needs_share else 0
     partial = torch.empty((num_parts, num_rows), dtype=wide_dtype(grad), device=device)
-    flags = {"NEEDS_SHARE": needs_share, "NEEDS_DOWN": needs_down, "NEEDS_GATE_UP": needs_gate_up}
     is_described = describes(down_weight)
-    grid = rows.grid(rows.bound(block_m) * cdiv(hidden_dim, block_n), tiles)
-    _grad_hidden_kernel[grid](
+    start = _grad_hidden_start(
+        tiles,
+        rows.wide,
+        (dim, hidden_dim),
+        (*grad.stride(), *down_weight.stride()),
+        (grad.dtype, down_weight.dtype, gate_up.dtype, share.dtype, rows.offsets.dtype),
+        (*needs, is_described),
+        rows.num_processors,
+    )
+    tensors = (
         grad,
         descriptor(down_weight, [1, block_k, block_n]) if is_described else down_weight,
         gate_up,
@@ -270,17 +317,9 @@ def _grad_hidden(
         weighted,
         grad_gate_up,
         partial,
-        *grad.stride(),
-        *down_weight.stride(),
-        dim,
-        hidden_dim,
-        num_rows,
-        rows.bound(block_m),
-        DESCRIBES=is_described,
-        EVEN_K=dim % block_k == 0,
-        **flags,
-        **tiles,
     )
+    bound = rows.bound(block_m)
+    start(bound, tensors, num_rows, bound)
     return partial, weighted, grad_gate_up
 
 
@@ -299,11 +338,10 @@ def forward(
         kept = kept.new_empty((order.numel(), gate_up_weight.shape[1])) if keep else kept
         return torch.zeros(x.shape, dtype=x.dtype, device=x.device), kept
     x = rows_of(x)
-    with current_device(x):
-        rows = SortedRows(order, offsets, weight.shape[1], x, gate_up_weight, down_weight)
-        gate_up, hidden = _gate_up(x, gate_up_weight, rows, keeps=keep, activates=True)
-        out_rows = multiply_rows("down", hidden, down_weight.transpose(1, 2), rows)
-        y = combine(out_rows, weight.contiguous(), rows)
+    rows = SortedRows(order, offsets, weight.shape[1], x, gate_up_weight, down_weight)
+    gate_up, hidden = _gate_up(x, gate_up_weight, rows, keeps=keep, activates=True)
+    out_rows = multiply_rows("down", hidden, down_weight.transpose(1, 2), rows)
+    y = combine(out_rows, weight.contiguous(), rows)
     return y, gate_up if keep else kept
 
 
@@ -330,25 +368,24 @@ def backward(
     grad_x, grad_share = x.new_empty((0, 0)), weight.new_empty((0, 0))
     grad_gate_up_weight, grad_down_weight = gate_up_weight.new_empty(0), down_weight.new_empty(0)
     x, grad = rows_of(x), rows_of(grad)
-    with current_device(x):
-        rows = SortedRows(order, offsets, weight.shape[1], x, gate_up_weight, down_weight)
-        if not gate_up.numel():
-            gate_up, _ = _gate_up(x, gate_up_weight, rows, keeps=True, activates=False)
-        parts, weighted, grad_gate_up = _grad_hidden(
-            grad,
-            down_weight,
-            gate_up,
-            weight.contiguous(),
-            rows,
-            (needs_share, needs_down, needs_x or needs_gate_up),
-        )
-        if needs_share:
-            grad_share = parts.sum(0).to(weight.dtype).view(weight.shape)
-        if needs_down:
-            grad_down_weight = outer_products(grad, weighted, rows, gathers_a=True)
-        del weighted
-        if needs_gate_up:
-            grad_gate_up_weight = outer_products(grad_gate_up, x, rows, gathers_a=False)
-        if needs_x:
-            grad_x = combine(multiply_rows("grad_x", grad_gate_up, gate_up_weight, rows), None, rows)
+    rows = SortedRows(order, offsets, weight.shape[1], x, gate_up_weight, down_weight)
+    if not gate_up.numel():
+        gate_up, _ = _gate_up(x, gate_up_weight, rows, keeps=True, activates=False)
+    parts, weighted, grad_gate_up = _grad_hidden(
+        grad,
+        down_weight,
+        gate_up,
+        weight.contiguous(),
+        rows,
+        (needs_share, needs_down, needs_x or needs_gate_up),
+    )
+    if needs_share:
+        grad_share = parts.sum(0).to(weight.dtype).view(weight.shape)
+    if needs_down:
+        grad_down_weight = outer_products(grad, weighted, rows, gathers_a=True)
+    del weighted
+    if needs_gate_up:
+        grad_gate_up_weight = outer_products(grad_gate_up, x, rows, gathers_a=False)
+    if needs_x:
+        grad_x = combine(multiply_rows("grad_x", grad_gate_up, gate_up_weight, rows), None, rows)
     return grad_x, grad_share, grad_gate_up_weight, grad_down_weight

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from pylm.kernels._launch import (
     FUSED_MULTIPLY_ADD,
+    Grid,
     Start,
     cdiv,
     next_power_of_2,
@@ -69,9 +70,9 @@ def _forward_kernel(
     block_load_ptr,
     block_share_ptr,
     block_z_ptr,
+    num_tokens,
     stride_ln,
     stride_le,
-    num_tokens,
     num_experts,
     group_size,
     num_groups,
@@ -196,9 +197,9 @@ def _order_kernel(
     z_ptr,
     num_tokens,
     num_blocks,
+    size: tl.float64,
     num_experts,
     top_k,
-    size: tl.float64,
     BLOCK_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -248,11 +249,11 @@ def _backward_kernel(
     load_ptr,
     lse_ptr,
     grad_ptr,
+    num_tokens,
     stride_gn,
     stride_gk,
     stride_ln,
     stride_le,
-    num_tokens,
     num_experts,
     top_k,
     scale: tl.float64,
@@ -318,17 +319,17 @@ def _block_tokens(num_columns: int, tile: tuple[int, int]) -> tuple[int, int]:
 
 
 class _ForwardStarts(NamedTuple):
-    """The three starts of a forward pass, and how many programs look at tokens."""
+    """The three starts of a forward pass, and how many tokens a program looks at."""
 
     choose: Start
     add: Start
     sort: Start
-    num_blocks: int
+    block_n: int
 
 
 @remembered
 def _forward_starts(
-    shape: tuple[int, int],
+    num_experts: int,
     strides: tuple[int, int],
     dtypes: tuple[torch.dtype, torch.dtype | None],
     top_k: int,
@@ -338,17 +339,15 @@ def _forward_starts(
     normalize: bool,
     scale: float,
 ) -> _ForwardStarts:
-    """Return the starts for logits of this shape; dtypes are of logits and bias."""
-    num_tokens, num_experts = shape
+    """Return the starts for logits with these strides; dtypes are of logits and bias."""
     num_groups, topk_groups = groups
     group_size = num_experts // num_groups
     block_m, block_g = next_power_of_2(group_size), next_power_of_2(num_groups)
     block_n, num_warps = _block_tokens(block_g * block_m, _FORWARD_TILE)
-    num_blocks = max(1, cdiv(num_tokens, block_n))
     choose = Start(
         _forward_kernel,
-        (num_blocks,),
-        (*strides, num_tokens, num_experts, group_size, num_groups, topk_groups, top_k, scale),
+        Grid(),
+        (*strides, num_experts, group_size, num_groups, topk_groups, top_k, scale),
         (
             dtypes[1] is not None,
             topk_groups < num_groups,
@@ -363,16 +362,16 @@ def _forward_starts(
         num_warps=num_warps,
         **FUSED_MULTIPLY_ADD,
     )
-    add = Start(_start_kernel, (cdiv(num_experts, 16),), (num_blocks, num_experts), (256, 16), num_warps=8)
+    add = Start(_start_kernel, Grid(columns=cdiv(num_experts, 16)), (num_experts,), (256, 16), num_warps=8)
     sort = Start(
         _order_kernel,
-        (num_blocks,),
-        (num_tokens, num_blocks, num_experts, top_k, float(max(1, num_tokens))),
+        Grid(),
+        (num_experts, top_k),
         (block_n, next_power_of_2(num_experts), 1024),
         num_warps=num_warps,
         **FUSED_MULTIPLY_ADD,
     )
-    return _ForwardStarts(choose, add, sort, num_blocks)
+    return _ForwardStarts(choose, add, sort, block_n)
 
 
 def forward(
@@ -392,7 +391,7 @@ def forward(
         raise ValueError(f"moe_route: the kernel takes up to {_MAX_EXPERTS} experts, got {num_experts}")
     wide, device = wide_dtype(logits), logits.device
     starts = _forward_starts(
-        logits.shape,
+        num_experts,
         logits.stride(),
         (logits.dtype, None if bias is None else bias.dtype),
         top_k,
@@ -402,7 +401,7 @@ def forward(
         normalize,
         scale,
     )
-    num_blocks = starts.num_blocks
+    num_blocks = max(1, cdiv(num_tokens, starts.block_n))
     weight = torch.empty((num_tokens, top_k), dtype=wide, device=device)
     expert = torch.empty((num_tokens, top_k), dtype=torch.int64, device=device)
     order = torch.empty(num_tokens * top_k, dtype=torch.int32, device=device)
@@ -411,19 +410,21 @@ def forward(
     block_share = torch.empty((num_blocks, num_experts), dtype=wide, device=device)
     block_z = torch.empty(num_blocks, dtype=wide, device=device)
     given_bias = logits if bias is None else bias.contiguous()
-    starts.choose(logits, given_bias, weight, expert, lse, block_load, block_share, block_z)
+    tensors = logits, given_bias, weight, expert, lse, block_load, block_share, block_z
+    starts.choose(num_blocks, tensors, num_tokens)
     load = torch.empty(num_experts, dtype=torch.int32, device=device)
     share = torch.empty(num_experts, dtype=wide, device=device)
-    starts.add(block_load, block_share, load, share)
+    starts.add(1, (block_load, block_share, load, share), num_blocks)
     offsets = torch.empty(num_experts + 1, dtype=torch.int32, device=device)
     aux_loss, z_loss = (torch.empty((), dtype=wide, device=device) for _ in range(2))
-    starts.sort(expert, block_load, load, share, block_z, order, offsets, aux_loss, z_loss)
+    tensors = expert, block_load, load, share, block_z, order, offsets, aux_loss, z_loss
+    starts.sort(num_blocks, tensors, num_tokens, num_blocks, float(max(1, num_tokens)))
     return weight, expert, order, offsets, load, aux_loss, z_loss, lse
 
 
 @remembered
 def _backward_start(
-    shape: tuple[int, int],
+    num_experts: int,
     top_k: int,
     strides: tuple[int, int],
     weight_strides: tuple[int, int] | None,
@@ -433,13 +434,12 @@ def _backward_start(
     scale: float,
 ) -> Start:
     """Return the start for the tensors of `backward`; dtypes are of upstream gradients and logits."""
-    num_tokens, num_experts = shape
     block_e = next_power_of_2(num_experts)
     block_n, num_warps = _block_tokens(block_e, _BACKWARD_TILE)
     return Start(
         _backward_kernel,
-        (cdiv(num_tokens, block_n),),
-        (*(weight_strides or (0, 0)), *strides, num_tokens, num_experts, top_k, scale),
+        Grid(block_n),
+        (*(weight_strides or (0, 0)), *strides, num_experts, top_k, scale),
         (*[dtype is not None for dtype in dtypes[:3]], score == "sigmoid", normalize, block_n, block_e),
         num_warps=num_warps,
         **FUSED_MULTIPLY_ADD,
@@ -463,7 +463,7 @@ def backward(
     if logits.numel():
         upstream = grad_weight, grad_aux, grad_z
         start = _backward_start(
-            logits.shape,
+            logits.shape[1],
             expert.shape[1],
             logits.stride(),
             None if grad_weight is None else grad_weight.stride(),
@@ -472,5 +472,6 @@ def backward(
             normalize,
             scale,
         )
-        start(*[lse if g is None else g for g in upstream], logits, expert, load, lse, grad)
+        given = [lse if g is None else g for g in upstream]
+        start(logits.shape[0], (*given, logits, expert, load, lse, grad), logits.shape[0])
     return grad

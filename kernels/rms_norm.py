@@ -11,7 +11,7 @@ the weight gradient in float32, and the parts are added in a fixed order: no ato
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 # (the parameters of a kernel have Triton's types, which mypy does not know)
 
-import math
+from typing import NamedTuple
 
 import torch
 import triton
@@ -20,12 +20,14 @@ from torch import Tensor
 
 from pylm.kernels._launch import (
     FUSED_MULTIPLY_ADD,
+    Grid,
+    RowStrides,
     Start,
     cdiv,
     next_power_of_2,
     num_programs,
     remembered,
-    row_strides,
+    rows_in_place,
     wide_dtype,
 )
 
@@ -33,6 +35,9 @@ _MAX_DIM = 65536
 # Rows of the backward kernel that are on their way while one is worked on, and what they may take of a
 # multiprocessor's shared memory; with less of it nothing is loaded ahead.
 _STAGES = 3
+# How far ahead is loaded changes no sum. Rows of a program and warps would, so they are not tuned, and of
+# the forward kernel nothing is.
+_OTHER_STAGES = 1, 2, 4
 _STAGED_BYTES = 108 << 10
 
 
@@ -44,12 +49,12 @@ def _forward_kernel(
     y_ptr,
     added_ptr,
     rstd_ptr,
+    num_rows,
     stride_xo,
     stride_xi,
     stride_ro,
     stride_ri,
     inner,
-    num_rows,
     dim,
     eps: tl.float64,
     weight_offset: tl.float64,
@@ -92,6 +97,8 @@ def _backward_kernel(
     rstd_ptr,
     grad_x_ptr,
     grad_weight_ptr,
+    num_rows,
+    rows_per_program,
     stride_go,
     stride_gi,
     stride_ao,
@@ -99,9 +106,7 @@ def _backward_kernel(
     stride_xo,
     stride_xi,
     inner,
-    num_rows,
     dim,
-    rows_per_program,
     weight_offset: tl.float64,
     HAS_GRAD_ADDED: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
@@ -159,15 +164,15 @@ def _sum_kernel(partial_ptr, sum_ptr, num_rows, dim, BLOCK_N: tl.constexpr, BLOC
 
 
 @remembered
-def _sum_start(num_rows: int, dim: int, dtypes: tuple[torch.dtype, torch.dtype]) -> Start:
-    return Start(_sum_kernel, (cdiv(dim, 32),), (num_rows, dim), (256, 32), num_warps=8)
+def _sum_start(dim: int, dtypes: tuple[torch.dtype, torch.dtype]) -> Start:
+    return Start(_sum_kernel, Grid(columns=cdiv(dim, 32)), (dim,), (256, 32), num_warps=8)
 
 
 def _sum_rows(partial: Tensor, dtype: torch.dtype) -> Tensor:
     """Add up (N, D) in a fixed order and round once."""
     num_rows, dim = partial.shape
     total = torch.empty(dim, dtype=dtype, device=partial.device)
-    _sum_start(num_rows, dim, (partial.dtype, dtype))(partial, total)
+    _sum_start(dim, (partial.dtype, dtype))(1, (partial, total), num_rows)
     return total
 
 
@@ -182,51 +187,48 @@ def _blocks(dim: int, tile: int, elements_a_warp: int) -> tuple[int, int, int]:
 
 @remembered
 def _forward_start(
-    shape: tuple[int, ...],
-    strides: tuple[tuple[int, ...], ...],
+    dim: int,
+    inner: int,
+    rows: tuple[RowStrides, ...],
     dtypes: tuple[torch.dtype | None, ...],
     eps: float,
     weight_offset: float,
-) -> tuple[Start, list[bool]]:
-    """Return the start for x, residual, weight, y, added and rstd, and which of the first two lie as read."""
-    num_rows, dim = math.prod(shape[:-1]), shape[-1]
+) -> Start:
+    """Return the start for x, residual, weight, y, added and rstd; `rows` are those of x and residual."""
     has_residual, has_weight = dtypes[1] is not None, dtypes[2] is not None
-    inner, rows = row_strides(shape, *strides)
     block_n, block_d, num_warps = _blocks(dim, 8192, 512)
     places = [place for row in (rows[0], rows[-1]) for place in row[1:]]
-    start = Start(
+    return Start(
         _forward_kernel,
-        (cdiv(num_rows, block_n),),
-        (*places, inner, num_rows, dim, eps, weight_offset),
+        Grid(block_n),
+        (*places, inner, dim, eps, weight_offset),
         (has_residual, has_weight, block_n, block_d),
         num_warps=num_warps,
         **FUSED_MULTIPLY_ADD,
     )
-    return start, [row.in_place for row in rows]
 
 
 def _launch_forward(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float, weight_offset: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape, dtype = x.shape, x.dtype
+    dtype, dim = x.dtype, x.shape[-1]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    rstd = torch.empty(shape[:-1], dtype=wide_dtype(x), device=x.device)
+    rstd = torch.empty(x.shape[:-1], dtype=wide_dtype(x), device=x.device)
     added = y if residual is None else torch.empty_like(y)
-    if x.numel():
+    num_rows = rstd.numel()
+    if num_rows and dim:
         if weight is not None and not weight.is_contiguous():
             weight = weight.contiguous()
-        strides = (x.stride(),) if residual is None else (x.stride(), residual.stride())
+        inputs = (x,) if residual is None else (x, residual)
         dtypes = (
             dtype,
             None if residual is None else residual.dtype,
             None if weight is None else weight.dtype,
         )
-        start, in_place = _forward_start(shape, strides, dtypes, eps, weight_offset)
-        x_rows = x if in_place[0] else x.contiguous()
-        residual_rows = x_rows
-        if residual is not None:
-            residual_rows = residual if in_place[1] else residual.contiguous()
-        start(x_rows, residual_rows, x_rows if weight is None else weight, y, added, rstd)
+        inner, rows, inputs = rows_in_place(inputs)
+        start = _forward_start(dim, inner, rows, dtypes, eps, weight_offset)
+        given_weight = inputs[0] if weight is None else weight
+        start(num_rows, (inputs[0], inputs[-1], given_weight, y, added, rstd), num_rows)
     return y, added, rstd
 
 
@@ -243,44 +245,54 @@ def add_forward(
     return _launch_forward(x, residual, weight, eps, weight_offset)
 
 
+class _Backward(NamedTuple):
+    """The start of a backward pass, and of how many rows its programs take a multiple."""
+
+    start: Start
+    block_n: int
+
+
 @remembered
 def _backward_start(
-    shape: tuple[int, ...],
-    strides: tuple[tuple[int, ...], ...],
+    dim: int,
+    inner: int,
+    rows: tuple[RowStrides, ...],
     dtypes: tuple[torch.dtype | None, ...],
     weight_offset: float,
     needs_weight_grad: bool,
-    most_programs: int,
-) -> tuple[Start, int, list[bool]]:
-    """Return the start for the tensors of `backward`, its programs, and which inputs it reads in place.
+    stages: int = _STAGES,
+) -> _Backward:
+    """Return the start for the tensors of `backward`.
 
-    Strides and dtypes are those of x, grad_y and, where there is one, grad_added; then the weight's dtype.
+    Rows and dtypes are those of x, grad_y and, where there is one, grad_added; then the weight's dtype.
     """
-    num_rows, dim = math.prod(shape[:-1]), shape[-1]
     has_added, has_weight = dtypes[2] is not None, dtypes[3] is not None
-    inner, rows = row_strides(shape, *strides)
     block_n, block_d, num_warps = _blocks(dim, 4096, 1024)
     assert dtypes[0] is not None
-    staged = _STAGES * (2 + has_added) * block_n * block_d * dtypes[0].itemsize
-    rows_per_program = cdiv(cdiv(num_rows, most_programs), block_n) * block_n
-    programs = cdiv(num_rows, max(1, rows_per_program))
+    row_bytes = (2 + has_added) * block_n * block_d * dtypes[0].itemsize
     places = [place for row in (rows[1], rows[2 if has_added else 1], rows[0]) for place in row[1:]]
+
+    def others() -> dict[str, Start]:
+        same = dim, inner, rows, dtypes, weight_offset, needs_weight_grad
+        return {f"{stages} stages": _backward_start(*same, stages).start for stages in _OTHER_STAGES}
+
     start = Start(
         _backward_kernel,
-        (programs,),
-        (*places, inner, num_rows, dim, rows_per_program, weight_offset),
+        Grid(),
+        (*places, inner, dim, weight_offset),
         (
             has_added,
             has_weight,
             needs_weight_grad,
             block_n,
             block_d,
-            _STAGES if staged <= _STAGED_BYTES else 1,
+            stages if stages * row_bytes <= _STAGED_BYTES else 1,
         ),
+        others=others if stages == _STAGES else None,
         num_warps=num_warps,
         **FUSED_MULTIPLY_ADD,
     )
-    return start, programs, [row.in_place for row in rows]
+    return _Backward(start, block_n)
 
 
 def backward(
@@ -299,33 +311,23 @@ def backward(
         return grad_x, torch.zeros_like(weight) if needs_weight_grad else x.new_empty(0)
     if weight is not None and not weight.is_contiguous():
         weight = weight.contiguous()
-    inputs = [x, grad_y] if grad_added is None else [x, grad_y, grad_added]
+    inputs = (x, grad_y) if grad_added is None else (x, grad_y, grad_added)
     dtypes = (
         x.dtype,
         grad_y.dtype,
         None if grad_added is None else grad_added.dtype,
         None if weight is None else weight.dtype,
     )
-    start, programs, in_place = _backward_start(
-        x.shape,
-        tuple([tensor.stride() for tensor in inputs]),
-        dtypes,
-        weight_offset,
-        needs_weight_grad,
-        num_programs(x),
-    )
-    inputs = [tensor if lies else tensor.contiguous() for tensor, lies in zip(inputs, in_place, strict=True)]
-    size = (programs, x.shape[-1]) if needs_weight_grad else (0,)
+    dim, num_rows = x.shape[-1], rstd.numel()
+    inner, rows, inputs = rows_in_place(inputs)
+    start, block_n = _backward_start(dim, inner, rows, dtypes, weight_offset, needs_weight_grad)
+    rows_per_program = cdiv(cdiv(num_rows, num_programs(x)), block_n) * block_n
+    programs = cdiv(num_rows, rows_per_program)
+    size = (programs, dim) if needs_weight_grad else (0,)
     partial = torch.empty(size, dtype=rstd.dtype, device=x.device)
-    start(
-        inputs[1],
-        inputs[-1],
-        inputs[0],
-        x if weight is None else weight,
-        rstd.contiguous(),
-        grad_x,
-        partial,
-    )
+    given_weight = x if weight is None else weight
+    tensors = inputs[1], inputs[-1], inputs[0], given_weight, rstd.contiguous(), grad_x, partial
+    start(programs, tensors, num_rows, rows_per_program)
     if weight is None or not needs_weight_grad:
         return grad_x, torch.empty(0, dtype=x.dtype, device=x.device)
     return grad_x, _sum_rows(partial, weight.dtype)

@@ -16,7 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pylm.kernels._launch import FUSED_MULTIPLY_ADD, Start, next_power_of_2, remembered
+from pylm.kernels._launch import FUSED_MULTIPLY_ADD, Grid, Start, next_power_of_2, remembered
+
+# No element depends on another but of its pair, so the result does not on these.
+_NUM_WARPS, _OTHER_NUM_WARPS = 4, (1, 2, 8)
 
 
 @triton.jit
@@ -73,6 +76,8 @@ def _rope_kernel(
     position_ptr,
     q_out_ptr,
     k_out_ptr,
+    time,
+    table_size,
     stride_qb,
     stride_qt,
     stride_qh,
@@ -83,8 +88,6 @@ def _rope_kernel(
     stride_kc,
     stride_pb,
     stride_pt,
-    time,
-    table_size,
     num_q_heads,
     num_k_heads,
     num_features,
@@ -128,30 +131,33 @@ def _rope_kernel(
 
 @remembered
 def _start(
-    q_shape: tuple[int, ...],
-    k_shape: tuple[int, ...],
+    heads: tuple[int, int],
+    num_features: int,
+    half: int,
     strides: tuple[tuple[int, ...], ...],
-    table_shape: tuple[int, ...],
     dtypes: tuple[torch.dtype | None, ...],
     interleaved: bool,
     inverse: bool,
+    num_warps: int = _NUM_WARPS,
 ) -> Start:
     """Return the start for q (B, T, H, C), k, cos, sin, positions and both outputs.
 
     Strides are those of q, k and, where there are any, positions (B, T); dtypes are of the first five.
     """
-    batch, time, num_q_heads, num_features = q_shape
-    num_k_heads, half = k_shape[-2], table_shape[-1]
+    num_q_heads, num_k_heads = heads
     has_positions = dtypes[-1] is not None
+
+    def others() -> dict[str, Start]:
+        same = heads, num_features, half, strides, dtypes, interleaved, inverse
+        return {f"{warps} warps": _start(*same, warps) for warps in _OTHER_NUM_WARPS}
+
     return Start(
         _rope_kernel,
-        (batch * time,),
+        Grid(),
         (
             *strides[0],
             *strides[1],
             *(strides[2] if has_positions else (0, 0)),
-            time,
-            math.prod(table_shape),
             num_q_heads,
             num_k_heads,
             num_features,
@@ -168,8 +174,15 @@ def _start(
             next_power_of_2(max(1, half)),
             next_power_of_2(max(1, num_features - 2 * half)),
         ),
+        others=others if num_warps == _NUM_WARPS else None,
+        num_warps=num_warps,
         **FUSED_MULTIPLY_ADD,
     )
+
+
+def _strides(x: Tensor) -> tuple[int, ...]:
+    """Return the strides, that of a batch of one as 0: it is often one of the length, and never used."""
+    return x.stride() if x.shape[0] > 1 else (0, *x.stride()[1:])
 
 
 def _with_batch(x: Tensor) -> Tensor:
@@ -190,15 +203,16 @@ def rotate(
     q_out = torch.empty_like(q, memory_format=torch.contiguous_format)
     k_out = torch.empty_like(k, memory_format=torch.contiguous_format)
     q_BTHC, k_BTKC = _with_batch(q), _with_batch(k)
-    shape = q_BTHC.shape
-    if not (shape[0] and shape[1] and shape[3]):
+    batch, time, num_q_heads, num_features = q_BTHC.shape
+    if not (batch and time and num_features):
         return q_out, k_out
     cos, sin = cos.contiguous(), sin.contiguous()
-    positions_BT, strides = cos, (q_BTHC.stride(), k_BTKC.stride())
+    positions_BT, strides = cos, (_strides(q_BTHC), _strides(k_BTKC))
     if position_ids is not None:
-        positions_BT = position_ids.expand(q.shape[:-2]).reshape(shape[:2])
-        strides = (*strides, positions_BT.stride())
+        positions_BT = position_ids.expand(q.shape[:-2]).reshape(batch, time)
+        strides = (*strides, _strides(positions_BT))
     dtypes = q.dtype, k.dtype, cos.dtype, sin.dtype, None if position_ids is None else position_ids.dtype
-    start = _start(shape, k_BTKC.shape, strides, cos.shape, dtypes, interleaved, inverse)
-    start(q_BTHC, k_BTKC, cos, sin, positions_BT, q_out, k_out)
+    heads = num_q_heads, k_BTKC.shape[2]
+    start = _start(heads, num_features, cos.shape[1], strides, dtypes, interleaved, inverse)
+    start(batch * time, (q_BTHC, k_BTKC, cos, sin, positions_BT, q_out, k_out), time, cos.numel())
     return q_out, k_out

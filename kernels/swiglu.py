@@ -14,7 +14,7 @@ Nothing is kept for the backward pass but the inputs.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 # (the parameters of a kernel have Triton's types, which mypy does not know)
 
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 import triton
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pylm.kernels._launch import (
     FUSED_MULTIPLY_ADD,
+    Grid,
     Start,
     cdiv,
     next_power_of_2,
@@ -31,8 +32,18 @@ from pylm.kernels._launch import (
     wide_dtype,
 )
 
-_TILE_ELEMENTS = 4096
-_MAX_BLOCK_F = 1024
+
+class _Tile(NamedTuple):
+    """What a program takes: columns at most, elements of the result in all; and how many warps share it."""
+
+    columns: int
+    elements: int
+    num_warps: int
+
+
+_TILE = _Tile(1024, 4096, 4)
+# No element depends on another, so the result does not on these.
+_OTHER_TILES = _Tile(1024, 2048, 4), _Tile(512, 4096, 4), _Tile(1024, 4096, 8), _Tile(2048, 8192, 8)
 
 
 @triton.jit
@@ -108,9 +119,9 @@ def _forward_kernel(
     gate_ptr,
     up_ptr,
     y_ptr,
+    num_rows,
     stride_gn,
     stride_un,
-    num_rows,
     dim,
     WIDE: tl.constexpr,
     INTERLEAVED: tl.constexpr,
@@ -150,11 +161,11 @@ def _backward_kernel(
     up_ptr,
     grad_gate_ptr,
     grad_up_ptr,
+    num_rows,
     stride_yn,
     stride_gn,
     stride_un,
     stride_on,
-    num_rows,
     dim,
     WIDE: tl.constexpr,
     INTERLEAVED: tl.constexpr,
@@ -210,20 +221,26 @@ _Form: TypeAlias = tuple[
 @remembered
 def _start(
     backward: bool,
-    num_rows: int,
     dim: int,
     strides: tuple[int, ...],
     dtypes: tuple[torch.dtype, ...],
     form: _Form,
+    tile: _Tile = _TILE,
 ) -> Start:
     """Return the start of one of both kernels, for tensors with these strides of rows and dtypes."""
-    block_f = min(_MAX_BLOCK_F, next_power_of_2(max(1, dim)))
-    block_n = _TILE_ELEMENTS // block_f if block_f > 64 else 64
+    block_f = min(tile.columns, next_power_of_2(max(1, dim)))
+    block_n = tile.elements // block_f if block_f > 64 else 64
+
+    def others() -> dict[str, Start]:
+        return {str(tuple(t)): _start(backward, dim, strides, dtypes, form, t) for t in _OTHER_TILES}
+
     return Start(
         _backward_kernel if backward else _forward_kernel,
-        (cdiv(num_rows, block_n) * cdiv(dim, block_f),),
-        (*strides, num_rows, dim),
+        Grid(block_n, cdiv(dim, block_f)),
+        (*strides, dim),
         (tl.float64 if dtypes[-2] == torch.float64 else tl.float32, *form, block_n, block_f),
+        others=others if tile is _TILE else None,
+        num_warps=tile.num_warps,
         **FUSED_MULTIPLY_ADD,
     )
 
@@ -238,8 +255,9 @@ def _launch_forward(gate_rows: Tensor, up_rows: Tensor, y: Tensor, form: _Form) 
     if y.numel():
         strides = gate_rows.stride(0), up_rows.stride(0)
         dtypes = gate_rows.dtype, up_rows.dtype
-        start = _start(False, gate_rows.shape[0], y.shape[-1], strides, dtypes, form)
-        start(gate_rows, up_rows, y)
+        start = _start(False, y.shape[-1], strides, dtypes, form)
+        num_rows = gate_rows.shape[0]
+        start(num_rows, (gate_rows, up_rows, y), num_rows)
     return torch.empty((0, 0), dtype=wide_dtype(y), device=y.device)
 
 
@@ -252,8 +270,8 @@ def _launch_backward(
         num_rows, dim = grad_rows.shape
         strides = grad_rows.stride(0), gate_rows.stride(0), up_rows.stride(0), grad_gate.stride(0)
         dtypes = grad_rows.dtype, gate_rows.dtype, up_rows.dtype
-        start = _start(True, num_rows, dim, strides, dtypes, form)
-        start(grad_rows, gate_rows, up_rows, grad_gate, grad_up)
+        start = _start(True, dim, strides, dtypes, form)
+        start(num_rows, (grad_rows, gate_rows, up_rows, grad_gate, grad_up), num_rows)
 
 
 def forward(

@@ -2,7 +2,7 @@
 
 Every op accepts any strides, never writes to its inputs, computes in float32 (float64 for float64
 input), gives bitwise reproducible results, works under autograd and `torch.compile(fullgraph=True)`,
-and never waits for the GPU. No triton is loaded before an op runs on a CUDA tensor.
+and never waits for the GPU unless asked to tune. No triton is loaded before an op runs on a CUDA tensor.
 """
 
 from pylm.ops.gated import geglu, geglu_packed, swiglu, swiglu_packed
@@ -15,6 +15,7 @@ from pylm.ops.patch import Left, PatchReport, Swapped, patch, unpatch
 from pylm.ops.policy import PolicyLoss, group_advantages, grpo_loss
 from pylm.ops.rotary import rope
 from pylm.ops.rotary_tables import packed_position_ids, rope_cache, rope_frequencies
+from pylm.ops.tuning import autotune
 from pylm.ops.vocab_parallel import vocab_parallel_logprob
 from pylm.ops.warming import warmup
 
@@ -30,6 +31,7 @@ __all__ = [
     "Routing",
     "Swapped",
     "SwiGLU",
+    "autotune",
     "dpo_loss",
     "geglu",
     "geglu_packed",

@@ -14,8 +14,6 @@ from pylm.ops.norm import rms_norm
 from pylm.ops.rotary import rope
 from pylm.ops.rotary_tables import rope_cache
 
-_NUM_ROWS = 16
-
 
 def warmup(
     *,
@@ -25,10 +23,11 @@ def warmup(
     num_kv_heads: int | None = None,
     head_dim: int | None = None,
     vocab_size: int | None = None,
+    num_tokens: int = 16,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cuda",
 ) -> float:
-    """Run the ops of a model once, forward and backward, on a few rows, so that their kernels are compiled.
+    """Run the ops of a model once, forward and backward, on a few tokens, so that their kernels are compiled.
 
     A kernel is compiled when its op first runs with a size of model, in about a second, and kept on disk by
     Triton; other numbers of tokens compile nothing again. So this is for those who time a first step, or
@@ -41,6 +40,7 @@ def warmup(
         num_kv_heads: K; None means as many as `num_heads`.
         head_dim: C, of `rope` and of `rms_norm` over heads.
         vocab_size: V, of `linear_logprob` and `linear_cross_entropy`.
+        num_tokens: N, of all ops. Few do to compile; to tune (`autotune`) as many as a step has.
         dtype: of activations and weights.
         device: a GPU; on the CPU there is nothing to compile.
 
@@ -61,7 +61,9 @@ def warmup(
         "head_dim": head_dim,
         "vocab_size": vocab_size,
     }
-    check_size("warmup", **{name: size for name, size in sizes.items() if size is not None})
+    check_size(
+        "warmup", num_tokens=num_tokens, **{name: size for name, size in sizes.items() if size is not None}
+    )
     check_float_dtype("warmup", dtype)
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise InputError(
@@ -75,21 +77,21 @@ def warmup(
     outputs: list[Tensor] = []
     for norm_dim in (dim, head_dim):
         if norm_dim is not None:
-            x, weight = leaf(_NUM_ROWS, norm_dim), leaf(norm_dim)
+            x, weight = leaf(num_tokens, norm_dim), leaf(norm_dim)
             outputs += [rms_norm(x, weight), *rms_norm(x, weight, residual=x)]
     if hidden_dim is not None:
-        gate, up = leaf(_NUM_ROWS, hidden_dim), leaf(_NUM_ROWS, hidden_dim)
-        outputs += [swiglu(gate, up), geglu(gate, up), swiglu_packed(leaf(_NUM_ROWS, 2 * hidden_dim))]
+        gate, up = leaf(num_tokens, hidden_dim), leaf(num_tokens, hidden_dim)
+        outputs += [swiglu(gate, up), geglu(gate, up), swiglu_packed(leaf(num_tokens, 2 * hidden_dim))]
     if num_heads is not None and head_dim is not None:
-        cos, sin = rope_cache(_NUM_ROWS, head_dim, device=device)
-        q = leaf(1, _NUM_ROWS, num_heads, head_dim)
-        k = leaf(1, _NUM_ROWS, num_kv_heads or num_heads, head_dim)
-        positions = torch.arange(_NUM_ROWS, device=device)
+        cos, sin = rope_cache(num_tokens, head_dim, device=device)
+        q = leaf(1, num_tokens, num_heads, head_dim)
+        k = leaf(1, num_tokens, num_kv_heads or num_heads, head_dim)
+        positions = torch.arange(num_tokens, device=device)
         for ids in (None, positions):
             outputs += rope(q, k, cos, sin, position_ids=ids)
     if dim is not None and vocab_size is not None:
-        hidden, head = leaf(_NUM_ROWS, dim), leaf(vocab_size, dim)
-        targets = torch.zeros(_NUM_ROWS, dtype=torch.int64, device=device)
+        hidden, head = leaf(num_tokens, dim), leaf(vocab_size, dim)
+        targets = torch.zeros(num_tokens, dtype=torch.int64, device=device)
         outputs += linear_logprob(hidden, head, targets)
         outputs += [linear_cross_entropy(hidden, head, targets)]
     if outputs:

@@ -55,6 +55,21 @@ def test_dry_run_of_a_training_step(tmp_path: Path) -> None:
     assert "| pylm |" in (tmp_path / "train.md").read_text()
 
 
+def test_dry_run_of_tuning(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="triton is not installed (there is none for macOS)")
+    done = run("--phase", "tune", "--dry-run", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "tune.json").read_text())["rows"]
+    assert {row["kernel"].partition(".")[2] for row in rows} == {
+        "_forward_kernel", "_backward_kernel", "_rope_kernel", "_gradient_kernel", "_combine_kernel",
+    }  # fmt: skip
+    for row in rows:
+        assert row["best_ms"] == row["ms"][row["best"]] == min(row["ms"].values())
+        assert row["ratio"] == pytest.approx(row["best_ms"] / row["ms"]["checked in"])
+        assert row["ratio"] <= 1.0
+    assert "| swiglu 6 x 96 | swiglu._forward_kernel |" in (tmp_path / "tune.md").read_text()
+
+
 def test_the_plain_variant_runs_no_op_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCH))
     import gpu_train
@@ -108,7 +123,11 @@ def test_what_does_not_fit_into_the_seconds_is_left_out(
     ("arguments", "python", "line"),
     [
         (("--phase", "ops"), sys.executable, "torch sees no CUDA GPU here"),
-        (("--phase", "fly"), sys.executable, "--phase must be build, test, ops, train or all, got 'fly'"),
+        (
+            ("--phase", "fly"),
+            sys.executable,
+            "--phase must be build, test, ops, train, tune or all, got 'fly'",
+        ),
         (("--seconds", "soon"), sys.executable, "--seconds must be a whole number, got 'soon'"),
         (("--fast",), sys.executable, "unknown argument --fast"),
         (("--dry-run",), "no-such-python", "no no-such-python here"),
@@ -122,7 +141,7 @@ def test_what_cannot_be_done_is_one_line(arguments: tuple[str, ...], python: str
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("script", ["gpu_ops.py", "gpu_train.py"])
+@pytest.mark.parametrize("script", ["gpu_ops.py", "gpu_train.py", "gpu_tune.py"])
 def test_the_scripts_need_a_gpu(script: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(BENCH / script), "--out", str(tmp_path / "out")],

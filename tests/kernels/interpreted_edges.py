@@ -222,7 +222,7 @@ def test_experts_of_many_tiles(mode: str, monkeypatch: pytest.MonkeyPatch) -> No
     if mode == "descriptors":
         monkeypatch.setattr(_grouped, "DESCRIBED_BYTES", {4})
     elif mode == "walking":
-        monkeypatch.setattr(_grouped, "SMALL_TILES", {**_grouped.SMALL_TILES, "PROGRAMS": 3})
+        monkeypatch.setattr(_grouped, "SMALL_TILES", _grouped.SMALL_TILES._replace(programs=3))
     num_tokens, num_experts, top_k, dim, hidden_dim = 70, 4, 2, 36, 20
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(num_tokens, num_experts, generator=generator)

@@ -13,15 +13,35 @@ import triton
 from oracles.fake_gpu import DRIVER, LIBCUDA, Launch, launches_of
 from torch import Tensor
 
-from pylm.kernels import _launch, linear_cross_entropy, linear_logprob, moe_route, rms_norm, rope, swiglu
+from pylm.kernels import (
+    _grouped,
+    _launch,
+    linear_cross_entropy,
+    linear_logprob,
+    moe_experts,
+    moe_route,
+    rms_norm,
+    rope,
+    swiglu,
+)
 
 Step = Callable[[], object]
+
+
+def launch_all_the_way(
+    self: _launch.Start, num_rows: int, tensors: tuple[object, ...], *lengths: float
+) -> None:
+    self._launch(num_rows, tensors, lengths)
 
 
 @contextmanager
 def tritons_way() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_launch.Start, "__call__", lambda self, *tensors: self._launch(tensors))
+        patch.setattr(
+            _launch.Start,
+            "__call__",
+            launch_all_the_way,
+        )
         yield
 
 
@@ -31,9 +51,9 @@ def counting() -> Iterator[list[object]]:
     seen: list[object] = []
     launch = _launch.Start._launch
 
-    def noted(self: _launch.Start, tensors: tuple[Tensor, ...]) -> object:
+    def noted(self: _launch.Start, *arguments: object) -> object:
         seen.append(self)
-        return launch(self, tensors)
+        return launch(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_launch.Start, "_launch", noted)
@@ -110,6 +130,100 @@ def test_every_op_launches_what_triton_would() -> None:
     assert_same(lambda: linear_cross_entropy.forward(*loss), targets)
     grads = linear_cross_entropy.forward(*loss)
     assert_same(lambda: linear_cross_entropy.backward(*grads, hidden, head), *grads)
+
+
+def experts_steps(
+    num_tokens: int, dim: int, hidden_dim: int, dtype: torch.dtype = torch.bfloat16
+) -> tuple[list[Step], list[Tensor]]:
+    """Return calls of the experts' launchers, and their inputs."""
+    num_experts, top_k = 5, 2
+    order = torch.zeros(num_tokens * top_k, dtype=torch.int32)
+    offsets = torch.zeros(num_experts + 1, dtype=torch.int32)
+    x, share = torch.empty(num_tokens, dim, dtype=dtype), torch.empty(num_tokens, top_k)
+    weights = (
+        torch.empty(num_experts, 2 * hidden_dim, dim, dtype=dtype),
+        torch.empty(num_experts, dim, hidden_dim, dtype=dtype),
+    )
+    kept = torch.empty(num_tokens * top_k, 2 * hidden_dim, dtype=dtype)
+    given = x, share, order, offsets, *weights
+    steps: list[Step] = [
+        lambda: moe_experts.forward(*given, True),
+        lambda: moe_experts.forward(*given, False),
+        lambda: moe_experts.backward(x, *given, kept, [True] * 4),
+        lambda: moe_experts.backward(x, *given, kept, [True, False, False, False]),
+        lambda: moe_experts.backward(x, *given, kept.new_empty(0, 0), [False, True, True, False]),
+    ]
+    return steps, [*given, kept]
+
+
+@pytest.mark.parametrize(
+    ("dim", "hidden_dim", "dtype"),
+    [(64, 32, torch.bfloat16), (33, 7, torch.bfloat16), (64, 32, torch.float32)],
+)
+def test_experts_launch_what_triton_would(dim: int, hidden_dim: int, dtype: torch.dtype) -> None:
+    for num_tokens in (1, 40) if dim == 64 else (6,):
+        steps, inputs = experts_steps(num_tokens, dim, hidden_dim, dtype)
+        for step in steps:
+            assert_same(step, *inputs)
+
+
+def test_experts_that_are_described_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, inputs = experts_steps(24, 64, 32)
+    described = assert_same(steps[0], *inputs)
+    monkeypatch.setattr(_grouped, "DESCRIBED_BYTES", set())
+    pointed = assert_same(steps[0], *inputs)
+    assert {launch.function for launch in described} != {launch.function for launch in pointed}
+    monkeypatch.undo()
+    assert assert_same(steps[0], *inputs) == described
+
+
+def test_other_lengths_ask_triton_nothing() -> None:
+    weight, cos = bf16(64), torch.empty(4096, 32)
+    x, rstd, q, k = bf16(4096, 64), torch.empty(4096), bf16(2, 4096, 4, 64), bf16(2, 4096, 2, 64)
+    head, targets, logits = bf16(160, 64), torch.zeros(4096, dtype=torch.int64), torch.empty(4096, 16)
+    row = torch.empty(4096)
+
+    def steps(n: int) -> list[Step]:
+        route = None, 2, "softmax", "max", 1, 1, True, 1.0
+        layer = None, 1.0, None, -100
+        return [
+            lambda: rms_norm.forward(x[:n], weight, 1e-6, 0.0),
+            lambda: rms_norm.add_forward(x[:n], x[:n], weight, 1e-6, 0.0),
+            lambda: rms_norm.backward(x[:n], None, x[:n], weight, rstd[:n], 0.0, True),
+            lambda: swiglu.forward(x[:n], x[:n], "silu", 1.0, None, 0.0, False),
+            lambda: swiglu.packed_backward(x[:n, :32], x[:n], x, False, "silu", 1.0, None, 0.0),
+            lambda: rope.rotate(q[:1, :n], k[:1, :n], cos, cos, None, False, False),
+            # Two rows of their own length, as padded batches have.
+            lambda: rope.rotate(q[:, :n].contiguous(), k[:, :n].contiguous(), cos, cos, None, False, False),
+            lambda: linear_logprob.forward(x[:n], head, targets[:n], *layer, True, False, True),
+            lambda: linear_logprob.backward(
+                row[:n], None, None, None, x[:n], head, targets[:n], None, row[:n], row[:n], row[:n],
+                row[:0], 1.0, None, -100, [True, True, False],
+            ),
+            lambda: linear_cross_entropy.forward(x[:n], head, targets[:n], None, -100, 0.0, 0.0, [True] * 2),
+            lambda: moe_route.forward(logits[:n], *route),
+            *experts_steps(n, 64, 32)[0],
+        ]  # fmt: skip
+
+    for step in steps(24):
+        step()
+    for n in (1, 2, 7, 16, 129, 1000):
+        with counting() as asked:
+            for step in steps(n):
+                step()
+        assert not asked
+        for step in steps(n):
+            assert_same(step)
+
+
+def test_lengths_past_32_bits_take_their_own_kernel() -> None:
+    # Address space, never touched.
+    many = 2**31 + 5
+    functions = [
+        assert_same(lambda x=x: swiglu.forward(x, x, "silu", 1.0, None, 0.0, False), x)[0].function
+        for x in (bf16(3, 1), bf16(many, 1), bf16(5, 1))
+    ]
+    assert functions[0] == functions[2] != functions[1]
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 15, 16, 17, 4096])
@@ -238,6 +352,8 @@ def test_hooks_are_told_of_every_launch() -> None:
 def test_a_triton_that_is_not_known_goes_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
     x = bf16(11, 64)
     monkeypatch.setattr(_launch, "_KNOWN_TRITON", ((0, 1), (0, 2)))
+    monkeypatch.setattr(_launch, "_prepared_by_class", {})
+    rms_norm._forward_start.cache_clear()
     _launch._is_known_triton.cache_clear()
     try:
         with counting() as asked:
@@ -247,6 +363,7 @@ def test_a_triton_that_is_not_known_goes_its_own_way(monkeypatch: pytest.MonkeyP
     finally:
         monkeypatch.undo()
         _launch._is_known_triton.cache_clear()
+        rms_norm._forward_start.cache_clear()
 
 
 def test_this_triton_is_known() -> None:

@@ -20,9 +20,16 @@ def the_long_way(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Send every call through the dispatcher and every start through Triton."""
     from pylm.kernels import _launch
 
+    def launch(self: _launch.Start, num_rows: int, tensors: tuple[object, ...], *lengths: float) -> None:
+        self._launch(num_rows, tensors, lengths)
+
     with monkeypatch.context() as patch:
         patch.setattr(_direct, "ORDINARY", set())
-        patch.setattr(_launch.Start, "__call__", lambda self, *tensors: self._launch(tensors))
+        patch.setattr(
+            _launch.Start,
+            "__call__",
+            launch,
+        )
         yield
 
 
@@ -79,9 +86,7 @@ def test_starts_are_prepared() -> None:
     asked: list[object] = []
     with pytest.MonkeyPatch.context() as patch:
         launch = _launch.Start._launch
-        patch.setattr(
-            _launch.Start, "_launch", lambda self, tensors: (asked.append(self), launch(self, tensors))[1]
-        )
+        patch.setattr(_launch.Start, "_launch", lambda *args: (asked.append(args[0]), launch(*args))[1])
         ops.rms_norm(x)
     assert _launch._is_known_triton() is not bool(asked)
 

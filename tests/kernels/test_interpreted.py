@@ -21,7 +21,15 @@ MOE = "not (bfloat16 or errors or gradcheck or balances or transformers or choic
 RUNS = {
     "rows": (ROWS, ["ops/test_norm.py", "ops/test_gated.py", "ops/test_logprob.py", "ops/test_losses.py"]),
     "offsets": ("test", ["kernels/interpreted_offsets.py"]),
-    "rest": (REST, ["kernels/interpreted_edges.py", "ops/test_rotary.py", "ops/test_registration.py"]),
+    "rest": (
+        REST,
+        [
+            "kernels/interpreted_edges.py",
+            "kernels/interpreted_tuning.py",
+            "ops/test_rotary.py",
+            "ops/test_registration.py",
+        ],
+    ),
     "moe": (MOE, ["ops/test_moe.py"]),
 }
 GRADIENTS = [

@@ -11,7 +11,8 @@ import pytest
 TESTS = Path(__file__).resolve().parents[1]
 
 
-def test_starts_launch_what_triton_would() -> None:
+@pytest.mark.parametrize("file", ["starts.py", "tuned_starts.py"])
+def test_starts_launch_what_triton_would(file: str) -> None:
     triton = pytest.importorskip("triton", reason="triton is not installed (there is none for macOS)")
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
@@ -19,7 +20,7 @@ def test_starts_launch_what_triton_would() -> None:
         pytest.skip("this triton brings no ptxas")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "oracles.fake_gpu", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, str(TESTS / "kernels/starts.py")],
+        [*command, str(TESTS / "kernels" / file)],
         env={**os.environ, "PYTHONPATH": str(TESTS)},
         cwd=TESTS.parent,
         capture_output=True,

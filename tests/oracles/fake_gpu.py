@@ -69,13 +69,22 @@ def _load() -> ctypes.CDLL:
 LIBCUDA = _load()
 
 
+def _sizes(kind: str) -> list[int]:
+    """Return the bytes of what a parameter of the kernel becomes; of a tensor map those that are noted."""
+    if kind == "constexpr":
+        return []
+    if kind.startswith("tensordesc"):
+        rank = kind.partition("[")[2].partition("]")[0].count(",") + 1
+        return [8, *[4] * rank, *[8] * rank]
+    return [8 if kind.startswith("*") else _BYTES[kind]]
+
+
 class _Launcher(nvidia.CudaLauncher):
     """Triton's launcher, which tells the library the sizes of the parameters beforehand."""
 
     def __init__(self, src: Any, metadata: Any) -> None:
         super().__init__(src, metadata)
-        kinds = [kind for kind in src.signature.values() if kind != "constexpr"]
-        sizes = [8 if kind.startswith("*") else _BYTES[kind] for kind in kinds] + [8, 8]
+        sizes = [size for kind in src.signature.values() for size in _sizes(kind)] + [8, 8]
         self._sizes = (ctypes.c_int * len(sizes))(*sizes)
 
     def __call__(self, *args: Any) -> None:

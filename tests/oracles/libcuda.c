@@ -76,6 +76,18 @@ CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice
   }
   return CUDA_SUCCESS;
 }
+/* A tensor map's 8 first bytes, all that is noted of it, tell maps apart. */
+CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank, void *address,
+                                const cuuint64_t *dims, const cuuint64_t *strides, const cuuint32_t *box,
+                                const cuuint32_t *steps, CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
+                                CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill) {
+  uint64_t mixed = (uint64_t)address * 31 + type * 7 + swizzle;
+  for (cuuint32_t i = 0; i < rank; ++i)
+    mixed = mixed * 1099511628211u + dims[i] + (i + 1 < rank ? strides[i] * 3 : 0) + box[i] * 5;
+  memset(map, 0, sizeof *map);
+  memcpy(map, &mixed, sizeof mixed);
+  return CUDA_SUCCESS;
+}
 CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **params, void **extra) {
   if (captures) {
     Launch *launch = &noted[num_launches % MAX_NOTED];
