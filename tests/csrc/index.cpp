@@ -166,6 +166,26 @@ void check_key_table() {
     }
 }
 
+// Texts that share most of their words with all others, and are still no duplicates, but for a few.
+std::vector<std::string> templates(std::uint64_t seed, std::size_t count) {
+    Random random(seed);
+    std::vector<std::string> texts;
+    for (std::size_t i = 0; i < count; ++i) {
+        if (i % 20 == 19) {
+            texts.push_back(texts[random.below(i)] + " more");
+            continue;
+        }
+        std::string text;
+        for (std::size_t k = 0; k < 60; ++k) {
+            text += 'w';
+            if (k % 12 == 5) text.append(std::to_string(i)).append("x");
+            text.append(std::to_string(k)).append(" ");
+        }
+        texts.push_back(text);
+    }
+    return texts;
+}
+
 struct Setting {
     Scheme scheme;
     ShingleKind kind;
@@ -355,6 +375,9 @@ void test_index() {
     }
     check_near_index({Scheme::kFast, ShingleKind::kWord, 64, false}, std::vector<std::string_view>(2'000, many[0]));
     check_near_index({Scheme::kFast, ShingleKind::kWord, 64, false}, {});
+    const std::vector<std::string> filled = templates(7, 900);
+    for (const unsigned bits : {64U, 32U})
+        check_near_index({Scheme::kFast, ShingleKind::kWord, bits, false}, views_of(filled));
     check_damage();
     check_substring_index(mixed);
     check_substring_index(views_of(many));
