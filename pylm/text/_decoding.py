@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylm.errors import InputError
+from pylm.text._checks import check_choice
 from pylm.text.token_array import TokenArray
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class StreamDecoder:
         lead: bytes = b"",
     ) -> None:
         """Begin a text; `Tokenizer.stream` is the usual way."""
+        check_choice("errors", errors, ("replace", "strict", "ignore"))
         self._core = core
         self._skip_special = skip_special_tokens
         self._errors = errors
@@ -108,7 +110,7 @@ class StreamDecoder:
 
         Raises:
             InputError: an id that the vocabulary does not have; with `errors="strict"`, bytes that are no
-                UTF-8.
+                UTF-8, after which the next `push` begins a new text.
         """
         content = decode_bytes(self._core, [token_id], self._skip_special)
         if content and self._lead_left:
@@ -122,14 +124,18 @@ class StreamDecoder:
             InputError: with `errors="strict"`, an unfinished character.
         """
         text = self._decode(b"", final=True)
+        self._begin()
+        return text
+
+    def _begin(self) -> None:
         self._utf8.reset()
         self._lead_left = self._lead
-        return text
 
     def _decode(self, content: bytes, *, final: bool = False) -> str:
         try:
             return self._utf8.decode(content, final)
         except UnicodeDecodeError as error:
+            self._begin()
             raise InputError(
                 f"the tokens' bytes are no UTF-8 ({error.reason}); pass errors='replace', or use decode_bytes"
             ) from error
@@ -191,7 +197,11 @@ class Decoding:
         return [to_text(text.removeprefix(self._lead), errors) for text in texts]
 
     def stream(self, *, skip_special_tokens: bool = False, errors: Errors = "replace") -> StreamDecoder:
-        """Begin to decode id by id: `push` gives the text that is certain, `flush` the rest."""
+        """Begin to decode id by id: `push` gives the text that is certain, `flush` the rest.
+
+        Raises:
+            InputError: `errors` is none of "replace", "strict", "ignore".
+        """
         return StreamDecoder(
             self._decoder, skip_special_tokens=skip_special_tokens, errors=errors, lead=self._lead
         )

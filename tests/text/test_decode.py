@@ -82,6 +82,14 @@ def test_a_stream_gives_the_same_text_in_whole_characters(
     stream.push(table_id(table, b"\xe6"))
     with pytest.raises(InputError, match="no UTF-8"):
         stream.flush()
+    # After an error a new text begins.
+    assert "".join(map(stream.push, valid)) + stream.flush() == small.decode(valid)
+    for first in (b"\xe6", b"\x80"):
+        with pytest.raises(InputError, match="no UTF-8"):
+            [stream.push(table_id(table, token)) for token in (first, b"a")]
+        assert "".join(map(stream.push, valid)) + stream.flush() == small.decode(valid)
+    with pytest.raises(InputError, match="errors must be one of 'replace', 'strict', 'ignore', got 'none'"):
+        small.stream(errors="none")  # type: ignore[arg-type]
 
 
 def table_id(table: dict[int, bytes], token: bytes) -> int:
