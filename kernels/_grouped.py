@@ -364,12 +364,12 @@ def _combine_kernel(
 
 
 @remembered
-def _place_start(top_k: int) -> Start:
+def _place_start(top_k: int, dtype: torch.dtype) -> Start:
     return Start(_place_kernel, Grid(_PLACE_ROWS), (top_k,), (_PLACE_ROWS,))
 
 
 @remembered
-def _table_start(num_experts: int, block_m: int) -> Start:
+def _table_start(num_experts: int, block_m: int, dtype: torch.dtype) -> Start:
     block_e = next_power_of_2(num_experts)
     block_t = max(1, min(64, 8192 // block_e))
     return Start(_table_kernel, Grid(block_t), (num_experts,), (block_m, block_e, block_t))
@@ -386,7 +386,7 @@ class SortedRows:
         self.uses_small_tiles = x.element_size() > 2 or not all(_is_aligned(t) for t in (x, *weights))
         self.num_processors = num_multiprocessors(x)
         self._tables: dict[int, Tensor] = {}
-        _place_start(top_k)(self.num_rows, (self.order, self.token, self.place), self.num_rows)
+        _place_start(top_k, order.dtype)(self.num_rows, (self.order, self.token, self.place), self.num_rows)
 
     def tiles(self, product: str) -> Tiles:
         """Return the tiles of a product."""
@@ -401,7 +401,7 @@ class SortedRows:
         if block_m not in self._tables:
             bound = self.bound(block_m)
             table = torch.empty(1 + 2 * bound, dtype=torch.int32, device=self.order.device)
-            _table_start(self.num_experts, block_m)(bound, (self.offsets, table), bound)
+            _table_start(self.num_experts, block_m, self.offsets.dtype)(bound, (self.offsets, table), bound)
             self._tables[block_m] = table
         return self._tables[block_m]
 
@@ -518,7 +518,7 @@ def outer_products(a: Tensor, b: Tensor, rows: SortedRows, *, gathers_a: bool) -
         rows.wide,
         (num_a, num_b, rows.num_experts),
         (*a.stride(), *b.stride()),
-        (a.dtype, b.dtype, rows.offsets.dtype),
+        (a.dtype, b.dtype, rows.offsets.dtype, rows.token.dtype),
         (gathers_a, is_described),
         rows.num_processors,
     )

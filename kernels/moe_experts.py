@@ -240,7 +240,7 @@ def _gate_up(
         rows.wide,
         (dim, hidden_dim),
         (*x.stride(), *weight.stride()),
-        (x.dtype, weight.dtype, rows.offsets.dtype),
+        (x.dtype, weight.dtype, rows.offsets.dtype, rows.token.dtype),
         (keeps, activates, is_described),
         rows.num_processors,
     )
@@ -301,7 +301,7 @@ def _grad_hidden(
         rows.wide,
         (dim, hidden_dim),
         (*grad.stride(), *down_weight.stride()),
-        (grad.dtype, down_weight.dtype, gate_up.dtype, share.dtype, rows.offsets.dtype),
+        (grad.dtype, down_weight.dtype, gate_up.dtype, share.dtype, rows.offsets.dtype, rows.order.dtype),
         (*needs, is_described),
         rows.num_processors,
     )

@@ -433,7 +433,7 @@ def _backward_start(
     normalize: bool,
     scale: float,
 ) -> Start:
-    """Return the start for the tensors of `backward`; dtypes are of upstream gradients and logits."""
+    """Return the start for the tensors of `backward`; dtypes are of gradients, logits, expert, load."""
     block_e = next_power_of_2(num_experts)
     block_n, num_warps = _block_tokens(block_e, _BACKWARD_TILE)
     return Start(
@@ -467,7 +467,7 @@ def backward(
             expert.shape[1],
             logits.stride(),
             None if grad_weight is None else grad_weight.stride(),
-            (*[None if g is None else g.dtype for g in upstream], logits.dtype),
+            (*[None if g is None else g.dtype for g in upstream], logits.dtype, expert.dtype, load.dtype),
             score,
             normalize,
             scale,

@@ -32,7 +32,8 @@ class _Replicate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         # Sums of 16-bit gradients would be rounded at each rank.
-        total = grads[0].float() if grads[0].element_size() < 4 else grads[0].clone()
+        grad = grads[0].contiguous()
+        total = grad.float() if grad.element_size() < 4 else grad.clone()
         dist.all_reduce(total, group=ctx.group)
         return total.to(grads[0].dtype), None
 
@@ -76,7 +77,7 @@ def vocab_parallel_logprob(
             as its log-probability: no rank has it, and none is asked.
         group: the ranks that share the matrix.
         first_class: the class of the first row of `weight`.
-        bias: (V_r,) this rank's part, or None.
+        bias: (V_r,) this rank's part, or None; -inf takes a class out, on some ranks all of them.
         temperature: divides the logits, after the soft cap; > 0.
         softcap: c of c tanh(logit / c), or None.
         ignore_index: rows with this target give 0 in all three results, and no gradient.
@@ -114,6 +115,12 @@ def vocab_parallel_logprob(
     is_local = is_kept & (local_targets >= 0) & (local_targets < weight.shape[0])
     # A row whose target is elsewhere needs the sums all the same, so it gets the first class.
     local_targets = torch.where(is_local, local_targets, 0).masked_fill(~is_kept, ignore_index)
+    # A bias of -inf may take all classes of a rank out, as where a vocabulary is padded: such a rank has no
+    # sum, and does not count. With a soft cap it takes out nothing.
+    is_out = None
+    if bias is not None and softcap is None:
+        is_out = (bias == -torch.inf).all()
+        bias = torch.where(is_out, 0.0, bias)
     part = linear_logprob(
         _Replicate.apply(hidden, group),  # type: ignore[no-untyped-call]
         weight,
@@ -123,8 +130,11 @@ def vocab_parallel_logprob(
         softcap=softcap,
         ignore_index=ignore_index,
     )
-    target_logit = torch.where(is_local, part.logprob + part.lse, 0.0)
-    parts = torch.stack((target_logit, part.lse, part.lse - part.entropy, is_local.to(part.lse.dtype)))
+    target_logit, lse = part.logprob + part.lse, part.lse
+    if is_out is not None:
+        target_logit, lse = (torch.where(is_out, -torch.inf, x) for x in (target_logit, lse))
+    target_logit = torch.where(is_local, target_logit, 0.0)
+    parts = torch.stack((target_logit, lse, part.lse - part.entropy, is_local.to(lse.dtype)))
     target_logits, lses, means, owners = _Gather.apply(parts, group).unbind(1)  # type: ignore[no-untyped-call]
     lse = torch.logsumexp(lses, 0)
     target_logit = torch.where(owners.sum(0) > 0, target_logits.sum(0), float("nan"))

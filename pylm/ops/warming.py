@@ -70,6 +70,18 @@ def warmup(
             f"warmup: torch sees no GPU for device {str(device)!r}; on a CPU there is nothing to compile"
         )
     start = time.perf_counter()
+    # Wherever it is called, so that there is a backward pass.
+    with torch.inference_mode(False), torch.enable_grad():
+        _run(sizes, num_tokens, dtype, device)
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _run(
+    sizes: dict[str, int | None], num_tokens: int, dtype: torch.dtype, device: torch.device | str
+) -> None:
+    dim, hidden_dim, num_heads, num_kv_heads, head_dim, vocab_size = sizes.values()
 
     def leaf(*shape: int) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
@@ -96,6 +108,3 @@ def warmup(
         outputs += [linear_cross_entropy(hidden, head, targets)]
     if outputs:
         torch.autograd.backward(torch.stack([y.float().sum() for y in outputs]).sum())
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start

@@ -177,6 +177,21 @@ def test_experts_that_are_described_are_told_apart(monkeypatch: pytest.MonkeyPat
     assert assert_same(steps[0], *inputs) == described
 
 
+def test_indices_of_experts_of_other_dtypes() -> None:
+    # The op of the dispatcher takes them as they are.
+    _, (x, share, order, offsets, *rest) = experts_steps(24, 64, 32)
+    gate_up, down, _ = rest
+    functions = []
+    for order_dtype, offsets_dtype in ((torch.int32,) * 2, (torch.int64, torch.int32), (torch.int64,) * 2):
+        given = x, share, order.to(order_dtype), offsets.to(offsets_dtype), gate_up, down
+        launches = assert_same(lambda given=given: moe_experts.forward(*given, True), *given)
+        functions.append([launch.function for launch in launches])
+    places, tables, products, *_ = zip(*functions, strict=True)
+    assert places[0] != places[1] == places[2]
+    assert tables[0] == tables[1] != tables[2]
+    assert len(set(products)) == 3
+
+
 def test_other_lengths_ask_triton_nothing() -> None:
     weight, cos = bf16(64), torch.empty(4096, 32)
     x, rstd, q, k = bf16(4096, 64), torch.empty(4096), bf16(2, 4096, 4, 64), bf16(2, 4096, 2, 64)

@@ -13,17 +13,21 @@ from pylm.errors import InputError
 from pylm.ops import LogProb
 
 BORDERS = [0, 5, 6, 23]  # ranks with 5, 1 and 17 classes
-OPTIONS = [{}, {"temperature": 0.7, "softcap": 3.0}]
+OPTIONS = [{}, {"temperature": 0.7, "softcap": 3.0}, {"temperature": 0.7}]
+MASKED = 2  # with these options a bias of -inf takes all classes of a rank out, as padding does
 NAMES = ["logprob", "lse", "entropy", "hidden", "weight", "bias"]
 
 
-def _inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _inputs(number: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(2, 12, 5, dtype=torch.float64, generator=generator)
     weight = torch.randn(23, 5, dtype=torch.float64, generator=generator)
     bias = torch.randn(23, dtype=torch.float64, generator=generator)
     targets = torch.arange(24).reshape(2, 12)  # the last one is no class
     targets[0, ::5] = -100
+    if number == MASKED:
+        bias[BORDERS[1] : BORDERS[2]] = float("-inf")
+        targets[targets == BORDERS[1]] = -100
     return hidden, weight, bias, targets
 
 
@@ -38,7 +42,7 @@ def _run_rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=3)
     for number, options in enumerate(OPTIONS):
-        hidden, weight, bias, targets = _inputs()
+        hidden, weight, bias, targets = _inputs(number)
         part = slice(BORDERS[rank], BORDERS[rank + 1])
         leaves = [t.requires_grad_() for t in (hidden, weight[part].clone(), bias[part].clone())]
         result = ops.vocab_parallel_logprob(
@@ -54,7 +58,7 @@ def _run_rank(rank: int, folder: Path) -> None:
 def test_ranks_give_what_one_gives(tmp_path: Path) -> None:
     mp.start_processes(_run_rank, (tmp_path,), nprocs=3, start_method="spawn")
     for number, options in enumerate(OPTIONS):
-        hidden, weight, bias, targets = _inputs()
+        hidden, weight, bias, targets = _inputs(number)
         outside = targets == 23
         leaves = [t.requires_grad_() for t in (hidden, weight, bias)]
         # In the whole, the row without a class takes part with its sums alone.

@@ -45,3 +45,24 @@ def test_runs_the_ops_that_the_sizes_allow(
     with Recorder() as recorder:
         assert ops.warmup(**sizes, dtype=torch.float32, device="cpu") > 0
     assert recorder.names == names
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_compiles_the_backward_pass_where_gradients_are_off(mode: type) -> None:
+    with mode(), Recorder() as recorder:
+        ops.warmup(dim=8, hidden_dim=8, dtype=torch.float32, device="cpu")
+    assert {"rms_norm_backward", "gated_backward"} <= recorder.names
+
+
+def test_the_number_of_tokens_is_that_of_the_ops() -> None:
+    class Rows(TorchDispatchMode):
+        seen: set[int] = set()  # noqa: RUF012
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.name() == "pylm::rms_norm":
+                self.seen.add(args[0].shape[0])
+            return func(*args, **(kwargs or {}))
+
+    with Rows():
+        ops.warmup(dim=8, num_tokens=5, dtype=torch.float32, device="cpu")
+    assert Rows.seen == {5}
