@@ -22,8 +22,9 @@ bool word_after(std::string_view text, std::size_t begin) noexcept {
     return begin < text.size() && has_property(decode_utf8(text, begin).point, kWordChar);
 }
 
-std::size_t strip_before(std::string_view text, std::size_t end) noexcept {
-    while (end > 0) {
+// Not back beyond `least`.
+std::size_t strip_before(std::string_view text, std::size_t end, std::size_t least) noexcept {
+    while (end > least) {
         const std::size_t start = previous_start(text, end);
         if (classify(decode_utf8(text, start).point) != kSpace) break;
         end = start;
@@ -121,6 +122,7 @@ std::vector<AddedMatch> AddedTokens::find(std::string_view text,
                                           std::span<const std::uint8_t> enabled) const {
     std::vector<AddedMatch> matches;
     std::size_t taken = 0;  // what the matches so far have taken of the text
+    std::size_t space_begin = 0, space_end = 0;  // white space that was looked through, for tokens that are some
     std::size_t place = 0;
     while ((place = next_candidate(text, place)) < text.size()) {
         const std::uint32_t index = longest_at(text, place, enabled);
@@ -132,8 +134,14 @@ std::vector<AddedMatch> AddedTokens::find(std::string_view text,
         AddedMatch match{place, place + token.content.size(), index};
         place = match.end;  // white space that a token takes along may itself hold the next token
         if (token.single_word && (word_before(text, match.begin) || word_after(text, match.end))) continue;
-        if (token.lstrip) match.begin = std::max(strip_before(text, match.begin), taken);
-        if (token.rstrip) match.end = strip_after(text, match.end);
+        if (token.lstrip) match.begin = std::max(strip_before(text, match.begin, taken), taken);
+        if (token.rstrip) {
+            if (match.end < space_begin || match.end > space_end) {
+                space_begin = match.end;
+                space_end = strip_after(text, match.end);
+            }
+            match.end = space_end;
+        }
         if (match.begin >= match.end) continue;  // white space that the token before it has all of
         taken = match.end;
         matches.push_back(match);

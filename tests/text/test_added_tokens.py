@@ -263,3 +263,19 @@ def test_files_know_added_words(build: Build, tmp_path: Path) -> None:
     (tmp_path / "x").write_text("\0".join(texts), encoding="utf-8")
     got = [ids.tolist() for ids in ours.encode_files([tmp_path / "x"], separator="\0")]
     assert got == [peer.encode(text).ids for text in texts]
+
+
+@pytest.mark.parametrize("flags", [{"lstrip": True}, {"rstrip": True}, {"lstrip": True, "rstrip": True}])
+def test_tokens_that_are_white_space_take_linear_time(flags: dict[str, bool]) -> None:
+    """A run of a million was looked through for each of its tokens: minutes and more."""
+    trained = Tokenizer.train(["low lower"], vocab_size=258, pattern="gpt2")
+    token = AddedToken("\n", 300, special=False, **flags)
+    ours = Tokenizer(trained._vocabulary, pattern="gpt2", added_tokens=[token])
+    for run in ("\n" * 1_000_000, " \n\t" * 300_000):
+        ids = ours.encode_batch([f"a{run}b"])[0].tolist()
+        short = ours.encode_batch([f"a{run[:30]}b"])[0].tolist()
+        assert ids[0] == short[0]
+        assert ids[-1] == short[-1]
+        count = 1 if len(flags) == 2 else run.count("\n")
+        assert ids.count(300) == count
+        assert short.count(300) == (1 if len(flags) == 2 else run[:30].count("\n"))
