@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pylm import ops
+from pylm.errors import InputError
 from pylm.ops import logprob
 
 
@@ -25,6 +26,8 @@ OUTPUT_LAYER = {
     *("linear_logprob", "linear_logprob_backward"),
     *("linear_cross_entropy", "linear_cross_entropy_backward"),
 }
+GATED = {"gated", "gated_backward", "gated_packed", "gated_packed_backward"}
+EXPERTS = {"moe_route", "moe_route_backward", "moe_experts", "moe_experts_backward"}
 NORM = {"rms_norm", "add_rms_norm", "rms_norm_backward"}
 
 
@@ -34,7 +37,9 @@ NORM = {"rms_norm", "add_rms_norm", "rms_norm_backward"}
         ({}, set()),
         ({"dim": 8}, NORM),
         ({"dim": 8, "vocab_size": 5}, NORM | OUTPUT_LAYER),
-        ({"hidden_dim": 8}, {"gated", "gated_backward", "gated_packed", "gated_packed_backward"}),
+        ({"hidden_dim": 8}, GATED),
+        ({"num_experts": 4, "top_k": 2}, {"moe_route", "moe_route_backward"}),
+        ({"dim": 8, "hidden_dim": 4, "num_experts": 4}, NORM | GATED | EXPERTS),
         ({"num_heads": 2, "head_dim": 4}, {"rope"} | NORM),
     ],
 )
@@ -66,3 +71,9 @@ def test_the_number_of_tokens_is_that_of_the_ops() -> None:
     with Rows():
         ops.warmup(dim=8, num_tokens=5, dtype=torch.float32, device="cpu")
     assert Rows.seen == {5}
+
+
+@pytest.mark.parametrize("sizes", [{"top_k": 2}, {"num_experts": 3, "top_k": 4}])
+def test_more_choices_than_experts_are_refused(sizes: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="top_k must be at most num_experts="):
+        ops.warmup(**sizes, device="cpu")
