@@ -472,12 +472,12 @@ def _show(report: dict[str, Any], out: str) -> None:
     rows.append(("left", left["documents"], left["bytes"]))
     unit, shown = (1e6, "MB") if size >= 1e7 else (1e3, "kB")
     lines = [
-        f"{name:<20}{number:>15,}{_percent(number, documents):>8}{x / unit:>14,.1f} {shown}"
-        f"{_percent(x, size):>8}"
+        f"{name:<20}{number:>14,}{_percent(number, documents):>9}{x / unit:>13,.1f} {shown}"
+        f"{_percent(x, size):>9}"
         for name, number, x in rows
     ]
     if report["bad_lines"]:
-        lines.append(f"{'lines left out':<20}{report['bad_lines']:>15,}  (no documents; see dropped.jsonl)")
+        lines.append(f"{'lines left out':<20}{report['bad_lines']:>14,}  (no documents; see dropped.jsonl)")
     lines += _histogram(report.get("similarities", []))
     for cluster in report.get("largest_clusters", [])[:_SHOWN_CLUSTERS]:
         kept = cluster["kept"]
