@@ -422,7 +422,7 @@ def run_dedup(
         _require_apart(wanted.folder, out, [*splits, *sources])
     with (
         _hold(out) as check,
-        _leave_nothing(out),
+        _leave_nothing(out, check),
         wanted.hold() if wanted else nullcontext(),
         LocalPool(1 if total_bytes([*splits, *sources]) < _SMALL_BYTES else 0) as pool,
     ):
@@ -507,7 +507,7 @@ def _hold(out: str) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def _leave_nothing(out: str) -> Iterator[None]:
+def _leave_nothing(out: str, check_held: Callable[[], None]) -> Iterator[None]:
     """Where a run is refused before it has signed anything, remove what it wrote until then."""
     marker, work = storage.join(out, "dedup.json"), storage.join(out, "work")
     is_new = not storage.exists(marker)
@@ -516,6 +516,7 @@ def _leave_nothing(out: str) -> Iterator[None]:
     except InputError:
         is_ours = is_new and storage.exists(marker)  # which is written to an empty folder only
         if is_ours and not storage.list_files(storage.join(work, "signed")):
+            check_held()  # else it is that of the run that has taken the folder
             storage.remove(marker)
             storage.remove_folder(work)
         raise

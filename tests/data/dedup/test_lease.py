@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,9 @@ def test_leases_of_others(tmp_path: Path) -> None:
     run(tmp_path)
 
 
-def test_a_folder_that_was_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def take_over(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Give what takes the folder and returns when its holder has seen that."""
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.01)
     looked = threading.Event()
 
@@ -91,15 +93,37 @@ def test_a_folder_that_was_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     lease_look = lease._Lease._look
     monkeypatch.setattr(lease._Lease, "_look", look)
 
+    def take() -> None:
+        write()
+        while not looked.wait(0.02):  # a beat that was under way may have come after it
+            write()
+
+    return take
+
+
+def test_a_folder_that_was_taken(tmp_path: Path, take_over: Callable[[], None]) -> None:
     def progress(stage: str, done: int, total: int) -> None:
         if stage == "match" and done == 0:
-            write()
-            while not looked.wait(0.02):  # a beat that was under way may have come after it
-                write()
+            take_over()
 
     with pytest.raises(InputError, match=r"another run has taken this folder .process 7 on elsewhere"):
         run(tmp_path, progress)
     assert json.loads(storage.read_bytes(LEASE))["owner"] == "x"  # it is the other one's to end
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_who_lost_the_folder_removes_nothing(
+    tmp_path: Path, take_over: Callable[[], None], is_lost: bool
+) -> None:
+    def refuse(*_: Any) -> None:
+        if is_lost:
+            take_over()
+        raise InputError("a worker refuses its input")
+
+    write_parquet(make_rows(1, 5), tmp_path / "in", num_files=1, group=40)
+    with pytest.raises(InputError, match="another run has taken" if is_lost else "refuses its input"):
+        dedup_exact([str(tmp_path / "in")], OUT, ExactDedupConfig(), execute=refuse)
+    assert storage.exists(f"{OUT}/dedup.json") == is_lost
 
 
 def test_of_two_at_the_same_time_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
