@@ -9,8 +9,6 @@ from typing import Any
 from pylm.errors import InputError
 from pylm.ops._library import check_flag
 
-# Without triton, which its neighbours import.
-_STATE: Any = importlib.import_module("pylm.kernels._autotune").STATE
 _VARIABLE = "PYLM_AUTOTUNE"
 
 
@@ -42,18 +40,25 @@ def autotune(enabled: bool = True) -> Iterator[None]:
         ...     seconds = warmup(dim=64, vocab_size=100, num_tokens=32, device="cpu")
     """
     check_flag("autotune", enabled=enabled)
-    before = _STATE.set(enabled)
+    state = _state()
+    before = state.set(enabled)
     try:
         yield
     finally:
-        _STATE.set(before)
+        state.set(before)
+
+
+def _state() -> Any:
+    """Return the switch, from the one kernel module that imports no triton."""
+    return importlib.import_module("pylm.kernels._autotune").STATE
 
 
 def _read_environment() -> None:
     value = os.environ.get(_VARIABLE, "")
     if value not in ("", "0", "1"):
         raise InputError(f"{_VARIABLE} must be 0 or 1, got {value!r}; 1 times the kernels, 0 does not")
-    _STATE.set(value == "1")
+    if value == "1":
+        _state().set(True)
 
 
 _read_environment()
