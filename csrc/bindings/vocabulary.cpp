@@ -387,8 +387,8 @@ void def_init(py::class_<AddedEncoder>& cls) {
                     std::move(normalizer), keeps_ascii, std::move(splitter), merge);
             }),
             py::arg("encoder"), py::kw_only(), py::arg("raw"), py::arg("normalized"), py::arg("form"),
-            py::arg("normalizer"), py::arg("keeps_ascii"), py::arg("splitter"), py::keep_alive<1, 2>(), py::keep_alive<1, 3>(),
-            py::keep_alive<1, 4>());
+            py::arg("normalizer"), py::arg("keeps_ascii"), py::arg("splitter"), py::keep_alive<1, 2>(),
+            py::keep_alive<1, 3>(), py::keep_alive<1, 4>());
 }
 
 void bind_added_tokens(py::module_& module) {

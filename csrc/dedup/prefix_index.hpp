@@ -12,9 +12,9 @@
 
 namespace pylm::dedup {
 
-// Sets of hashes, whose members may repeat, by their rarest members. Sets x and y with Jaccard similarity >= t have at least
-// o = t / (1 + t) (|x| + |y|) members in common, so the first one that they share, whatever order of all members
-// "first" is about, has o members from itself on in each: Xiao et al., "Efficient Similarity Joins for Near
+// Sets of hashes, whose members may repeat, by their rarest members. Sets x and y with Jaccard similarity >= t have
+// at least o = t / (1 + t) (|x| + |y|) members in common, so the first one that they share, whatever order of all
+// members "first" is about, has o members from itself on in each: Xiao et al., "Efficient Similarity Joins for Near
 // Duplicate Detection", 2008. In the order from the rarest on, few other sets have such a member so early. Sets of
 // one size, within 3 %, have lists of their own, as o would be less for smaller ones.
 //
