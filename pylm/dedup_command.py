@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from pylm.data.dedup.plan import Plan
     from pylm.data.executors import Executor
 
 _SHOWN_CLUSTERS = 3
@@ -18,7 +19,8 @@ _STAGES = {
     "near": ("sign", "check", "match", "connect", "gather", "verify", "apply", "order", "add"),
     "exact": ("sign", "match", "apply"),
     "substring": (
-        *("sign", "check", "find", "keys", "repeats", "contexts", "compare", "spans", "apply", "add"),
+        *("sign", "check", "find", "copies", "keys", "repeats", "contexts", "compare", "spans", "apply"),
+        "add",
     ),
 }
 """First words of the stages' names, in their order; `check`, `find`, `order` and `add` are of an index."""
@@ -26,6 +28,12 @@ _STAGES = {
 app = typer.Typer(
     help="Remove duplicates from a corpus of Parquet files or JSON lines.", no_args_is_help=True
 )
+plan_app = typer.Typer(
+    help="Say what a command will take before it is run: time, memory, disk, splits and partitions. Measures "
+    "a sample of the inputs on this machine.",
+    no_args_is_help=True,
+)
+app.add_typer(plan_app, name="plan")
 
 
 class Keep(StrEnum):
@@ -112,8 +120,10 @@ SplitOption = Annotated[int, typer.Option("--split-mb", min=1, help="Size on dis
 BadOption = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Share of JSON lines that may be no documents.")
 ]
-
-
+MinBytesOption = Annotated[int, typer.Option(min=1, help="Least length of a repeated stretch.")]
+KeepCopiesOption = Annotated[
+    KeepCopies, typer.Option(help="Which occurrences stay: the first in the corpus, or none.")
+]
 IndexOption = Annotated[
     str,
     typer.Option(
@@ -124,6 +134,17 @@ IndexOption = Annotated[
     ),
 ]
 NoAddOption = Annotated[bool, typer.Option("--no-add", help="Leave the index as it is.")]
+PlannedWorkersOption = Annotated[
+    int, typer.Option(min=0, help="Processes at one time, on all machines; 0: this one's cores.")
+]
+WorkerMemoryOption = Annotated[float, typer.Option("--worker-memory-gb", help="That each may take.")]
+InputSizeOption = Annotated[
+    float | None, typer.Option(help="Plan for so much of the same kind, on disk; else for the inputs.")
+]
+SampleOption = Annotated[
+    int, typer.Option("--sample-mb", min=1, help="Size on disk of what is measured; more narrows ranges.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("near")
@@ -248,10 +269,8 @@ def substring_command(
     inputs: InputsArgument,
     out: OutOption,
     text_column: TextColumnOption = "text",
-    min_bytes: Annotated[int, typer.Option(min=1, help="Least length of a repeated stretch.")] = 100,
-    keep: Annotated[
-        KeepCopies, typer.Option(help="Which occurrences stay: the first in the corpus, or none.")
-    ] = KeepCopies.first,
+    min_bytes: MinBytesOption = 100,
+    keep: KeepCopiesOption = KeepCopies.first,
     against: Annotated[
         list[str] | None,
         typer.Option(
@@ -274,6 +293,7 @@ def substring_command(
     sbatch: SbatchOption = None,
     dry_run: DryRunOption = False,
     keep_work: KeepWorkOption = False,
+    partitions: PartitionsOption = 0,
     split_mb: SplitOption = 128,
     partition_mb: Annotated[
         int, typer.Option(min=1, help="Memory of a worker that compares parts of all splits.")
@@ -302,6 +322,7 @@ def substring_command(
         index=index,
         index_add=not no_add,
         index_gap=index_gap,
+        num_partitions=partitions,
         partition_bytes=partition_mb << 20,
         split_bytes=split_mb << 20,
         max_bad_fraction=max_bad_fraction,
@@ -311,45 +332,85 @@ def substring_command(
     _run("substring", dedup_substrings, inputs, out, config, engine, dry_run=dry_run, keep_work=keep_work)
 
 
-@app.command("plan")
-def plan_command(
+@plan_app.command("near")
+def plan_near_command(
     inputs: InputsArgument,
     text_column: TextColumnOption = "text",
     threshold: Annotated[float, typer.Option(help="Jaccard similarity from which documents go.")] = 0.8,
-    ngram: Annotated[int, typer.Option(min=1, help="Words of a shingle.")] = 5,
+    ngram: Annotated[int, typer.Option(min=1, help="Words, or characters, of a shingle.")] = 5,
+    unit: Annotated[Shingle, typer.Option(help="What shingles are made of.")] = Shingle.word,
     num_perm: Annotated[int, typer.Option(min=2, help="Numbers of a signature.")] = 128,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Processes at one time, on all machines; 0: this one's cores.")
-    ] = 0,
-    worker_memory: Annotated[float, typer.Option("--worker-memory-gb", help="That each may take.")] = 4.0,
-    input_gb: Annotated[
-        float | None, typer.Option(help="Plan for so much of the same kind, on disk; else for the inputs.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    workers: PlannedWorkersOption = 0,
+    worker_memory: WorkerMemoryOption = 4.0,
+    input_gb: InputSizeOption = None,
+    sample_mb: SampleOption = 256,
+    as_json: JsonOption = False,
 ) -> None:
-    """Say what `near` will take before it is run: time, memory, disk, splits and partitions.
-
-    Measures a sample of the inputs on this machine.
-    """
-    import json
-
+    """Say what `near` will take before it is run: time, memory, disk, splits and partitions."""
     from pylm.data.dedup import NearDedupConfig
     from pylm.data.dedup.plan import plan_near
+
+    config = _configure(
+        NearDedupConfig,
+        text_column=text_column,
+        threshold=threshold,
+        ngram=ngram,
+        unit=unit.value,
+        num_perm=num_perm,
+    )
+    _plan(plan_near, inputs, config, workers, worker_memory, input_gb, sample_mb, as_json=as_json)
+
+
+@plan_app.command("substring")
+def plan_substring_command(
+    inputs: InputsArgument,
+    text_column: TextColumnOption = "text",
+    min_bytes: MinBytesOption = 100,
+    keep: KeepCopiesOption = KeepCopies.first,
+    workers: PlannedWorkersOption = 0,
+    worker_memory: WorkerMemoryOption = 4.0,
+    input_gb: InputSizeOption = None,
+    sample_mb: SampleOption = 256,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what `substring` will take before it is run: time, memory, disk, splits and partitions."""
+    from pylm.data.dedup import SubstringDedupConfig
+    from pylm.data.dedup.plan import plan_substrings
+
+    config = _configure(
+        SubstringDedupConfig, text_column=text_column, min_bytes=min_bytes, keep_copies=keep.value
+    )
+    _plan(plan_substrings, inputs, config, workers, worker_memory, input_gb, sample_mb, as_json=as_json)
+
+
+def _plan(
+    plan: Callable[..., "Plan"],
+    inputs: list[str],
+    config: object,
+    num_workers: int,
+    worker_memory_gb: float,
+    input_gb: float | None,
+    sample_mb: int,
+    *,
+    as_json: bool,
+) -> None:
+    import json
+
     from pylm.errors import InputError
 
     if input_gb is not None and not input_gb > 0:
         raise InputError(f"--input-gb must be positive, got {input_gb:g}")
-    config = _configure(
-        NearDedupConfig, text_column=text_column, threshold=threshold, ngram=ngram, num_perm=num_perm
-    )
-    plan = plan_near(
-        inputs,
-        config,
-        num_workers=workers,
-        worker_memory_bytes=round(worker_memory * 1e9),
-        input_bytes=None if input_gb is None else round(input_gb * 1e9),
-    )
-    typer.echo(json.dumps(plan.to_dict(), indent=1) if as_json else str(plan))
+    with _bars("plan") as progress:
+        planned = plan(
+            inputs,
+            config,
+            num_workers=num_workers,
+            worker_memory_bytes=round(worker_memory_gb * 1e9),
+            input_bytes=None if input_gb is None else round(input_gb * 1e9),
+            sample_bytes=sample_mb << 20,
+            progress=progress,
+        )
+    typer.echo(json.dumps(planned.to_dict(), indent=1) if as_json else str(planned))
 
 
 def _require_index(index: str, given: Mapping[str, bool]) -> None:
@@ -417,6 +478,23 @@ def _engine(
         yield SlurmStages(storage.join(out, "slurm"), options, by_stage)
 
 
+@contextmanager
+def _bars(command: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Give what shows a bar for every stage, one after the other."""
+    from pylm.train.progress import Progress as Bar
+
+    with ExitStack() as stack:
+        shown: dict[str, Bar] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in shown:
+                stack.close()
+                shown[stage] = stack.enter_context(Bar(total, f"dedup {command}: {stage}"))
+            shown[stage].update(done)
+
+        yield progress
+
+
 def _run(
     command: str,
     dedup: Callable[..., dict[str, Any]],
@@ -427,22 +505,18 @@ def _run(
     **options: bool,
 ) -> None:
     """Run with a bar for every stage, and print what a user looks at first."""
-    from pylm.train.progress import Progress as Bar
-
-    started_s = time.monotonic()
-    with engine as execute, ExitStack() as stack:
-        shown: dict[str, Bar] = {}
+    started_s, has_begun = time.monotonic(), False
+    with engine as execute, _bars(command) as show:
 
         def progress(stage: str, done: int, total: int) -> None:
-            if stage not in shown:
-                stack.close()
-                shown[stage] = stack.enter_context(Bar(total, f"dedup {command}: {stage}"))
-            shown[stage].update(done)
+            nonlocal has_begun
+            has_begun = True
+            show(stage, done, total)
 
         report = dedup(inputs, out, config, execute=execute, progress=progress, **options)
     for warning in report["warnings"]:
         typer.echo(f"warning: {warning}", err=True)
-    if not shown:
+    if not has_begun:
         typer.echo(_nothing_to_do(report, out))
         return
     typer.echo(f"dedup {command}: {time.monotonic() - started_s:.1f} s", err=True)

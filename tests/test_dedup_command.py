@@ -62,13 +62,32 @@ def test_near(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert contents(tmp_path / "out") == again
 
 
-def test_plan(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    call = ["dedup", "plan", corpus, "--input-gb", 1000, "--workers", 64]
+@pytest.mark.parametrize("command", ["near", "substring"])
+def test_plan(command: str, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["dedup", "plan", command, corpus, "--input-gb", 1000, "--workers", 64]
     assert run(call) == 0
-    assert "1,000.0 GB on disk" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1,000.0 GB on disk" in out
+    options = re.findall(rf"pylm dedup {command} \.\.\. (.*)$", out, re.MULTILINE)[0].split()
+    assert run(["dedup", command, corpus, "--out", tmp_path / "out", *options, "--workers", 1]) == 0
+    capsys.readouterr()
     assert run([*call, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["num_workers"] == 64
-    assert run(["dedup", "plan", corpus, "--threshold", 2]) == 2
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["num_workers"] == 64
+    settings = planned["settings"]
+    assert options[: 2 * len(settings)] == [
+        x
+        for name, value in settings.items()
+        for x in (
+            f"--{name.replace('num_', '').replace('bytes', 'mb').replace('_', '-')}",
+            str(value >> 20 if name.endswith("bytes") else value),
+        )
+    ]
+
+
+def test_a_plan_of_a_recipe_that_is_none(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["dedup", "plan", "near", corpus, "--threshold", 2]) == 2
+    assert "--threshold" in capsys.readouterr().err
 
 
 def test_slurm_gives_the_same(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +223,7 @@ def test_a_result_among_the_inputs(corpus: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_plan_for_nothing(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["dedup", "plan", corpus, "--input-gb", "-5"]) == 2
+    assert run(["dedup", "plan", "near", corpus, "--input-gb", "-5"]) == 2
     assert "--input-gb must be positive, got -5" in capsys.readouterr().err
 
 
@@ -483,7 +502,10 @@ def test_commands_of_the_guide_are_accepted() -> None:
     lines = re.findall(r"^pylm dedup (\w+) (.*)$", GUIDE.read_text(), re.MULTILINE)
     assert {name for name, _ in lines} == {"near", "exact", "substring", "plan"}
     for name, options in lines:
-        commands[name].make_context(name, shlex.split(options))
+        given, command = shlex.split(options), commands[name]
+        if name == "plan":
+            command = command.commands[given.pop(0)]
+        command.make_context(name, given)
 
 
 def test_the_guide_lists_all_options_with_their_defaults() -> None:
@@ -497,13 +519,14 @@ def test_the_guide_lists_all_options_with_their_defaults() -> None:
     heads = {re.findall(r"\w+", head.removeprefix("`pylm dedup "))[0]: head for head in tables}
     common = tables[heads["All"]]
     used = set()
-    for name in ("near", "exact", "substring", "plan"):
-        own = tables[heads[name]]
-        options = [x for x in commands[name].params if x.param_type_name == "option"]
+    plans = {f"plan {name}": command for name, command in commands.pop("plan").commands.items()}
+    for name, command in (commands | plans).items():
+        own = tables[heads[name.split()[0]]]
+        options = [x for x in command.params if x.param_type_name == "option"]
         for option in options:
             names = ", ".join(f"`{x}`" for x in [*option.opts, *option.secondary_opts])
-            if name == "plan" and names not in own:
-                assert names in heads["plan"]
+            if name in plans and names not in own:
+                assert re.search(rf"`pylm dedup {name}`[^;]*{names}", heads["plan"]), names
                 continue
             used.add(names)
             shown = own[names] if names in own else common[names]

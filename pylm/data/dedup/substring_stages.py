@@ -5,7 +5,8 @@
         copies/PPPPP.blocks         a block a split: texts that equal an earlier one, and such as these equal
         keys-LEVEL/SSSSS.blocks     a split's keys, a block a partition, ascending; on level 0 then windows
                                     that repeat in the split, and those with an equal one before
-        repeats-LEVEL/PPPPP.blocks  a block a split: its keys that other splits have; keys to divide; contexts
+        repeats-LEVEL/PPPPP.blocks  a block a split: its keys that other splits have; then keys to divide;
+                                    then contexts, these with those to divide, and the most of one key
         divided-LEVEL.blocks        keys of all levels up to this one that are divided
         contexts/SSSSS.blocks       a split's contexts, a block a comparing task: row, place, offsets, bytes
         compared/GGGGG.blocks       a block a split: its windows that go
@@ -79,9 +80,9 @@ Windows: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int6
 
 _NO_WINDOWS: Windows = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))
 _NO_KEYS = np.zeros(0, np.uint64)
-_KEY_RECORD = ("<u8", "<u4", "<u4")  # keys; places of those that occur several times; how often these do
-_KEY_BYTES = 40  # of memory for a key while a partition is sorted
-_CONTEXT_COPIES = 2  # of contexts in memory while they are compared, with what else that takes
+KEY_RECORD = ("<u8", "<u4", "<u4")  # keys; places of those that occur several times; how often these do
+KEY_BYTES = 40  # of memory for a key while a partition is sorted
+CONTEXT_COPIES = 2  # of contexts in memory while they are compared, with what else that takes
 
 
 class SubstringDedupConfig(IndexedConfig):
@@ -232,9 +233,7 @@ def find_spans(run: Run, config: SubstringDedupConfig) -> list[str]:
 
 
 def _plan(run: Run, config: SubstringDedupConfig, parts: Sequence[Part], num_sources: int) -> Stages:
-    spread = config.min_bytes // 2 + 1  # see csrc/dedup/substring_anchors.hpp
-    num_keys = 2 * sum(part.num_bytes for part in parts) // (spread + 1)
-    contexts = config.partition_bytes // (8 * _context_bytes(config.min_bytes) * _CONTEXT_COPIES)
+    num_keys = int(keys_a_byte(config.min_bytes) * sum(part.num_bytes for part in parts))
     return Stages(
         folder=run.folder,
         parts_path=run.parts_path,
@@ -244,17 +243,27 @@ def _plan(run: Run, config: SubstringDedupConfig, parts: Sequence[Part], num_sou
         min_bytes=config.min_bytes,
         keep=config.keep_copies,
         column=config.text_column,
-        num_partitions=math.ceil((num_keys + 1) * _KEY_BYTES / config.partition_bytes),
-        # A single window, which cannot be divided, has one context a split.
+        num_partitions=math.ceil((num_keys + 1) * KEY_BYTES / config.partition_bytes),
         num_hashes=0 if num_sources or run.sources_path else run.num_partitions,
-        most_contexts=max(contexts, len(parts)),
+        most_contexts=most_contexts(config.min_bytes, config.partition_bytes, len(parts)),
         known=run.known,
     )
 
 
-def _context_bytes(min_bytes: int) -> int:
+def keys_a_byte(min_bytes: int) -> float:
+    """Keys of a byte of text, in the mean; see csrc/dedup/substring_anchors.hpp."""
+    spread = min_bytes // 2 + 1
+    return 2 / (spread + 1)
+
+
+def context_bytes(min_bytes: int) -> int:
     """Bytes of a context with all windows that an anchor can have, and of what describes it."""
     return min_bytes + min_bytes // 2 + 56
+
+
+def most_contexts(min_bytes: int, partition_bytes: int, num_splits: int) -> int:
+    """Contexts that a key may have, else it is divided; a single window, which cannot be, has one a split."""
+    return max(partition_bytes // (8 * context_bytes(min_bytes) * CONTEXT_COPIES), num_splits)
 
 
 def _find_repeats(run: Run, stages: Stages) -> int:
@@ -288,7 +297,7 @@ def _num_tasks(stages: Stages, config: SubstringDedupConfig, num_levels: int) ->
         for level in range(num_levels)
         for path in stages.paths(f"repeats-{level}", stages.num_partitions)
     )
-    needed = num_contexts * _context_bytes(stages.min_bytes) * _CONTEXT_COPIES
+    needed = num_contexts * context_bytes(stages.min_bytes) * CONTEXT_COPIES
     return math.ceil(needed / config.partition_bytes)
 
 
@@ -327,7 +336,7 @@ def divide(number: int, stages: Stages, level: int) -> None:
     """Find the longer keys of windows whose keys of the level before too many contexts have."""
     divided = _read_divided(stages, level - 1)
     before = stages.path(f"keys-{level - 1}", number)
-    blocks = [read_arrays(before, i, *_KEY_RECORD)[0] for i in range(stages.num_partitions)]
+    blocks = [read_arrays(before, i, *KEY_RECORD)[0] for i in range(stages.num_partitions)]
     keys = _NO_KEYS
     if np.isin(np.concatenate(blocks), divided).any():
         texts = stages.read_distinct(number)
@@ -340,7 +349,7 @@ def find_repeats(partition: int, stages: Stages, level: int) -> None:
     """Find the keys of a partition that several splits have; with `against`, splits of both kinds."""
     keys, owners, counts = [_NO_KEYS], [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
     for number in range(stages.num_splits):
-        own, several, times = read_arrays(stages.path(f"keys-{level}", number), partition, *_KEY_RECORD)
+        own, several, times = read_arrays(stages.path(f"keys-{level}", number), partition, *KEY_RECORD)
         count = np.ones(len(own), np.int64)
         count[several] = times
         keys.append(own.view(np.uint64))
@@ -358,7 +367,8 @@ def find_repeats(partition: int, stages: Stages, level: int) -> None:
     total = np.add.reduceat(count, starts) if len(starts) else count
     is_divided = is_shared & (total > stages.most_contexts)
     whole = is_shared & ~is_divided
-    more = [[key[starts[is_divided]]], [np.array([total[whole].sum()], "<i8")]]
+    most = total[is_shared].max(initial=0)
+    more = [[key[starts[is_divided]]], [np.array([total[whole].sum(), total[is_shared].sum(), most], "<i8")]]
     is_whole = np.repeat(whole, sizes)
     key, owner = key[is_whole], owner[is_whole]
     order, bounds = group(owner, stages.num_splits)

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pylm.data.dedup import NearDedupConfig, dedup_near
-from pylm.data.dedup.measure import STAGES, Rates, measure_near
-from pylm.data.dedup.plan import plan_near, predict_near
+from pylm.data.dedup.plan import NearRates, measure_near, plan_near, predict_near
+from pylm.data.dedup.plan.near import STAGES
 from pylm.errors import InputError
 
 SMALL = NearDedupConfig(split_bytes=1 << 16, num_partitions=8, verify_bytes=1 << 20)
@@ -68,11 +68,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rates(corpus: Path) -> Rates:
+def rates(corpus: Path) -> NearRates:
     return measure_near([str(corpus)], SMALL)
 
 
-def test_a_sample_of_everything_is_the_run(corpus: Path, rates: Rates, tmp_path: Path) -> None:
+def test_a_sample_of_everything_is_the_run(corpus: Path, rates: NearRates, tmp_path: Path) -> None:
     report, seconds, sizes = run(corpus, tmp_path / "out", SMALL)
     assert (
         (rates.documents, rates.text_bytes)
@@ -87,7 +87,7 @@ def test_a_sample_of_everything_is_the_run(corpus: Path, rates: Rates, tmp_path:
     assert set(rates.seconds) == set(STAGES)
     plan = predict_near(rates, SMALL, num_workers=1)
     assert plan.documents == pytest.approx(4000, rel=0.05)
-    assert plan.candidates.low == pytest.approx(rates.candidate_share)
+    assert plan.alike.low == pytest.approx(rates.candidate_share)
     stages = ("signed", "candidates", "texts", "verdicts")
     disk = (
         sum(sizes[name] for name in stages)
@@ -108,7 +108,7 @@ def test_what_a_sample_says_of_the_whole(corpus: Path, tmp_path: Path) -> None:
     assert plan.documents == pytest.approx(4000, rel=0.1)
     assert plan.text_bytes == pytest.approx(report["bytes"], rel=0.1)
     share = report["compared"]["bytes"] / report["bytes"]
-    assert plan.candidates.low < share < plan.candidates.high
+    assert plan.alike.low < share < plan.alike.high
     assert sample.candidate_share < 0.9 * share, "a sample shows fewer copies"
     stage = {stage.name: stage for stage in plan.stages}
     assert 0.8 * sizes["signed"] < stage["sign"].disk_bytes.low == stage["sign"].disk_bytes.high
@@ -118,11 +118,11 @@ def test_what_a_sample_says_of_the_whole(corpus: Path, tmp_path: Path) -> None:
     assert 0.9 * plan.output_bytes.low < left < 1.1 * plan.output_bytes.high
     assert any("a sample shows of copies only" in warning for warning in plan.warnings)
     known = predict_near(sample, SMALL, num_workers=1, candidate_share=share, copy_share=0.1)
-    assert known.candidates == (share, share)
+    assert known.alike == (share, share)
     assert not any("a sample shows" in warning for warning in known.warnings)
 
 
-def test_work_grows_with_the_input(rates: Rates) -> None:
+def test_work_grows_with_the_input(rates: NearRates) -> None:
     one = predict_near(rates, SMALL, num_workers=4, input_bytes=10**10, candidate_share=0.2, copy_share=0.1)
     ten = predict_near(rates, SMALL, num_workers=4, input_bytes=10**11, candidate_share=0.2, copy_share=0.1)
     for small, large in zip(one.stages, ten.stages, strict=True):
@@ -143,7 +143,7 @@ def test_work_grows_with_the_input(rates: Rates) -> None:
 
 @pytest.mark.parametrize("size", [10**9, 10**12, 10**14])
 @pytest.mark.parametrize("memory", [1 << 30, 16 << 30])
-def test_tasks_fit_into_memory(rates: Rates, size: int, memory: int) -> None:
+def test_tasks_fit_into_memory(rates: NearRates, size: int, memory: int) -> None:
     plan = predict_near(
         rates,
         num_workers=64,
@@ -155,33 +155,40 @@ def test_tasks_fit_into_memory(rates: Rates, size: int, memory: int) -> None:
     needs = {stage.name: stage.task_memory_bytes for stage in plan.stages}
     for name in ("sign", "gather", "verify", "apply"):
         assert needs[name] <= memory
-    assert needs["match"] <= memory or plan.num_partitions == 1 << 16
-    assert plan.num_partitions >= 64
-    assert plan.num_partitions & (plan.num_partitions - 1) == 0
+    assert needs["match"] <= memory or plan.settings["num_partitions"] == 1 << 16
+    assert plan.settings["num_partitions"] >= 64
+    assert plan.settings["num_partitions"] & (plan.settings["num_partitions"] - 1) == 0
     said = {warning.split()[0] for warning in plan.warnings if " in one task" in warning}
     assert said == {name for name, need in needs.items() if need > memory}
     # Nine bytes a document, seventeen where 32 bits do not number them: more than a table of them has.
     assert needs["connect"] > plan.documents * (9 if plan.documents < 1 << 32 else 17)
 
 
-def test_what_the_configuration_says_stays(rates: Rates) -> None:
+def test_what_the_configuration_says_stays(rates: NearRates) -> None:
     config = NearDedupConfig(split_bytes=1 << 28, num_partitions=100, verify_bytes=12345678)
     plan = predict_near(rates, config, num_workers=64, input_bytes=10**13, file_bytes=1 << 30)
-    assert (plan.split_bytes, plan.num_partitions, plan.verify_bytes) == (1 << 28, 100, 12345678)
+    assert (plan.settings["split_bytes"], plan.settings["num_partitions"], plan.settings["verify_bytes"]) == (
+        1 << 28,
+        100,
+        12345678,
+    )
     assert plan.num_splits == pytest.approx(4 * 10**13 / (1 << 30), abs=4)
 
 
-def test_the_plan_is_followed(corpus: Path, rates: Rates, tmp_path: Path) -> None:
+def test_the_plan_is_followed(corpus: Path, rates: NearRates, tmp_path: Path) -> None:
     plan = predict_near(rates, num_workers=2)
     config = plan.config(NearDedupConfig())
-    assert (config.split_bytes, config.num_partitions) == (plan.split_bytes, plan.num_partitions)
+    assert (config.split_bytes, config.num_partitions) == (
+        plan.settings["split_bytes"],
+        plan.settings["num_partitions"],
+    )
     planned, _, _ = run(corpus, tmp_path / "planned", config)
     small, _, _ = run(corpus, tmp_path / "small", SMALL)
     assert planned["removed"] == small["removed"]
     assert len(planned["files"]) == plan.num_splits
 
 
-def test_what_is_shown(rates: Rates) -> None:
+def test_what_is_shown(rates: NearRates) -> None:
     plan = predict_near(rates, num_workers=64, input_bytes=10**12, file_bytes=1 << 30)
     table = str(plan)
     for text in (
@@ -192,15 +199,18 @@ def test_what_is_shown(rates: Rates) -> None:
         "warning: connect needs",
     ):
         assert text in table
-    sizes = f"--split-mb {plan.split_bytes >> 20} --partitions {plan.num_partitions} "
-    sizes += f"--verify-mb {plan.verify_bytes >> 20}"
+    sizes = f"--split-mb {plan.settings['split_bytes'] >> 20} --partitions {plan.settings['num_partitions']} "
+    sizes += f"--verify-mb {plan.settings['verify_bytes'] >> 20}"
     assert f"{plan.num_splits:,} splits; to run it: pylm dedup near ... {sizes}\n" in table
-    assert (plan.split_bytes | plan.verify_bytes) % (1 << 20) == 0, "the options say exactly that"
+    assert (plan.settings["split_bytes"] | plan.settings["verify_bytes"]) % (1 << 20) == 0, (
+        "the options say exactly that"
+    )
     saved = json.loads(json.dumps(plan.to_dict()))
     assert saved["hours"] == list(plan.hours)
     assert [stage["name"] for stage in saved["stages"]] == list(STAGES)
     assert (
-        predict_near(Rates(**saved["rates"]), num_workers=64, input_bytes=10**12, file_bytes=1 << 30) == plan
+        predict_near(NearRates(**saved["rates"]), num_workers=64, input_bytes=10**12, file_bytes=1 << 30)
+        == plan
     )
 
 
@@ -246,7 +256,7 @@ def test_over_a_store(tmp_path: Path) -> None:
     assert plan.rates.exact_share > 0.4
 
 
-def test_bad_numbers(corpus: Path, rates: Rates, tmp_path: Path) -> None:
+def test_bad_numbers(corpus: Path, rates: NearRates, tmp_path: Path) -> None:
     for options, message in (
         ({"num_workers": -1}, r"^num_workers must be at least 0, got -1; 0 takes this machine's cores$"),
         (
@@ -270,7 +280,7 @@ def test_a_sample_without_copies(tmp_path: Path) -> None:
     rates = measure_near([str(write_corpus(tmp_path / "corpus", texts, num_files=1))], SMALL)
     assert rates.candidate_share == 0
     plan = predict_near(rates, num_workers=1)
-    assert plan.candidates == (0, 0)
+    assert plan.alike == (0, 0)
     more = predict_near(dataclasses.replace(rates, corpus_bytes=10 * rates.corpus_bytes), num_workers=1)
-    assert more.candidates.low == 0
-    assert 0.05 < more.candidates.high < 0.15, "three of 300 may have been missed"
+    assert more.alike.low == 0
+    assert 0.05 < more.alike.high < 0.15, "three of 300 may have been missed"

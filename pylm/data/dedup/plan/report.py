@@ -1,12 +1,19 @@
 """Plans of deduplication and how they are shown."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from pylm.data.dedup.measure import Rates
-from pylm.data.dedup.near import NearDedupConfig
+from pylm.data.dedup.plan.sample import Rates
+from pylm.data.dedup.signing import CorpusConfig
 
 GB = 1e9
+Recipe = TypeVar("Recipe", bound=CorpusConfig)
+_OPTIONS = {
+    "split_bytes": "split-mb",
+    "num_partitions": "partitions",
+    "verify_bytes": "verify-mb",
+    "partition_bytes": "partition-mb",
+}
 
 
 class Range(NamedTuple):
@@ -52,15 +59,14 @@ class Plan:
     """What a run over a corpus will take; `str()` gives a table.
 
     Attributes:
+        command: that it is for: "near" or "substring".
         input_bytes: on disk.
         text_bytes: of the texts in it.
         documents: in it.
-        candidates: share of the texts' bytes that resemble others.
+        alike: share of the texts' bytes that resemble others; of `substring`, that repeat others.
         num_workers: processes at one time.
         worker_memory_bytes: that each may take.
-        split_bytes: to be set in the configuration, as the next two.
-        num_partitions: that keys are sorted in.
-        verify_bytes: of texts that a task compares.
+        settings: fields of the recipe that the plan chose, such as `split_bytes`.
         num_splits: that come of it.
         stages: in order.
         hours: of the whole run, by the clock.
@@ -71,15 +77,14 @@ class Plan:
         rates: what was measured.
     """
 
+    command: str
     input_bytes: int
     text_bytes: float
     documents: float
-    candidates: Range
+    alike: Range
     num_workers: int
     worker_memory_bytes: int
-    split_bytes: int
-    num_partitions: int
-    verify_bytes: int
+    settings: dict[str, int]
     num_splits: int
     stages: tuple[StagePlan, ...]
     hours: Range
@@ -93,30 +98,32 @@ class Plan:
         """Give what a JSON file holds; a range is a list of two numbers."""
         return asdict(self)
 
-    def config(self, config: NearDedupConfig) -> NearDedupConfig:
-        """Give the configuration with this plan's splits, partitions and tasks."""
-        names = ("split_bytes", "num_partitions", "verify_bytes")
-        return config.model_copy(update={name: getattr(self, name) for name in names})
+    def config(self, config: Recipe) -> Recipe:
+        """Give the recipe with this plan's settings."""
+        return config.model_copy(update=self.settings)
 
     @property
     def options(self) -> str:
-        """What `pylm dedup near` is to be told of splits, partitions and tasks."""
-        split_mb, verify_mb = (max(1, x >> 20) for x in (self.split_bytes, self.verify_bytes))
-        return f"--split-mb {split_mb} --partitions {self.num_partitions} --verify-mb {verify_mb}"
+        """What `pylm dedup` is to be told for these settings."""
+        values = {
+            option: max(1, self.settings[name] >> 20) if option.endswith("mb") else self.settings[name]
+            for name, option in _OPTIONS.items()
+            if name in self.settings
+        }
+        return " ".join(f"--{option} {value}" for option, value in values.items())
 
     def __str__(self) -> str:
         """Give a table for people."""
-        rates, share = self.rates, self.candidates
-        speeds = ", ".join(f"{stage} {rates.mb_s(stage):,.0f}" for stage in rates.seconds)
+        rates = self.rates
+        speeds = ", ".join(f"{x.name} {rates.mb_s(x.name):,.0f}" for x in self.stages if x.core_hours.high)
         lines = [
             f"input   {self.input_bytes / GB:,.1f} GB on disk, about {self.text_bytes / GB:,.1f} GB of text, "
             f"{_count(self.documents)} documents",
             f"sample  {rates.input_bytes / 1e6:,.0f} MB on disk, {100 * rates.fraction:.3g} % of the input: "
-            f"{100 * rates.exact_share:.1f} % exact and {100 * rates.near_share:.1f} % near copies; "
-            f"of the whole {_percent(share)} of the text may resemble another",
+            f"{rates.found}; of the whole {_percent(self.alike)} of the text may {rates.likeness}",
             f"speed   {speeds} MB of text a second and core",
             f"with    {self.num_workers:,} workers of {self.worker_memory_bytes / GB:,.1f} GB and "
-            f"{self.num_splits:,} splits; to run it: pylm dedup near ... {self.options}",
+            f"{self.num_splits:,} splits; to run it: pylm dedup {self.command} ... {self.options}",
             f"time    {_span(self.hours)}, {_span(self.core_hours)} of one core",
             f"disk    {_sizes(self.disk_bytes)} temporary, {_sizes(self.output_bytes)} of result",
             "",

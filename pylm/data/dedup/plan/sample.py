@@ -1,4 +1,4 @@
-"""Rates of near-duplicate removal, measured on a sample of a corpus: what a plan is made from.
+"""Rates of a deduplication, measured on a sample of a corpus: what a plan is made from.
 
 The sample goes through the very stages of a run, one at a time in this process, so that nothing is estimated
 that can be seen.
@@ -7,10 +7,11 @@ that can be seen.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,21 +19,20 @@ import pyarrow.parquet as pq
 from pylm.data import storage
 from pylm.data.dedup.blocks import read_block
 from pylm.data.dedup.corpus import Split, list_splits, open_parquet, read_rows, total_bytes
-from pylm.data.dedup.near import NearDedupConfig, dedup_near
-from pylm.data.executors import Item, Result
+from pylm.data.dedup.run import Progress
+from pylm.data.dedup.signing import CorpusConfig
+from pylm.data.executors import Executor, Item, Result
 from pylm.errors import InputError
 
-STAGES = ("sign", "match", "connect", "gather", "verify", "apply")
-"""Of a run, in order, as its display names them."""
 SAMPLE_BYTES = 256 << 20
 _SAMPLE_PLACES = 16
 _FETCH_BYTES = 16 << 20
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What a sample of a corpus took.
+    """What a sample of a corpus took, whatever the command.
 
     Attributes:
         input_bytes: of the sample, on disk.
@@ -40,31 +40,24 @@ class Rates:
         corpus_files: of the whole input.
         documents: of the sample.
         text_bytes: of their texts.
-        bands: of a signature.
         row_group_bytes: of the largest row group, decoded; 0 for JSON lines.
-        exact_share: documents that went as exact copies.
-        near_share: documents that went as near copies.
-        candidate_share: bytes of texts that resemble others, exact copies not counted.
-        largest_component_bytes: of texts that one task must take together.
         seconds: of processor time, by stage.
         clock_seconds: by the clock: more, where a disk or other processes were waited for.
-        work_bytes: files of the stages, by their folder: signed, jsonl, candidates, texts, verdicts.
+        work_bytes: files of the stages, by their folder.
         output_bytes: of survivors and lists of what went.
         read_seconds: to open a file of a stage and read one block.
         fetch_mb_s: at which one process gets the input from a store; None for files of this machine.
     """
+
+    likeness: ClassVar[str]
+    """What a share of the text may do with the rest of it, to be read after "may"."""
 
     input_bytes: int
     corpus_bytes: int
     corpus_files: int
     documents: int
     text_bytes: int
-    bands: int
     row_group_bytes: int
-    exact_share: float
-    near_share: float
-    candidate_share: float
-    largest_component_bytes: int
     seconds: dict[str, float]
     clock_seconds: dict[str, float]
     work_bytes: dict[str, int]
@@ -73,40 +66,77 @@ class Rates:
     fetch_mb_s: float | None = None
 
     @property
+    def found(self) -> str:
+        """What went, for people."""
+        raise NotImplementedError
+
+    @property
     def fraction(self) -> float:
         """Share of the input that was looked at."""
         return min(1.0, self.input_bytes / max(self.corpus_bytes, 1))
+
+    def left(self, folder: str) -> int:
+        """Give the bytes of the stages' files in a folder."""
+        return self.work_bytes.get(folder, 0)
 
     def mb_s(self, stage: str) -> float:
         """Give the speed of a stage in megabytes of all texts a second and core."""
         return self.text_bytes / 1e6 / max(self.seconds[stage], 1e-9)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give what a JSON file holds; `Rates(**value)` reads it."""
+        """Give what a JSON file holds; the class, called with it, reads it."""
         return asdict(self)
 
 
-def measure_near(
+class Dedup(Protocol):
+    """`dedup_near` and its like."""
+
+    def __call__(
+        self,
+        inputs: Sequence[str],
+        out: str,
+        config: Any,
+        /,
+        *,
+        execute: Executor,
+        progress: Progress | None,
+        keep_work: bool,
+    ) -> dict[str, Any]:
+        """Run all stages and report."""
+
+
+@contextmanager
+def run_sample(
+    dedup: Dedup,
     inputs: Sequence[str],
-    config: NearDedupConfig | None = None,
+    config: CorpusConfig,
     *,
-    sample_bytes: int = SAMPLE_BYTES,
-    folder: str | None = None,
-) -> Rates:
-    """Measure the stages of `dedup_near` on a sample: places spread evenly over the input.
+    stages: Sequence[str],
+    sample_bytes: int,
+    folder: str | None,
+    progress: Progress | None,
+    least_files: int = 1,
+) -> Iterator[tuple[dict[str, Any], Path, dict[str, Any]]]:
+    """Run a deduplication on a sample: places spread evenly over the input.
 
     Args:
-        inputs: files, folders or globs, as `dedup_near` takes them.
+        dedup: runs it.
+        inputs: files, folders or globs, as it takes them.
         config: the recipe.
-        sample_bytes: of the sample, on disk; it takes about ten times that of temporary disk.
-        folder: where temporary files go, local: the kind of disk that the run's would be on; None for that of
-            `TMPDIR`.
+        stages: whose times are wanted, 0 where they do not take place.
+        sample_bytes: of the sample, on disk.
+        folder: where temporary files go, local; None for that of `TMPDIR`.
+        progress: called with a stage, finished and all of its items.
+        least_files: of the sample; one that came to fewer is cut in two.
+
+    Yields:
+        The report, the folder of the stages' files, and fields of `Rates`.
 
     Raises:
         InputError: an input cannot be used, or holds no documents.
     """
     # Lines that are no documents are the run's to judge: a sample may have more of them than the corpus.
-    config = (config or NearDedupConfig()).model_copy(update={"max_bad_fraction": 1.0, "index": ""})
+    config = config.model_copy(update={"max_bad_fraction": 1.0})
     if sample_bytes < 1:
         raise InputError(f"sample_bytes must be at least 1, got {sample_bytes}; 256 MiB is usual")
     cut = max(1, sample_bytes // _SAMPLE_PLACES)
@@ -118,37 +148,36 @@ def measure_near(
         sample = Path(temporary) / "sample"
         sample.mkdir()
         sizes = [_copy(split, sample / f"{i:05d}", cut) for i, split in enumerate(chosen)]
-        timer = _Timer()
+        if len(chosen) < least_files:
+            for path in list(sample.iterdir()):
+                _halve(path)
+        timer = _Timer(dict.fromkeys(stages, 0.0), dict.fromkeys(stages, 0.0))
         out = Path(temporary) / "out"
         with _names_of_inputs(sample, inputs, chosen):
-            report = dedup_near([str(sample)], str(out), config, execute=timer, keep_work=True)
-        documents, text_bytes = int(report["documents"]), int(report["bytes"])
-        removed, compared = report["removed"], report["compared"]
+            report = dedup([str(sample)], str(out), config, execute=timer, progress=progress, keep_work=True)
         work = out / "work"
-        return Rates(
-            input_bytes=sum(path.stat().st_size for path in sample.iterdir()),
-            corpus_bytes=corpus_bytes,
-            corpus_files=len({split.path for split in splits}),
-            documents=documents,
-            text_bytes=text_bytes,
-            bands=config.bands[0],
-            row_group_bytes=max(sizes),
-            exact_share=removed["exact"]["documents"] / documents,
-            near_share=removed["near"]["documents"] / documents,
-            candidate_share=compared["bytes"] / max(text_bytes, 1),
-            largest_component_bytes=int(compared["largest_component_bytes"]),
-            seconds={stage: timer.seconds.get(stage, 0.0) for stage in STAGES},
-            clock_seconds={stage: timer.clock_seconds.get(stage, 0.0) for stage in STAGES},
-            work_bytes={
-                name: sum(path.stat().st_size for path in work.rglob("*") if path.parent.name == name)
-                for name in ("signed", "jsonl", "candidates", "texts", "verdicts")
-            },
-            output_bytes=sum(
+        work_bytes: dict[str, int] = {}
+        for path in work.rglob("*"):
+            if path.is_file():
+                name = path.parent.name
+                work_bytes[name] = work_bytes.get(name, 0) + path.stat().st_size
+        fields = {
+            "input_bytes": sum(path.stat().st_size for path in sample.iterdir()),
+            "corpus_bytes": corpus_bytes,
+            "corpus_files": len({split.path for split in splits}),
+            "documents": int(report["documents"]),
+            "text_bytes": int(report["bytes"]),
+            "row_group_bytes": max(sizes),
+            "seconds": timer.seconds,
+            "clock_seconds": timer.clock_seconds,
+            "work_bytes": work_bytes,
+            "output_bytes": sum(
                 path.stat().st_size for name in ("documents", "removed") for path in (out / name).iterdir()
             ),
-            read_seconds=_time_read(work / "signed"),
-            fetch_mb_s=_time_fetch(chosen[0].path),
-        )
+            "read_seconds": _time_read(work / "signed"),
+            "fetch_mb_s": _time_fetch(chosen[0].path),
+        }
+        yield report, work, fields
 
 
 @contextmanager
@@ -168,12 +197,18 @@ def _names_of_inputs(sample: Path, inputs: Sequence[str], splits: Sequence[Split
 class _Timer:
     """An executor of this process that adds up the time of each stage."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
-    clock_seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float]
+    clock_seconds: dict[str, float]
+
+    def for_stage(self, name: str) -> Executor:
+        """Give what does a stage's work, one item after another."""
+        return partial(self._work, name=name)
 
     def __call__(self, work: Callable[[Item], Result], items: Sequence[Item], /) -> Iterator[Result]:
-        """Do the work of one item after another."""
-        name = getattr(work, "func", work).__name__.strip("_")
+        """Do the work of a stage without a name."""
+        return self._work(work, items, name="")
+
+    def _work(self, work: Callable[[Item], Result], items: Sequence[Item], name: str) -> Iterator[Result]:
         for item in items:
             start, start_clock = time.process_time(), time.perf_counter()
             result = work(item)
@@ -216,6 +251,31 @@ def _copy(split: Split, path: Path, limit_bytes: int) -> int:
                 flush()
         flush()
     return max(int(group.total_byte_size) for group in groups)
+
+
+def _halve(path: Path) -> None:
+    """Put the second half of a sample's rows, or lines, in a file of their own."""
+    second = path.with_name(f"{path.name.partition('.')[0]}-2.{path.name.partition('.')[2]}")
+    if path.suffix == ".parquet":
+        with open_parquet(str(path)) as file:
+            table, codec = file.read(), _codec_of(file)
+            most = max((file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)), default=1)
+        half = (len(table) + 1) // 2
+        for target, rows in ((second, table.slice(half)), (path, table.slice(0, half))):
+            pq.write_table(rows, target, compression=codec, row_group_size=min(most, max(1, half)))
+        return
+    packed = _CODECS.get(path.suffix)
+    with pa.input_stream(path, compression=packed) as stream:
+        content = stream.read()
+    half = content.find(b"\n", len(content) // 2) + 1 or len(content)
+    for target, lines in ((second, content[half:]), (path, content[:half])):
+        with pa.output_stream(target, compression=packed) as stream:
+            stream.write(lines)
+
+
+def _codec_of(file: pq.ParquetFile) -> str:
+    has_columns = file.num_row_groups and file.metadata.num_columns
+    return _known(file.metadata.row_group(0).column(0).compression.lower() if has_columns else "none")
 
 
 def _known(codec: str) -> str:
