@@ -1,6 +1,7 @@
 """Plans of `substring` against runs: counts exactly or in the range that was said, time by a factor of 4."""
 
 import gzip
+import itertools
 import json
 import random
 import time
@@ -142,7 +143,7 @@ def test_what_a_sample_says_of_the_whole(corpus: Path, tmp_path: Path) -> None:
 def test_keys_that_many_share_are_divided(corpus: Path, rates: SubstringRates, tmp_path: Path) -> None:
     """The head that all texts begin with has a context in most."""
     assert rates.most_contexts > 2500
-    for partition_bytes in (1 << 17, 1 << 20, 1 << 24, 1 << 26):
+    for partition_bytes in (1 << 18, 1 << 26):
         config = SMALL.model_copy(update={"partition_bytes": partition_bytes})
         _, _, _, numbers = run(corpus, tmp_path / f"{partition_bytes}", config)
         levels = sum(name.startswith("keys-") for name in numbers)
@@ -186,6 +187,24 @@ def test_work_grows_with_the_input(rates: SubstringRates) -> None:
     for stage in ten.stages:
         if stage.name != "copies":
             assert clock[stage.name].hours.low == pytest.approx(stage.hours.low / 100, rel=0.01)
+
+
+def test_ranges_are_in_order(rates: SubstringRates) -> None:
+    sizes, numbers, shares = (10**6, 10**9, 10**12, 10**14), (1, 64, 4096), (None, 0.0, 0.3, 1.0)
+    for size, num_workers, memory, share in itertools.product(sizes, numbers, (1, 4, 64), shares):
+        plan = predict_substrings(
+            rates,
+            num_workers=num_workers,
+            worker_memory_bytes=memory << 30,
+            input_bytes=size,
+            file_bytes=1 << 30,
+            repeated_share=share,
+        )
+        ranges = [plan.hours, plan.core_hours, plan.disk_bytes, plan.output_bytes, plan.alike]
+        for stage in plan.stages:
+            ranges += [stage.tasks, stage.hours, stage.core_hours, stage.disk_bytes, stage.small_reads]
+            assert stage.hours.low <= stage.core_hours.low
+        assert all(0 <= low <= high for low, high in ranges), (size, num_workers, memory, share)
 
 
 @pytest.mark.parametrize("size", [10**9, 10**12, 10**14])

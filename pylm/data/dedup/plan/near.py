@@ -253,8 +253,7 @@ def predict_near(
             "verify": removed.times(verdicts),
         },
     )
-    left = rates.output_bytes * scale
-    kept = 1 - rates.exact_share - rates.near_share
+    left = rates.output_bytes * scale / max(1 - rates.exact_share - rates.near_share, 1e-9)
     alone = {
         "connect": "; it is one task: give it a machine with that much, or remove duplicates from parts of "
         "the corpus (one crawl each)"
@@ -273,7 +272,7 @@ def predict_near(
         hours=total(stage.hours for stage in stages),
         core_hours=total(stage.core_hours for stage in stages),
         disk_bytes=total(stage.disk_bytes for stage in stages),
-        output_bytes=Range(left * (1 - removed.high) / max(kept, 1e-9), left),
+        output_bytes=Range(left * (1 - removed.high), left * (1 - removed.low)),
         warnings=warnings_of(stages, size, share, alone=alone),
         rates=rates,
     )

@@ -120,6 +120,8 @@ def plan_stages(
     reads: Mapping[str, Range],
     memory: Mapping[str, float],
     disk: Mapping[str, Range],
+    *,
+    rounds: Mapping[str, int] | None = None,
 ) -> tuple[StagePlan, ...]:
     """Put stages together.
 
@@ -130,12 +132,14 @@ def plan_stages(
         reads: parts of files that a stage's tasks open, where they are many.
         memory: of the largest task of each, bytes.
         disk: bytes that a stage leaves, where it leaves any.
+        rounds: tasks of one round, of stages that have several, each of which waits for the one before.
     """
-    stages = []
+    stages, rounds = [], rounds or {}
     for name, core in seconds.items():
         opened, count = reads.get(name, NONE), tasks[name]
         core = core.plus(opened.times(size.read_seconds))
-        clock = Range(*(x * _waves(int(n), size.num_workers) for x, n in zip(core, count, strict=True)))
+        of_round = [rounds.get(name, int(n)) for n in count]
+        clock = Range(*(x * _waves(n, size.num_workers) for x, n in zip(core, of_round, strict=True)))
         hours = clock.times(1 / 3600)
         left = disk.get(name, NONE)
         stages.append(StagePlan(name, count, core.times(1 / 3600), hours, memory[name], left, opened))

@@ -315,8 +315,9 @@ def predict_substrings(
             "compare": moved.times(compared),
             "spans": spans,
         },
+        rounds={"keys": num_splits, "repeats": partitions},
     )
-    left = rates.output_bytes * scale
+    left = rates.output_bytes * scale / max(1 - rates.repeated_share, 1e-9)
     return Plan(
         command="substring",
         input_bytes=size.size,
@@ -331,7 +332,7 @@ def predict_substrings(
         hours=total(stage.hours for stage in stages),
         core_hours=total(stage.core_hours for stage in stages),
         disk_bytes=total(stage.disk_bytes for stage in stages),
-        output_bytes=Range(left * (1 - removed.high) / max(1 - rates.repeated_share, 1e-9), left),
+        output_bytes=Range(left * (1 - removed.high), left * (1 - removed.low)),
         warnings=warnings_of(stages, size, removed, alone={}),
         rates=rates,
     )
