@@ -149,7 +149,7 @@ def test_keys_that_many_share_are_divided(corpus: Path, rates: SubstringRates, t
         levels = sum(name.startswith("keys-") for name in numbers)
         stage = stages_of(predict_substrings(rates, config, num_workers=1))["keys"]
         assert stage.tasks.low <= levels * numbers["keys-0"] <= stage.tasks.high
-        assert (stage.tasks.high > numbers["keys-0"]) == (levels > 1)
+        assert stage.tasks.high == numbers["keys-0"] or levels > 1
     # A hundred times the corpus may have a hundred times the contexts.
     stage = stages_of(predict_substrings(rates, config, input_bytes=100 * rates.corpus_bytes))["keys"]
     assert stage.tasks.high > stage.tasks.low
@@ -161,8 +161,8 @@ def test_one_split_is_done_in_memory(corpus: Path, rates: SubstringRates, tmp_pa
     plan = plan_substrings([str(tmp_path / "all.parquet")], SubstringDedupConfig(min_bytes=40))
     assert plan.num_splits == 1
     stages = stages_of(plan)
-    for name in ("repeats", "contexts", "compare"):
-        assert stages[name].tasks == stages[name].hours == stages[name].disk_bytes == (0, 0), name
+    assert set(stages) == set(STAGES) - {"repeats", "contexts", "compare"}
+    assert stages["keys"].tasks == (1, 1)
     config = plan.config(SubstringDedupConfig(min_bytes=40))
     _, _, _, numbers = run(tmp_path / "all.parquet", tmp_path / "out", config)
     assert "contexts" not in numbers

@@ -15,6 +15,7 @@ from pylm.data.dedup.plan.reckoning import (
     MANY_READS,
     SLOWDOWN,
     Size,
+    exactly,
     plan_stages,
     share_of,
     slowdown,
@@ -218,18 +219,17 @@ def predict_near(
         seconds[stage] = seconds[stage].plus(Range(1, SLOWDOWN).times(size.fetch_seconds))
     pairs = rates.left("candidates") / max(rates.candidate_share, 1e-9) * scale
     verdicts = rates.left("verdicts") / max(rates.exact_share + rates.near_share, 1e-9) * scale
-    once = scale * (rates.left("signed") + rates.left("jsonl"))
     stages = plan_stages(
         size,
         seconds,
         tasks={
-            "match": Range(partitions, partitions),
-            "connect": Range(1, 1),
+            **dict.fromkeys(("sign", "gather", "apply"), exactly(num_splits)),
+            "match": exactly(partitions),
+            "connect": exactly(1),
             "verify": tasks,
-            **{x: Range(num_splits, num_splits) for x in ("sign", "gather", "apply")},
         },
         reads={
-            "match": Range(2.0, 2.0).times(partitions * num_splits),
+            "match": exactly(2 * partitions * num_splits),
             "verify": tasks.times(num_splits),
             "apply": tasks.times(num_splits),
         },
@@ -246,9 +246,9 @@ def predict_near(
             "apply": _BASE_BYTES + mapped + 3 * rates.row_group_bytes,
         },
         disk={
-            "sign": Range(once, once),
+            "sign": exactly(scale * (rates.left("signed") + rates.left("jsonl"))),
             "match": share.times(pairs),
-            "connect": Range(8.0, 8.0).times(documents * share.low, documents * share.high),
+            "connect": share.times(8 * documents),
             "gather": candidates,
             "verify": removed.times(verdicts),
         },

@@ -94,6 +94,11 @@ class Size:
         return max(1, round(self.files * max(1, math.ceil(a_file / split_bytes), by_rows)))
 
 
+def exactly(number: float) -> Range:
+    """Give the range of one number."""
+    return Range(float(number), float(number))
+
+
 def share_of(seen: float, num_docs: int, scale: float, known: float | None = None) -> Range:
     """Give a share of the whole corpus, from that in the sample.
 
@@ -102,9 +107,9 @@ def share_of(seen: float, num_docs: int, scale: float, known: float | None = Non
     sample's / f. Where it shows nothing, up to three documents in it may have been missed (95 %).
     """
     if known is not None:
-        return Range(known, known)
+        return exactly(known)
     if scale < 1.01:
-        return Range(seen, seen)
+        return exactly(seen)
     return Range(seen, min(1.0, max(seen, 3 / max(num_docs, 1)) * scale))
 
 

@@ -15,6 +15,7 @@ from pylm.data.dedup.plan.reckoning import (
     NONE,
     SLOWDOWN,
     Size,
+    exactly,
     plan_stages,
     share_of,
     slowdown,
@@ -38,6 +39,7 @@ from pylm.errors import InputError
 
 STAGES = ("sign", "copies", "keys", "repeats", "contexts", "compare", "spans", "apply")
 """Of a run, in order, by the first word of what its display names them."""
+_BETWEEN_SPLITS = ("repeats", "contexts", "compare")
 _MOST_PARTITIONS = 1 << 16
 # Bytes of memory, measured on 2026-11-27 as peaks of single tasks; see docs/decisions.md.
 _BASE_BYTES = 250 << 20
@@ -221,74 +223,44 @@ def predict_substrings(
     )
     scale, documents, text = size.scale, size.documents, size.text
     removed = share_of(rates.repeated_share, rates.documents, scale, repeated_share)
+    seen = rates.num_contexts / max(rates.num_keys, 1)
     known = None
     if repeated_share is not None:
-        known = min(
-            1.0,
-            rates.num_contexts / max(rates.num_keys, 1) * repeated_share / max(rates.repeated_share, 1e-9),
-        )
-    shared = share_of(rates.num_contexts / max(rates.num_keys, 1), rates.num_keys, scale, known)
+        known = min(1.0, seen * repeated_share / max(rates.repeated_share, 1e-9))
+    contexts = share_of(seen, rates.num_keys, scale, known).times(rates.num_keys * scale)
+    moved = contexts.times(rates.context_bytes or context_bytes(config.min_bytes))
     settings, num_splits = _choose(config, rates, size)
-    is_one = num_splits == 1  # whose repeats are found in memory
     num_hashes, partition_bytes = settings["num_partitions"], settings["partition_bytes"]
-    partitions = 0 if is_one else _num_partitions(config, text, partition_bytes)
-    most = most_contexts(config.min_bytes, partition_bytes, num_splits)
-    levels = _levels(config, rates.most_contexts, scale, most)
-    contexts = NONE if is_one else shared.times(rates.num_keys * scale)
-    a_context = rates.context_bytes or context_bytes(config.min_bytes)
-    moved = contexts.times(a_context)
+    partitions = _num_partitions(config, text, partition_bytes)
+    levels = _levels(config, rates.most_contexts, scale, partition_bytes, num_splits)
     needed = contexts.times(context_bytes(config.min_bytes) * CONTEXT_COPIES / partition_bytes)
     tasks = Range(*(float(math.ceil(x)) for x in needed))
+    seconds = _seconds(rates, size, levels, moved)
+    if num_splits == 1:  # whose repeats are found in memory
+        seconds = {name: value for name, value in seconds.items() if name not in _BETWEEN_SPLITS}
+        tasks = NONE
 
-    seconds = {stage: Range(rates.seconds[stage], rates.seconds[stage]).times(scale) for stage in STAGES}
-    divide = _CHOICE_FACTOR * rates.seconds["keys"]
-    seconds["keys"] = seconds["keys"].plus(Range(levels.low - 1, levels.high - 1).times(divide * scale))
-    if is_one:
-        seconds["repeats"] = seconds["contexts"] = seconds["compare"] = NONE
-    else:
-        in_sample = rates.num_contexts * rates.context_bytes
-        copying = max(rates.seconds["contexts"] - divide, rates.seconds["contexts"] / 4)
-        choosing = (rates.seconds["contexts"] - copying) or divide
-        rate = copying / in_sample if in_sample > _TELLING_BYTES else 0.0
-        seconds["contexts"] = Range(choosing, choosing).times(scale).plus(moved.times(rate))
-        rate = rates.seconds["compare"] / in_sample if in_sample > _TELLING_BYTES else _COMPARE_SECONDS_A_BYTE
-        seconds["compare"] = moved.times(rate)
-    for stage in STAGES:
-        seconds[stage] = seconds[stage].times(1, slowdown(rates, stage))
-    fetched = Range(1, SLOWDOWN).times(size.fetch_seconds)
-    for stage in ("sign", "keys", "apply", *(() if is_one else ("contexts",))):
-        seconds[stage] = seconds[stage].plus(fetched)
-    seconds["spans"] = seconds["spans"].plus(fetched.times(0, 1))
-
-    def count(number: float) -> Range:
-        return Range(float(number), float(number))
-
-    of_copies = count(num_splits * num_hashes)
-    of_keys = count(num_splits * partitions)
+    of_copies = exactly(num_splits * num_hashes)
+    of_keys = levels.times(num_splits * partitions)
     mapped = min(settings["split_bytes"], size.size / num_splits)
     split_text = max(text / num_splits, rates.row_group_bytes)
     dense = _BYTES_A_KEY * keys_a_byte(config.min_bytes)
-    once = scale * (rates.left("signed") + rates.left("jsonl"))
-    spans = removed.times(rates.left("spans") / max(rates.repeated_share, 1e-9) * scale)
-    compared = rates.left("compared") / max(rates.left("contexts"), 1)
+    partition_keys = KEY_BYTES * rates.num_keys * scale / partitions
     stages = plan_stages(
         size,
         seconds,
         tasks={
-            **{x: count(num_splits) for x in ("sign", "contexts", "spans", "apply")},
-            "copies": count(num_hashes),
+            **dict.fromkeys(("sign", "contexts", "spans", "apply"), exactly(num_splits)),
+            "copies": exactly(num_hashes),
             "keys": levels.times(num_splits),
             "repeats": levels.times(partitions),
             "compare": tasks,
-            **({"contexts": NONE} if is_one else {}),
         },
         reads={
             "copies": of_copies,
             "keys": of_copies.plus(Range(levels.low - 1, levels.high - 1).times(num_splits * partitions)),
-            "repeats": Range(of_keys.low * levels.low, of_keys.high * levels.high),
-            "contexts": NONE
-            if is_one
-            else of_copies.plus(Range(of_keys.low * levels.low, of_keys.high * levels.high)),
+            "repeats": of_keys,
+            "contexts": of_copies.plus(of_keys),
             "compare": tasks.times(num_splits),
             "spans": of_copies.plus(tasks.times(num_splits)),
         },
@@ -296,10 +268,7 @@ def predict_substrings(
             "sign": _BASE_BYTES + mapped + documents / num_splits * _SIGN_ROW_BYTES,
             "copies": _BASE_BYTES + documents / num_hashes * _COPIES_ROW_BYTES,
             "keys": _BASE_BYTES + (_KEYS_TEXT_FACTOR + dense) * split_text,
-            "repeats": _BASE_BYTES
-            + min(
-                _PARTITION_FACTOR * partition_bytes, KEY_BYTES * rates.num_keys * scale / max(partitions, 1)
-            ),
+            "repeats": _BASE_BYTES + min(_PARTITION_FACTOR * partition_bytes, partition_keys),
             "contexts": _BASE_BYTES + (_CONTEXTS_TEXT_FACTOR + dense) * split_text + moved.high / num_splits,
             "compare": _BASE_BYTES + min(_PARTITION_FACTOR * partition_bytes, moved.high),
             "spans": _BASE_BYTES + _SPANS_TEXT_FACTOR * split_text,
@@ -308,12 +277,12 @@ def predict_substrings(
             + max(3 * rates.row_group_bytes, _APPLY_FACTOR * min(split_text, _APPLY_BYTES)),
         },
         disk={
-            "sign": count(once),
-            "keys": count(scale * rates.left("keys-0")),
+            "sign": exactly(scale * (rates.left("signed") + rates.left("jsonl"))),
+            "keys": exactly(scale * rates.left("keys-0")),
             "repeats": contexts.times(8),
             "contexts": moved,
-            "compare": moved.times(compared),
-            "spans": spans,
+            "compare": moved.times(rates.left("compared") / max(rates.left("contexts"), 1)),
+            "spans": removed.times(rates.left("spans") / max(rates.repeated_share, 1e-9) * scale),
         },
         rounds={"keys": num_splits, "repeats": partitions},
     )
@@ -338,11 +307,47 @@ def predict_substrings(
     )
 
 
-def _levels(config: SubstringDedupConfig, seen: int, scale: float, most: int) -> Range:
+def _seconds(rates: SubstringRates, size: Size, levels: Range, moved: Range) -> dict[str, Range]:
+    """Give the time of each stage on one core.
+
+    Args:
+        rates: of the sample.
+        size: what the plan is for.
+        levels: how often keys are made.
+        moved: bytes of contexts.
+    """
+    seconds = {stage: exactly(rates.seconds[stage] * size.scale) for stage in STAGES}
+    choice = _CHOICE_FACTOR * rates.seconds["keys"]
+    further = Range(levels.low - 1, levels.high - 1)
+    seconds["keys"] = seconds["keys"].plus(further.times(choice * size.scale))
+    copying, compare = max(rates.seconds["contexts"] - choice, rates.seconds["contexts"] / 4), 0.0
+    choice = rates.seconds["contexts"] - copying or choice
+    in_sample = rates.num_contexts * rates.context_bytes
+    if in_sample > _TELLING_BYTES:
+        copying, compare = copying / in_sample, rates.seconds["compare"] / in_sample
+    else:
+        copying, compare = 0.0, _COMPARE_SECONDS_A_BYTE
+    seconds["contexts"] = exactly(choice * size.scale).plus(moved.times(copying))
+    seconds["compare"] = moved.times(compare)
+    fetched = Range(1, SLOWDOWN).times(size.fetch_seconds)
+    reading = dict.fromkeys(("sign", "keys", "contexts", "apply"), fetched)
+    reading["spans"] = fetched.times(0, 1)  # of row groups in which something goes
+    return {
+        stage: seconds[stage].times(1, slowdown(rates, stage)).plus(reading.get(stage, NONE))
+        for stage in STAGES
+    }
+
+
+def _levels(
+    config: SubstringDedupConfig, seen: int, scale: float, partition_bytes: int, num_splits: int
+) -> Range:
     """Say how often keys are made: once more for each level of those that too many contexts have.
 
     A level parts the windows of a key in four, until they are single ones.
     """
+    if num_splits == 1:
+        return Range(1.0, 1.0)
+    most = most_contexts(config.min_bytes, partition_bytes, num_splits)
     further = max(1, math.ceil(math.log(config.min_bytes // 2 + 1, 4)))
     return Range(1.0 + (seen > most), 1.0 + (further if seen * max(scale, 1.0) > most else 0))
 
