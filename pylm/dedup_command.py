@@ -141,6 +141,12 @@ WorkerMemoryOption = Annotated[float, typer.Option("--worker-memory-gb", help="T
 InputSizeOption = Annotated[
     float | None, typer.Option(help="Plan for so much of the same kind, on disk; else for the inputs.")
 ]
+FileSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--file-mb", min=1, help="With --input-gb: mean size of its files; else that of the inputs'."
+    ),
+]
 SampleOption = Annotated[
     int, typer.Option("--sample-mb", min=1, help="Size on disk of what is measured; more narrows ranges.")
 ]
@@ -343,6 +349,7 @@ def plan_near_command(
     workers: PlannedWorkersOption = 0,
     worker_memory: WorkerMemoryOption = 4.0,
     input_gb: InputSizeOption = None,
+    file_mb: FileSizeOption = None,
     sample_mb: SampleOption = 256,
     as_json: JsonOption = False,
 ) -> None:
@@ -358,7 +365,7 @@ def plan_near_command(
         unit=unit.value,
         num_perm=num_perm,
     )
-    _plan(plan_near, inputs, config, workers, worker_memory, input_gb, sample_mb, as_json=as_json)
+    _plan(plan_near, inputs, config, workers, worker_memory, input_gb, file_mb, sample_mb, as_json=as_json)
 
 
 @plan_app.command("substring")
@@ -370,6 +377,7 @@ def plan_substring_command(
     workers: PlannedWorkersOption = 0,
     worker_memory: WorkerMemoryOption = 4.0,
     input_gb: InputSizeOption = None,
+    file_mb: FileSizeOption = None,
     sample_mb: SampleOption = 256,
     as_json: JsonOption = False,
 ) -> None:
@@ -380,7 +388,9 @@ def plan_substring_command(
     config = _configure(
         SubstringDedupConfig, text_column=text_column, min_bytes=min_bytes, keep_copies=keep.value
     )
-    _plan(plan_substrings, inputs, config, workers, worker_memory, input_gb, sample_mb, as_json=as_json)
+    _plan(
+        plan_substrings, inputs, config, workers, worker_memory, input_gb, file_mb, sample_mb, as_json=as_json
+    )
 
 
 def _plan(
@@ -390,6 +400,7 @@ def _plan(
     num_workers: int,
     worker_memory_gb: float,
     input_gb: float | None,
+    file_mb: int | None,
     sample_mb: int,
     *,
     as_json: bool,
@@ -400,6 +411,8 @@ def _plan(
 
     if input_gb is not None and not input_gb > 0:
         raise InputError(f"--input-gb must be positive, got {input_gb:g}")
+    if file_mb is not None and input_gb is None:
+        raise InputError("--file-mb is about the files of --input-gb; add that, or leave it out")
     with _bars("plan") as progress:
         planned = plan(
             inputs,
@@ -407,6 +420,7 @@ def _plan(
             num_workers=num_workers,
             worker_memory_bytes=round(worker_memory_gb * 1e9),
             input_bytes=None if input_gb is None else round(input_gb * 1e9),
+            file_bytes=None if file_mb is None else file_mb << 20,
             sample_bytes=sample_mb << 20,
             progress=progress,
         )

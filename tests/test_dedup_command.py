@@ -64,7 +64,7 @@ def test_near(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize("command", ["near", "substring"])
 def test_plan(command: str, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    call = ["dedup", "plan", command, corpus, "--input-gb", 1000, "--workers", 64]
+    call = ["dedup", "plan", command, corpus, "--input-gb", 1000, "--file-mb", 1000, "--workers", 64]
     assert run(call) == 0
     out = capsys.readouterr().out
     assert "1,000.0 GB on disk" in out
@@ -225,6 +225,8 @@ def test_a_result_among_the_inputs(corpus: Path, capsys: pytest.CaptureFixture[s
 def test_a_plan_for_nothing(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["dedup", "plan", "near", corpus, "--input-gb", "-5"]) == 2
     assert "--input-gb must be positive, got -5" in capsys.readouterr().err
+    assert run(["dedup", "plan", "near", corpus, "--file-mb", 5]) == 2
+    assert "--file-mb is about the files of --input-gb" in capsys.readouterr().err
 
 
 def test_exact(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,6 +118,7 @@ def plan_near(
     num_workers: int = 0,
     worker_memory_bytes: int = 4 << 30,
     input_bytes: int | None = None,
+    file_bytes: int | None = None,
     sample_bytes: int = SAMPLE_BYTES,
     folder: str | None = None,
     progress: Progress | None = None,
@@ -130,6 +131,7 @@ def plan_near(
         num_workers: processes at one time, on all machines; 0 takes this machine's cores.
         worker_memory_bytes: that each may take.
         input_bytes: plan for so much of the same kind, on disk; None for the input's own size.
+        file_bytes: mean size of its files, which no split crosses; None for that of the files there.
         sample_bytes: of the sample, on disk.
         folder: where temporary files of the sample go; None for `TMPDIR`.
         progress: called with a stage of the sample's run, finished and all of its items.
@@ -144,6 +146,7 @@ def plan_near(
         num_workers=num_workers,
         worker_memory_bytes=worker_memory_bytes,
         input_bytes=input_bytes,
+        file_bytes=file_bytes,
     )
 
 
@@ -167,7 +170,7 @@ def predict_near(
         num_workers: as there.
         worker_memory_bytes: as there.
         input_bytes: as there.
-        file_bytes: mean size of the input's files, which no split crosses; None for that of the sample's.
+        file_bytes: as there.
         candidate_share: share of the texts' bytes that resemble others, where it is known; None for a range.
         copy_share: share of the documents that are exact copies of others, where it is known.
         read_seconds: to open a file and read a part of it; None for what was measured on the sample's disk.

@@ -115,11 +115,13 @@ class Plan:
     def __str__(self) -> str:
         """Give a table for people."""
         rates = self.rates
-        speeds = ", ".join(f"{x.name} {rates.mb_s(x.name):,.0f}" for x in self.stages if x.core_hours.high)
+        speeds = ", ".join(
+            f"{x.name} {rates.mb_s(x.name):,.0f}" for x in self.stages if rates.seconds[x.name]
+        )
         lines = [
-            f"input   {self.input_bytes / GB:,.1f} GB on disk, about {self.text_bytes / GB:,.1f} GB of text, "
+            f"input   {_size(self.input_bytes)} on disk, about {_size(self.text_bytes)} of text, "
             f"{_count(self.documents)} documents",
-            f"sample  {rates.input_bytes / 1e6:,.0f} MB on disk, {100 * rates.fraction:.3g} % of the input: "
+            f"sample  {rates.input_bytes / 1e6:,.3g} MB on disk, {100 * rates.fraction:.3g} % of the input: "
             f"{rates.found}; of the whole {_percent(self.alike)} of the text may {rates.likeness}",
             f"speed   {speeds} MB of text a second and core",
             f"with    {self.num_workers:,} workers of {self.worker_memory_bytes / GB:,.1f} GB and "
@@ -155,6 +157,10 @@ def count_range(numbers: Range) -> str:
 def _percent(share: Range) -> str:
     low, high = (f"{100 * x:.3g}" for x in share)
     return f"{low} %" if low == high else f"{low} to {high} %"
+
+
+def _size(size: float) -> str:
+    return f"{size / GB:,.1f} GB" if size >= GB / 10 else f"{size / 1e6:,.3g} MB"
 
 
 def _sizes(size: Range) -> str:
