@@ -489,7 +489,7 @@ def _engine(
 
         if "://" in out:
             raise InputError("--executor slurm needs --out on a file system that all nodes share")
-        yield SlurmStages(storage.join(out, "slurm"), options, by_stage)
+        yield SlurmStages(storage.join(out, "work", "slurm"), options, by_stage)
 
 
 @contextmanager

@@ -101,13 +101,28 @@ def test_slurm_gives_the_same(corpus: Path, tmp_path: Path, monkeypatch: pytest.
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
 
+def test_jobs_that_slurm_refuses_leave_nothing(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bin").mkdir()
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text("#!/bin/sh\necho 'sbatch: error: no such partition' >&2\nexit 1\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    call = ["dedup", "exact", corpus, "--out", tmp_path / "out"]
+    assert run([*call, "--executor", "slurm"]) == 2
+    assert "no such partition" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("[!.]*"))
+    assert run([*call, "--workers", 1]) == 0
+
+
 def test_slurm_options_of_stages(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, dict[str, str]] = {}
 
     def run_here(
         work: Callable[[Any], Any], items: Sequence[Any], *, folder: str, options: dict[str, str]
     ) -> Iterator[Any]:
-        assert folder == str(tmp_path / "out" / "slurm")
+        assert folder == str(tmp_path / "out" / "work" / "slurm")
         function = work
         while isinstance(function, partial):
             function = function.func
