@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from pylm import __version__
+from pylm import __version__, tokenizer_command
 from pylm.dedup_command import app as dedup_app
 from pylm.errors import InputError
 
@@ -23,13 +23,17 @@ class _InterruptError(Exception):
     """Carries Ctrl-C past typer, which would end without a word."""
 
 
-TOKENIZER_COMPARE, TOKENIZER_CONVERT = "tokenizer compare", "tokenizer convert"
+_TOKENIZER_COMMANDS: dict[str, Callable[..., None]] = {
+    "tokenizer train": tokenizer_command.train,
+    "tokenizer compare": tokenizer_command.compare,
+    "tokenizer convert": tokenizer_command.convert,
+}
 
 
 class _Commands(typer.core.TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        # `pylm tokenizer RECIPE` is a stage; the other two are for its results.
-        if (name := " ".join(args[:2])) in (TOKENIZER_COMPARE, TOKENIZER_CONVERT):
+        # `pylm tokenizer RECIPE` is a stage; the others are about files.
+        if (name := " ".join(args[:2])) in _TOKENIZER_COMMANDS:
             args = [name, *args[2:]]
         return super().resolve_command(ctx, args)
 
@@ -109,8 +113,8 @@ def _stage_command(name: str, summary: str) -> None:
 _STAGE_COMMANDS = {
     "prepare": "Read documents, filter, deduplicate, hold some out; count every drop.",
     "tokenizer": (
-        "Train the byte-level BPE tokenizer on the prepared documents. `pylm tokenizer compare` and `pylm "
-        "tokenizer convert` are about tokenizers of any origin; see the --help of each."
+        "Train the byte-level BPE tokenizer on the prepared documents. `pylm tokenizer train` trains on any "
+        "text files, `compare` and `convert` are about tokenizers of any origin; see the --help of each."
     ),
     "tokenize": (
         "Turn prepared documents into token shards; count by source and language.\n\n"
@@ -132,50 +136,8 @@ for _name, _summary in _STAGE_COMMANDS.items():
     _stage_command(_name, _summary)
 
 
-@app.command(TOKENIZER_COMPARE)
-def tokenizer_compare_command(
-    tokenizers: Annotated[
-        list[str],
-        typer.Argument(help="A tokenizer.json, a rank file, a model folder or a run; NAME=PATH to name it."),
-    ],
-    text: Annotated[
-        list[str],
-        typer.Option("--text", "-t", help="A file to encode; LABEL=FILE puts files of a language together."),
-    ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array instead of a table.")] = False,
-    num_threads: Annotated[int, typer.Option(min=0, help="Threads that encode; 0 takes all cores.")] = 1,
-) -> None:
-    """Compare tokenizers on texts: tokens a word, bytes a token, use of the vocabulary, speed."""
-    from pylm.text.compare import compare_files, format_json, format_table
-
-    rows = compare_files(tokenizers, text, num_threads=num_threads)
-    typer.echo(format_json(rows) if as_json else format_table(rows))
-
-
-@app.command(TOKENIZER_CONVERT)
-def tokenizer_convert_command(
-    source: Annotated[
-        Path, typer.Argument(help="A tokenizer.json, a rank file, a .pylm file, a model folder or a run.")
-    ],
-    target: Annotated[
-        Path,
-        typer.Argument(
-            help="What to write: a .pylm file (loads at once), a .json file (tokenizer.json), a .tiktoken "
-            "file (ranks), or a folder (tokenizer.json and tokenizer_config.json): an existing one, or a "
-            "name without an ending."
-        ),
-    ],
-    pattern: Annotated[
-        str | None, typer.Option(help="Pre-tokenization of a rank file that is not known.")
-    ] = None,
-) -> None:
-    """Write a tokenizer in another form, with the same ids."""
-    from pylm.text import Tokenizer
-
-    run = source / "tokenizer" / "tokenizer.json"
-    tokenizer = Tokenizer.load(run if run.is_file() else source, pattern=pattern)
-    tokenizer.save(target)
-    typer.echo(f"{target}: {tokenizer.vocab_size:,} ids")
+for _name, _command in _TOKENIZER_COMMANDS.items():
+    app.command(_name)(_command)
 
 
 @app.command("report")

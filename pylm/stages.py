@@ -432,8 +432,8 @@ def _fingerprint(run: Run, stage: Stage) -> str:
             )
         if known["fingerprint"] != _fingerprint(run, STAGES[name]):
             raise InputError(
-                f"{stage.name} needs the output of {name}, which was made from another recipe: "
-                f"run `pylm {name}` on this one first"
+                f"{stage.name} needs the output of {name}, which was made from another recipe, or "
+                f"from files that have changed since: run `pylm {name}` on this one first"
             )
         needed[name] = known["fingerprint"]
     parts = [FORMAT, stage.name, config.model_dump_json(), run.recipe.seed, needed, _input_files(config)]

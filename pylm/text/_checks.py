@@ -1,8 +1,30 @@
 """Checks of arguments that functions share."""
 
+from pathlib import Path
+
 import numpy as np
 
 from pylm.errors import InputError
+
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"PK\3\4": "zip",
+    b"PAR1": "Parquet",
+}
+
+
+def check_not_packed(path: Path) -> None:
+    """Refuse a file of text that is none: what its bytes say is of no use."""
+    if not path.is_file():  # what is read from a pipe is gone
+        return
+    with path.open("rb") as file:
+        start = file.read(8)
+    for mark, kind in _PACKED.items():
+        if start.startswith(mark):
+            raise InputError(f"{path}: holds {kind}, expected text; unpack it first")
 
 
 def check_array(name: str, array: object, dtypes: tuple[type[np.generic], ...]) -> None:

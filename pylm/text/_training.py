@@ -1,5 +1,7 @@
 """Learning a vocabulary from text: what `Tokenizer.train` does."""
 
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -39,6 +41,11 @@ def count_corpus(
             progress("count", done, total)
 
     items = corpus
+    if isinstance(items, list | tuple) and items and all(map(_is_path, items)):
+        raise InputError(
+            f"{items[0]!r} is the name of a file or folder, and a corpus of str is texts; give pathlib.Path "
+            "for files"
+        )
     if isinstance(items, Sequence) and items and all(isinstance(item, Path) for item in items):
         counter = WordCounter(pattern)
         save_to = None if counts is None else Path(counts)
@@ -56,6 +63,12 @@ def count_corpus(
             save_to=save_to,
             progress=report,
         )
+        if not len(counter):
+            raise InputError(
+                f"{items[0]}: holds no text, nor does another file"
+                if items[1:]
+                else f"{items[0]}: holds no text"
+            )
         return counter
     if counts is not None:
         raise TypeError("counts= needs a corpus that is a list of paths")
@@ -70,6 +83,16 @@ def count_corpus(
     if num_items == 0:
         raise InputError("the corpus to train a tokenizer on holds no text")
     return counter
+
+
+def _is_path(item: object) -> bool:
+    """Say whether a text is the path of what is there, which texts are not."""
+    if not isinstance(item, str) or not re.fullmatch(r"[^\n\0]*\w[^\n\0]*", item) or len(item) > 4096:
+        return False
+    try:
+        return ("/" in item or os.sep in item or "." in item) and Path(item).exists()
+    except (OSError, ValueError):  # a name that is too long, or cannot be written
+        return False
 
 
 def check_options(

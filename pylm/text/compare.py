@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pylm.errors import InputError
+from pylm.text._checks import check_not_packed
 from pylm.text.tokenizer import Tokenizer
 
 _REPEATS = 3
@@ -122,6 +123,7 @@ def _split_name(argument: str) -> tuple[str, Path]:
 def _read_text(path: Path) -> str:
     if not path.is_file():
         raise InputError(f"no text file at {path}")
+    check_not_packed(path)
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

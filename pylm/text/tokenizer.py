@@ -97,11 +97,13 @@ class Tokenizer(Decoding):
                 tokenizer.pylm; roles of tokens and chat template are taken from the files beside it. What a
                 tokenizer.model is, ranks (Llama 3) or a model of SentencePiece (Llama 2), shows in its first
                 bytes.
-            pattern: pre-tokenization of another rank file, which does not name it; see `PATTERNS`.
+            pattern: pre-tokenization, see `PATTERNS`: a rank file that is not known needs it, and of another
+                byte-level file it takes the place of its own.
             special_tokens: of a rank file, which does not hold them.
 
         Raises:
-            InputError: no such file, a damaged entry, or a feature that cannot be reproduced exactly.
+            InputError: no such file, a damaged entry, a feature that cannot be reproduced exactly, or an
+                argument that the file has no use for.
 
         Example:
             >>> Tokenizer.load("cl100k_base.tiktoken").encode("hello world")
@@ -140,8 +142,9 @@ class Tokenizer(Decoding):
         """Learn a vocabulary: the merges of Hugging Face's `BpeTrainer`, ties included.
 
         Args:
-            corpus: texts, Arrow string arrays, paths of UTF-8 files, or what a `WordCounter` has counted,
-                with its pattern. Read a part at a time: memory grows with the different pieces only.
+            corpus: texts, Arrow string arrays, `pathlib.Path`s of text files (whose bytes need not be UTF-8),
+                or what a `WordCounter` has counted, with its pattern. Read a part at a time: memory grows
+                with the different pieces only.
             vocab_size: ids in all: special tokens, 256 bytes, merges.
             pattern: pre-tokenization: a key of `PATTERNS`, or a regular expression, which is slower.
             special_tokens: get the first ids, in this order. A merge that arrives at the text of one takes

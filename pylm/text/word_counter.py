@@ -14,11 +14,12 @@ import numpy as np
 from pylm import _core
 from pylm.errors import InputError
 from pylm.files import atomic_path
+from pylm.text._checks import check_not_packed
 from pylm.text.patterns import PretokenPattern, find_pattern
 from pylm.text.texts import ArrowArray, ArrowStream, Texts, to_list
 
 TextBatches: TypeAlias = Iterable[str] | Iterable[Path] | Iterable[ArrowArray] | ArrowArray | ArrowStream
-"""A corpus: texts, paths of UTF-8 files, Arrow columns, or one Arrow column."""
+"""A corpus: texts (`str`), files of text (`pathlib.Path`), Arrow columns, or one Arrow column."""
 
 BytesProgress: TypeAlias = Callable[[int, int | None], object]
 """Called with the bytes counted and, where it is known, the bytes in all."""
@@ -107,7 +108,7 @@ class WordCounter:
         """Count a corpus of any kind, a bounded part of it in memory at a time.
 
         Args:
-            corpus: texts, paths of UTF-8 files, Arrow columns, or one Arrow column.
+            corpus: texts, `pathlib.Path`s of text files, Arrow columns, or one Arrow column.
             separator: texts in files end here, as in `add_files`.
             keep_separator: the separator belongs to the text before it.
             num_threads: 0 takes all cores.
@@ -181,7 +182,7 @@ class WordCounter:
             progress: called after every block.
 
         Raises:
-            InputError: a file cannot be read, or has changed since a part of it was counted.
+            InputError: a file cannot be read, is compressed, or has changed since a part of it was counted.
         """
         mark = separator.encode() if isinstance(separator, str) else separator or b""
         todo = [self._entry(Path(path), mark, keep_separator) for path in paths]
@@ -287,9 +288,7 @@ class WordCounter:
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(
-                f"{path}: not a saved WordCounter ({error}); remove it and count again"
-            ) from error
+            raise InputError(f"{path}: not a saved WordCounter; remove it and count again") from error
         except FileNotFoundError as error:
             raise InputError(f"{path}: no such file") from error
         counter.note = about["note"]
@@ -315,6 +314,7 @@ class WordCounter:
             raise InputError(f"{path}: no such file") from error
         if path.is_dir():
             raise InputError(f"{path}: a folder, expected a file")
+        check_not_packed(path)
         fresh: dict[str, Any] = {
             "path": str(path.absolute()),
             "size": status.st_size,
@@ -327,7 +327,7 @@ class WordCounter:
         if differing := [key for key in fresh if key != "offset" and fresh[key] != known[key]]:
             raise InputError(
                 f"{path}: counted before with {differing[0]} {known[differing[0]]!r}, now it is "
-                f"{fresh[differing[0]]!r}; start with a new counter"
+                f"{fresh[differing[0]]!r}; count anew: without the saved counts, or with a new counter"
             )
         return known
 

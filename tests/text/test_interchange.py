@@ -489,3 +489,30 @@ def test_a_folder_with_ranks_has_roles_and_template(shared_data: Path, tmp_path:
     assert tokenizer.bos_id == tokenizer.special_tokens["<|begin_of_text|>"]
     assert tokenizer.eos_id == tokenizer.special_tokens["<|end_of_text|>"]
     assert tokenizer.chat_template == "{{ x }}"
+
+
+def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "words").write_text("plain text")
+    (tmp_path / "x.tiktoken").write_bytes(b"")
+    (tmp_path / "y.tiktoken").write_bytes(b"no ranks")
+    for name, message in (
+        ("", r"no tokenizer at .*; vocab\.json and merges\.txt become one by the save_pretrained"),
+        ("words", r"words: neither JSON nor ranks; expected a tokenizer\.json, "),
+        ("x.tiktoken", "x.tiktoken: the rank file is empty"),
+        ("y.tiktoken", "y.tiktoken:1: "),
+    ):
+        with pytest.raises(InputError, match=message):
+            Tokenizer.load(tmp_path / name)
+
+
+def test_arguments_that_a_file_has_no_use_for(tmp_path: Path, shared_data: Path) -> None:
+    trained = Tokenizer.train(["low lower lowest"], vocab_size=260, pattern="gpt2")
+    trained.save(tmp_path / "a.json")
+    with pytest.raises(InputError, match="special_tokens= is for rank files"):
+        Tokenizer.load(tmp_path / "a.json", special_tokens={"<end>": 260})
+    models = sorted((shared_data / "tokenizers").rglob("tokenizer.model"))
+    [llama2] = [path for path in models if path.parent.name == "llama2"]
+    with pytest.raises(InputError, match="a model of SentencePiece has no pattern"):
+        Tokenizer.load(llama2, pattern="gpt2")

@@ -18,7 +18,7 @@ from tokenizers import pre_tokenizers
 
 from pylm import _core
 from pylm.errors import InputError
-from pylm.text import TokenArray, Tokenizer
+from pylm.text import TokenArray, Tokenizer, patterns
 from pylm.text.patterns import PATTERNS, find_pattern, find_splits, split
 
 pytestmark = pytest.mark.skipif(
@@ -404,10 +404,14 @@ def test_custom_patterns_give_the_same_ids(custom: tuple[Tokenizer, Tokenizer], 
         assert files[0].offsets.tolist() == files[1].offsets.tolist()
 
 
-def test_custom_patterns_are_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_custom_patterns_are_saved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patterns, "_noted", set())
     with caplog.at_level(logging.WARNING):
         ours = Tokenizer.train(["one two, 3 four" * 9], vocab_size=270, pattern=r"\w+|\W+")
-        assert "no machine" in caplog.text
+        assert [r.levelname for r in caplog.records] == ["WARNING"], "once"
+        assert r"'\\w+|\\W+' is none of pylm's own patterns" in caplog.text
     ours.save(tmp_path / "tokenizer.json")
     peer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     again = Tokenizer.load(tmp_path)

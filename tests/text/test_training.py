@@ -536,3 +536,12 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
             )  # fmt: skip
         with pytest.raises(InputError, match="broken: not a saved WordCounter"):
             WordCounter.load(broken)
+
+
+def test_names_of_files_are_no_corpus(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    for corpus in ([str(tmp_path / "a.txt")], [str(tmp_path)], (str(tmp_path / "a.txt"),) * 2):
+        with pytest.raises(InputError, match=r"is the name of a file or folder, .* give pathlib\.Path"):
+            Tokenizer.train(corpus, vocab_size=260)
+    for texts in (["."], ["/"], ["a.txt"], [str(tmp_path / "a.txt"), "a text"], ["a/" * 5000]):
+        Tokenizer.train(texts, vocab_size=260)
