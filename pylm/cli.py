@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from pylm import __version__, tokenizer_command
-from pylm.dedup_command import app as dedup_app
+from pylm import __version__
+from pylm.commands import dedup, tokenizer
 from pylm.errors import InputError
 
 INPUT_ERROR = 2
@@ -24,9 +24,9 @@ class _InterruptError(Exception):
 
 
 _TOKENIZER_COMMANDS: dict[str, Callable[..., None]] = {
-    "tokenizer train": tokenizer_command.train,
-    "tokenizer compare": tokenizer_command.compare,
-    "tokenizer convert": tokenizer_command.convert,
+    "tokenizer train": tokenizer.train,
+    "tokenizer compare": tokenizer.compare,
+    "tokenizer convert": tokenizer.convert,
 }
 
 
@@ -54,7 +54,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.add_typer(dedup_app, name="dedup")
+app.add_typer(dedup.app, name="dedup")
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="Path of a recipe (TOML), or the name of a shipped one: quickstart.")

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = ["errors", "files", "config", "kernels", "text", "ops", "data", "model", "train", "post", "eval"]
-TOP = ["recipe", "report", "conversation", "stages", "dedup_command", "cli", "__main__"]
+TOP = ["recipe", "report", "conversation", "stages", "commands", "cli", "__main__"]
 GROUNDS = {"text": {"ops", "kernels"}, "ops": {"text"}, "kernels": {"text", "errors", "files", "config"}}
 
 

@@ -17,8 +17,9 @@ import slurm_daemons
 from dedup_corpora import contents, make_rows, read_all, same, write_jsonl, write_parquet
 from typer.main import get_command
 
-from pylm import dedup, dedup_command
+from pylm import dedup
 from pylm.cli import app, call
+from pylm.commands import dedup as dedup_command
 from pylm.data.dedup import blocks
 from pylm.data.executors import slurm
 

@@ -2,14 +2,40 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from enum import StrEnum
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pylm.commands import dedup_plan
+from pylm.commands.dedup_options import (
+    BadOption,
+    DryRunOption,
+    Engine,
+    EngineOption,
+    IndexOption,
+    InputsArgument,
+    Keep,
+    KeepCopies,
+    KeepCopiesOption,
+    KeepOption,
+    KeepWorkOption,
+    MinBytesOption,
+    NoAddOption,
+    OutOption,
+    PartitionsOption,
+    PriorityOption,
+    SbatchOption,
+    Shingle,
+    SplitOption,
+    TextColumnOption,
+    Unit,
+    WorkersOption,
+    bars,
+    configure,
+)
+
 if TYPE_CHECKING:
-    from pylm.data.dedup.plan import Plan
     from pylm.data.executors import Executor
 
 _SHOWN_CLUSTERS = 3
@@ -28,129 +54,7 @@ _STAGES = {
 app = typer.Typer(
     help="Remove duplicates from a corpus of Parquet files or JSON lines.", no_args_is_help=True
 )
-plan_app = typer.Typer(
-    help="Say what a command will take before it is run: time, memory, disk, splits and partitions. Measures "
-    "a sample of the inputs on this machine.",
-    no_args_is_help=True,
-)
-app.add_typer(plan_app, name="plan")
-
-
-class Keep(StrEnum):
-    """Which of several copies stays."""
-
-    first = "first"
-    longest = "longest"
-
-
-class KeepCopies(StrEnum):
-    """Which occurrences of a repeated stretch stay."""
-
-    first = "first"
-    none = "none"
-
-
-class Unit(StrEnum):
-    """What is compared for equality."""
-
-    document = "document"
-    url = "url"
-
-
-class Engine(StrEnum):
-    """What runs the stages' tasks."""
-
-    local = "local"
-    ray = "ray"
-    slurm = "slurm"
-
-
-class Shingle(StrEnum):
-    """What shingles are made of."""
-
-    word = "word"
-    char = "char"
-
-
-InputsArgument = Annotated[
-    list[str],
-    typer.Argument(
-        help="Files, folders or globs: .parquet, .jsonl (.gz, .zst); local or URLs such as s3://."
-    ),
-]
-OutOption = Annotated[
-    str, typer.Option("--out", "-o", help="Folder for documents/, removed/ and report.json; empty at first.")
-]
-TextColumnOption = Annotated[str, typer.Option(help="Column, or field of JSON lines, that holds the text.")]
-KeepOption = Annotated[
-    Keep, typer.Option(help="Which copy stays: the first in the order of the inputs, or the longest.")
-]
-PriorityOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Decides before --keep, may be repeated: COLUMN (the largest or latest stays), -COLUMN "
-        "(the least), COLUMN=a,b,c (a before b before c before others)."
-    ),
-]
-WorkersOption = Annotated[
-    int, typer.Option(min=0, help="Processes; 0 takes all cores, or one for small inputs.")
-]
-EngineOption = Annotated[
-    Engine,
-    typer.Option(
-        "--executor",
-        help="Processes of this machine, tasks of a Ray cluster (RAY_ADDRESS names one), or Slurm arrays.",
-    ),
-]
-SbatchOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="NAME=VALUE of sbatch, may be repeated, for --executor slurm: mem=8G, time=02:00:00; "
-        "STAGE:NAME=VALUE for one stage (the first word of its bar): connect:mem=40G."
-    ),
-]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Find and report, but write no documents.")]
-KeepWorkOption = Annotated[
-    bool, typer.Option("--keep-work", help="Keep work/, so that a later call with more inputs is faster.")
-]
-PartitionsOption = Annotated[
-    int, typer.Option(min=0, help="Parts that keys are sorted in; more take less memory each. 0 chooses.")
-]
-SplitOption = Annotated[int, typer.Option("--split-mb", min=1, help="Size on disk of what a worker takes.")]
-BadOption = Annotated[
-    float, typer.Option(min=0.0, max=1.0, help="Share of JSON lines that may be no documents.")
-]
-MinBytesOption = Annotated[int, typer.Option(min=1, help="Least length of a repeated stretch.")]
-KeepCopiesOption = Annotated[
-    KeepCopies, typer.Option(help="Which occurrences stay: the first in the corpus, or none.")
-]
-IndexOption = Annotated[
-    str,
-    typer.Option(
-        "--index",
-        help="Folder of an index of earlier crawls, on a file system that all workers see; made where there "
-        "is none. What it has goes too, and what is new is added. To take a crawl out, make a new one of the "
-        "others.",
-    ),
-]
-NoAddOption = Annotated[bool, typer.Option("--no-add", help="Leave the index as it is.")]
-PlannedWorkersOption = Annotated[
-    int, typer.Option(min=0, help="Processes at one time, on all machines; 0: this one's cores.")
-]
-WorkerMemoryOption = Annotated[float, typer.Option("--worker-memory-gb", help="That each may take.")]
-InputSizeOption = Annotated[
-    float | None, typer.Option(help="Plan for so much of the same kind, on disk; else for the inputs.")
-]
-FileSizeOption = Annotated[
-    int | None,
-    typer.Option(
-        "--file-mb", min=1, help="With --input-gb: mean size of its files; else that of the inputs'."
-    ),
-]
-SampleOption = Annotated[
-    int, typer.Option("--sample-mb", min=1, help="Size on disk of what is measured; more narrows ranges.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+app.add_typer(dedup_plan.app, name="plan")
 
 
 @app.command("near")
@@ -199,7 +103,7 @@ def near_command(
 
     _require_index(index, {"no-add": no_add, "index-bits": index_bits is not None})
 
-    config = _configure(
+    config = configure(
         NearDedupConfig,
         text_column=text_column,
         threshold=threshold,
@@ -252,7 +156,7 @@ def exact_command(
     """
     from pylm.data.dedup import ExactDedupConfig, dedup_exact
 
-    config = _configure(
+    config = configure(
         ExactDedupConfig,
         text_column=text_column,
         unit=unit.value,
@@ -319,7 +223,7 @@ def substring_command(
     from pylm.data.dedup import SubstringDedupConfig, dedup_substrings
 
     _require_index(index, {"no-add": no_add, "index-gap": index_gap is not None})
-    config = _configure(
+    config = configure(
         SubstringDedupConfig,
         text_column=text_column,
         min_bytes=min_bytes,
@@ -338,117 +242,12 @@ def substring_command(
     _run("substring", dedup_substrings, inputs, out, config, engine, dry_run=dry_run, keep_work=keep_work)
 
 
-@plan_app.command("near")
-def plan_near_command(
-    inputs: InputsArgument,
-    text_column: TextColumnOption = "text",
-    threshold: Annotated[float, typer.Option(help="Jaccard similarity from which documents go.")] = 0.8,
-    ngram: Annotated[int, typer.Option(min=1, help="Words, or characters, of a shingle.")] = 5,
-    unit: Annotated[Shingle, typer.Option(help="What shingles are made of.")] = Shingle.word,
-    num_perm: Annotated[int, typer.Option(min=2, help="Numbers of a signature.")] = 128,
-    workers: PlannedWorkersOption = 0,
-    worker_memory: WorkerMemoryOption = 4.0,
-    input_gb: InputSizeOption = None,
-    file_mb: FileSizeOption = None,
-    sample_mb: SampleOption = 256,
-    as_json: JsonOption = False,
-) -> None:
-    """Say what `near` will take before it is run: time, memory, disk, splits and partitions."""
-    from pylm.data.dedup import NearDedupConfig
-    from pylm.data.dedup.plan import plan_near
-
-    config = _configure(
-        NearDedupConfig,
-        text_column=text_column,
-        threshold=threshold,
-        ngram=ngram,
-        unit=unit.value,
-        num_perm=num_perm,
-    )
-    _plan(plan_near, inputs, config, workers, worker_memory, input_gb, file_mb, sample_mb, as_json=as_json)
-
-
-@plan_app.command("substring")
-def plan_substring_command(
-    inputs: InputsArgument,
-    text_column: TextColumnOption = "text",
-    min_bytes: MinBytesOption = 100,
-    keep: KeepCopiesOption = KeepCopies.first,
-    workers: PlannedWorkersOption = 0,
-    worker_memory: WorkerMemoryOption = 4.0,
-    input_gb: InputSizeOption = None,
-    file_mb: FileSizeOption = None,
-    sample_mb: SampleOption = 256,
-    as_json: JsonOption = False,
-) -> None:
-    """Say what `substring` will take before it is run: time, memory, disk, splits and partitions."""
-    from pylm.data.dedup import SubstringDedupConfig
-    from pylm.data.dedup.plan import plan_substrings
-
-    config = _configure(
-        SubstringDedupConfig, text_column=text_column, min_bytes=min_bytes, keep_copies=keep.value
-    )
-    _plan(
-        plan_substrings, inputs, config, workers, worker_memory, input_gb, file_mb, sample_mb, as_json=as_json
-    )
-
-
-def _plan(
-    plan: Callable[..., "Plan"],
-    inputs: list[str],
-    config: object,
-    num_workers: int,
-    worker_memory_gb: float,
-    input_gb: float | None,
-    file_mb: int | None,
-    sample_mb: int,
-    *,
-    as_json: bool,
-) -> None:
-    import json
-
-    from pylm.errors import InputError
-
-    if input_gb is not None and not input_gb > 0:
-        raise InputError(f"--input-gb must be positive, got {input_gb:g}")
-    if file_mb is not None and input_gb is None:
-        raise InputError("--file-mb is about the files of --input-gb; add that, or leave it out")
-    with _bars("plan") as progress:
-        planned = plan(
-            inputs,
-            config,
-            num_workers=num_workers,
-            worker_memory_bytes=round(worker_memory_gb * 1e9),
-            input_bytes=None if input_gb is None else round(input_gb * 1e9),
-            file_bytes=None if file_mb is None else file_mb << 20,
-            sample_bytes=sample_mb << 20,
-            progress=progress,
-        )
-    typer.echo(json.dumps(planned.to_dict(), indent=1) if as_json else str(planned))
-
-
 def _require_index(index: str, given: Mapping[str, bool]) -> None:
     from pylm.errors import InputError
 
     for option, is_given in given.items():
         if is_given and not index:
             raise InputError(f"--{option} is about an index; name its folder with --index")
-
-
-def _configure(kind: Any, **options: object) -> Any:
-    """Make a configuration; say in one line what is wrong with an option."""
-    from pydantic import ValidationError
-
-    from pylm.errors import InputError
-
-    try:
-        config = kind(**options)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        name = str(fault["loc"][0]).replace("_", "-")
-        raise InputError(f"--{name}: {fault['msg'].lower()}, got {fault['input']!r}") from error
-    config.rules  # noqa: B018 - says what is wrong with the priorities
-    return config
 
 
 @contextmanager
@@ -492,23 +291,6 @@ def _engine(
         yield SlurmStages(storage.join(out, "work", "slurm"), options, by_stage)
 
 
-@contextmanager
-def _bars(command: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Give what shows a bar for every stage, one after the other."""
-    from pylm.train.progress import Progress as Bar
-
-    with ExitStack() as stack:
-        shown: dict[str, Bar] = {}
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in shown:
-                stack.close()
-                shown[stage] = stack.enter_context(Bar(total, f"dedup {command}: {stage}"))
-            shown[stage].update(done)
-
-        yield progress
-
-
 def _run(
     command: str,
     dedup: Callable[..., dict[str, Any]],
@@ -520,7 +302,7 @@ def _run(
 ) -> None:
     """Run with a bar for every stage, and print what a user looks at first."""
     started_s, has_begun = time.monotonic(), False
-    with engine as execute, _bars(command) as show:
+    with engine as execute, bars(command) as show:
 
         def progress(stage: str, done: int, total: int) -> None:
             nonlocal has_begun
