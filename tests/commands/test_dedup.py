@@ -23,7 +23,7 @@ from pylm.commands import dedup as dedup_command
 from pylm.data.dedup import blocks
 from pylm.data.executors import slurm
 
-GUIDE = Path(__file__).resolve().parents[1] / "docs" / "dedup.md"
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "dedup.md"
 
 
 def run(arguments: Sequence[object]) -> int:
