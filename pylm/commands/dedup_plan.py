@@ -115,8 +115,9 @@ def _plan(
 
     from pylm.errors import InputError
 
-    if input_gb is not None and not input_gb > 0:
-        raise InputError(f"--input-gb must be positive, got {input_gb:g}")
+    for option, number in (("--input-gb", input_gb), ("--worker-memory-gb", worker_memory_gb)):
+        if number is not None and not 0 < number < float("inf"):
+            raise InputError(f"{option} must be positive, got {number:g}")
     if file_mb is not None and input_gb is None:
         raise InputError("--file-mb is about the files of --input-gb; add that, or leave it out")
     with bars("plan") as progress:

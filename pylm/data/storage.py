@@ -97,6 +97,23 @@ def list_files(folder: str, *, suffix: str = "") -> list[str]:
     return [join(folder, name) for name in sorted(names) if name.endswith(suffix) and name[0] != "."]
 
 
+def list_tree(folder: str) -> list[str]:
+    """List the files of a store in a folder and those below it.
+
+    Returns:
+        Paths that begin with `folder`, sorted; without hidden files and folders.
+
+    Raises:
+        InputError: as `list_files`.
+    """
+    list_files(folder)  # which says what is wrong with the store
+    with _faults_named(folder):
+        fs, root = _open_store(folder)
+        root = root.rstrip("/")
+        names = [name[len(root) :].lstrip("/") for name in fs.find(root)]
+    return [join(folder, name) for name in sorted(names) if not f"/{name}".count("/.")]
+
+
 def _list_names(folder: str) -> list[str]:
     fs, root = _open_store(folder)
     try:

@@ -60,7 +60,8 @@ class Split:
 
     def name(self, recipe: object) -> str:
         """Give a name for what is made of the split: a hash of all that it depends on."""
-        content = repr((recipe, self.path, self.kind, self.start, self.stop, self.state))
+        source = self.source if self.kind == "jsonl" else ""  # which stands in its documents
+        content = repr((recipe, self.path, self.kind, self.start, self.stop, self.state, source))
         return xxhash.xxh3_128_hexdigest(content.encode("utf-8", "surrogateescape"))
 
 
@@ -97,14 +98,15 @@ def _list_files(given: str) -> list[str]:
         raise InputError("an input has no name; give files, folders or globs")
     if storage.is_local(given):
         return _list_local(given)
-    if "*" in given:
+    if any(mark in given for mark in "*?["):
         fs, pattern = fsspec.core.url_to_fs(given)
-        found = [fs.unstrip_protocol(name) for name in sorted(fs.glob(pattern))]
+        names = [fs.unstrip_protocol(name) for name in sorted(fs.glob(pattern))]
+        found = [path for name in names for path in (storage.list_tree(name) if fs.isdir(name) else [name])]
     elif given.endswith(_SUFFIXES):
         storage.size(given)
         return [given]
     else:
-        found = storage.list_files(given)
+        found = storage.list_tree(given)
     found = [path for path in found if path.endswith(_SUFFIXES)]
     return found or _none_at(given)
 
@@ -130,7 +132,7 @@ def _list_local(given: str) -> list[str]:
         for path in ([folder] if folder.is_file() else sorted(folder.rglob("*")))
         if path.name.endswith(_SUFFIXES)
         and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder.parent).parts)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     return found or _none_at(given)
 

@@ -4,16 +4,19 @@ A rule is `COLUMN` (the largest number or latest date stays), `-COLUMN` (the lea
 `COLUMN=a,b,c` (rows with the value a before those with b, others last). Rows without a value come last.
 """
 
+import contextlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pylm.data.documents import first_line
+from pylm.data.documents import SCHEMA, first_line
 from pylm.errors import InputError
 
 LEAST = np.iinfo(np.int64).min
@@ -74,7 +77,14 @@ def priority_keys(
     """
     column = _column(priority.column, batch)
     if priority.order:
-        ranks = pc.index_in(column.cast(pa.string()), pa.array(priority.order, pa.string()))
+        try:
+            column = column.cast(pa.string())
+        except pa.ArrowException as error:
+            raise InputError(
+                f"{place}: the column {priority.column!r} decides which copy stays by its values and must "
+                f"hold strings or numbers, it holds {column.type}"
+            ) from error
+        ranks = pc.index_in(column, pa.array(priority.order, pa.string()))
         keys = -ranks.fill_null(len(priority.order)).to_numpy(zero_copy_only=False).astype(np.int64)
         return keys, "order" if column.null_count < len(column) else None
     column, kind = _comparable(priority.column, column, place)
@@ -96,14 +106,43 @@ def values_of(priority: Priority, keys: NDArray[np.int64]) -> list[str]:
 
 
 def _column(name: str, batch: pa.RecordBatch) -> pa.Array:
-    if name in batch.schema.names:
+    if name in batch.schema.names and not batch.schema.equals(SCHEMA):
         column = batch.column(name)
         return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-    metas = batch.column("meta").to_pylist()
-    values = [json.loads(meta).get(name) if meta else None for meta in metas]
+    values = fields_of(name, batch)
     if any(isinstance(value, str) for value in values):
         return pa.array([None if value is None else str(value) for value in values], pa.string())
-    return pa.array([float(x) if isinstance(x, int | float) else None for x in values], pa.float64())
+    return pa.array([_as_float(x) if isinstance(x, int | float) else None for x in values], pa.float64())
+
+
+def fields_of(name: str, batch: pa.RecordBatch) -> list[Any]:
+    """Give a field of JSON lines as they had it, from the documents that they have become.
+
+    Args:
+        name: of the field.
+        batch: documents, with the columns of `documents.SCHEMA`.
+
+    Returns:
+        Values of JSON; None where a line has none. An id that is a number is a string here, or a float where
+        all are.
+    """
+    metas = batch.column("meta").to_pylist()
+    values = [json.loads(meta).get(name) if meta else None for meta in metas]
+    if name in ("url", "date"):  # strings have a column of their own
+        strings = batch.column(name).to_pylist()
+        values = [value if string is None else string for value, string in zip(values, strings, strict=True)]
+    elif name == "id":
+        values = batch.column(name).to_pylist()
+        with contextlib.suppress(ValueError):
+            values = [float(value) for value in values]
+    return values
+
+
+def _as_float(number: int | float) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 def _comparable(name: str, column: pa.Array, place: str) -> tuple[pa.Array, str]:

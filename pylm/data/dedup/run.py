@@ -97,6 +97,7 @@ class Run:
     known: Known | None = field(init=False, default=None)
     layout: dict[str, Any] = field(init=False, default_factory=dict)
     warnings: list[str] = field(init=False, default_factory=list)
+    _is_old: bool = field(init=False, default=False)
 
     @property
     def num_partitions(self) -> int:
@@ -124,17 +125,19 @@ class Run:
         recipe = self.config.model_dump_json(exclude={*self.config.layout, *self.config.allowed})
         return _hash((FORMAT, self.command, recipe, names, sources, state))
 
-    def begin(self, wanted: Wanted | None = None) -> bool:
+    def begin(self, wanted: Wanted | None = None, *, dry_run: bool = False) -> bool:
         """Take possession of the folder; say whether it holds the complete result already.
 
-        Results of another recipe are removed, files of its stages that this one shares are kept.
+        Results of another recipe stay until there is something to put in their place (`apply`); files of its
+        stages that this one shares are kept.
 
         Args:
             wanted: the index that the corpus is compared with.
+            dry_run: whether no documents are written, so that none may go either.
 
         Raises:
-            InputError: the folder holds something else, or results that an index says are there; or the
-                index has the corpus already.
+            InputError: the folder holds something else, a result of another command, or one that an index
+                says is there; or the index has the corpus already.
         """
         state, crawl = "", None
         if wanted is not None:
@@ -163,15 +166,37 @@ class Run:
                 return True
             self._mark("running")
             return False
+        if known and known["command"] != self.command:
+            raise InputError(
+                f"{self.out}: holds a result of `pylm dedup {known['command']}`; choose another folder, or "
+                "remove this one yourself"
+            )
         if known:
             require_not_added(self.out, known)
-        self._mark("clearing")
-        for name in _RESULTS:
-            storage.remove(storage.join(self.out, name))
-        for name in ("documents", "removed"):
-            storage.remove_folder(storage.join(self.out, name))
-        self._mark("running")
+        if dry_run and storage.list_files(storage.join(self.out, "documents")):
+            raise InputError(
+                f"{self.out}: holds documents of another recipe, which a dry run would take away; choose "
+                "another folder"
+            )
+        self._is_old = bool(known)
+        if not known:
+            self._mark("running")
         return False
+
+    def reopen(self) -> None:
+        """Say that a complete report becomes a result."""
+        self._mark("running")
+
+    def _clear(self) -> None:
+        """Remove the results of another recipe, and outcomes of jobs that made them."""
+        if self._is_old:
+            self._mark("clearing")
+            for name in _RESULTS:
+                storage.remove(storage.join(self.out, name))
+            for name in ("documents", "removed", "work/slurm"):
+                storage.remove_folder(storage.join(self.out, *name.split("/")))
+            self._mark("running")
+        self._is_old = False
 
     def finish(self, *, keep_work: bool) -> None:
         """Say that the result is complete, and remove the files of the stages."""
@@ -209,8 +234,12 @@ class Run:
         report = storage.join(self.out, "report.json")
         if not storage.exists(report):
             return False
-        expected = [storage.join(self.out, x["documents"]) for x in storage.read_json(report)["files"]]
-        return set(expected) <= set(storage.list_files(storage.join(self.out, "documents")))
+        files = storage.read_json(report)["files"]
+        return all(
+            {storage.join(self.out, x[name]) for x in files}
+            <= set(storage.list_files(storage.join(self.out, name)))
+            for name in ("documents", "removed")
+        )
 
     def stage(
         self,
@@ -315,13 +344,18 @@ class Run:
         Returns:
             What is in the JSON file of every split.
         """
+        self.check_held()
+        self._clear()
         folder = storage.join(self.folder, "found" if dry_run else "applied")
         outputs = [storage.join(folder, f"{i:05d}.json") for i in range(len(self.splits))]
-        if not dry_run:
-            there = set(storage.list_files(storage.join(self.out, "documents")))
-            for number, path in enumerate(outputs):
-                if documents_path(self.out, number) not in there:
-                    storage.remove(path)
+        names = ("removed",) if dry_run else ("documents", "removed")
+        there = {path for name in names for path in storage.list_files(storage.join(self.out, name))}
+        for number, path in enumerate(outputs):
+            written = {removed_path(self.out, number)}
+            if not dry_run:
+                written.add(documents_path(self.out, number))
+            if not written <= there:
+                storage.remove(path)
         self.stage("apply", work, outputs, list(enumerate(outputs)))
         return [storage.read_json(path) for path in outputs]
 
@@ -354,7 +388,7 @@ def _require_empty(out: str) -> None:
             raise InputError(f"{out}: a file stands there, expected a folder for the result")
         names = [path.name for path in place.iterdir() if path.name[0] != "."] if place.exists() else []
     else:
-        names = storage.list_files(out)
+        names = storage.list_tree(out)
     if names:
         raise InputError(
             f"{out}: holds other files ({sorted(names)[0]}); choose an empty folder, or one with a result of "
@@ -429,12 +463,13 @@ def run_dedup(
         told = progress or _no_progress
         run = Run(command, out, inputs, config, splits, execute or pool, told, against, sources, check)
         report_path = storage.join(out, "report.json")
-        if run.begin(wanted):
+        if run.begin(wanted, dry_run=dry_run):
             report: dict[str, Any] = storage.read_json(report_path)
             if report["dry_run"] <= dry_run:
                 if not (keep_work or dry_run):
                     storage.remove_folder(run.work)  # where the end was cut off
                 return report
+            run.reopen()
         tally = run.sign()
         steps, found = work(run, tally)
         parts = load_parts(run.parts_path)

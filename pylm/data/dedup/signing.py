@@ -24,7 +24,14 @@ from pylm.config import Config
 from pylm.data import storage
 from pylm.data.dedup.blocks import group, read_arrays, write_blocks
 from pylm.data.dedup.corpus import SPLIT_BYTES, Split, convert_jsonl, read_rows, state_of, texts_of
-from pylm.data.dedup.priorities import Priority, parse_priority, preference, priority_keys, values_of
+from pylm.data.dedup.priorities import (
+    Priority,
+    fields_of,
+    parse_priority,
+    preference,
+    priority_keys,
+    values_of,
+)
 from pylm.data.funnel import Tally
 from pylm.errors import InputError
 from pylm.text import dedup
@@ -154,7 +161,7 @@ def sign(split: Split, signing: Signing) -> None:
     kinds: list[list[str | None]] = [[] for _ in rules]
     values: list[set[str]] = [set() for _ in rules]
     for _, batch in read_rows(path, start, stop, columns=columns):
-        compared = texts_of(batch, column)
+        compared = _compared(batch, column, split)
         hashes, present = dedup.hash_texts(compared, **signing.exact, num_threads=1)
         bands = np.zeros((len(batch), 0), np.uint64)
         if hasher is not None:
@@ -191,6 +198,17 @@ def sign(split: Split, signing: Signing) -> None:
         "tally": tally.to_dict(),
     }
     storage.write_json(signing.done(split), counts)
+
+
+def _compared(batch: pa.RecordBatch, column: str, split: Split) -> pa.LargeStringArray:
+    if split.kind == "jsonl" and column != "text":
+        fields = fields_of(column, batch)
+        return pa.array([x if isinstance(x, str) else None for x in fields], pa.large_string())
+    try:
+        return texts_of(batch, column)
+    except pa.ArrowException as error:
+        kind = batch.column(column).type
+        raise InputError(f"{split.path}: the column {column!r} must hold strings, it holds {kind}") from error
 
 
 def _one_kind(rule: Priority, seen: Sequence[str | None], path: str) -> str | None:

@@ -145,7 +145,8 @@ class LocalPool:
             self._shut()
             raise InputError(
                 f"one of {self.num_workers} worker processes was killed, often for want of memory; "
-                "run the same command again, with fewer workers if need be: what was finished is kept"
+                "run the same command again, with fewer workers if need be: what was finished is kept. In a "
+                "script of your own the call must stand below `if __name__ == '__main__':`"
             ) from error
         except BaseException:
             if not all(future.done() for future in futures):

@@ -1,13 +1,16 @@
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from dedup_corpora import contents, make_rows, read_all, same, write_jsonl, write_parquet
 
 from pylm import dedup
+from pylm.data import storage
 from pylm.data.dedup import ExactDedupConfig, dedup_exact
 from pylm.data.executors import run_local
 from pylm.errors import InputError
@@ -100,3 +103,33 @@ def test_options_that_contradict(tmp_path: Path) -> None:
         config = ExactDedupConfig(**options)
         with pytest.raises(InputError, match=message):
             dedup_exact([str(tmp_path / "in")], str(tmp_path / "out"), config, execute=ALONE)
+
+
+def test_addresses_in_a_field_of_ones_own(tmp_path: Path) -> None:
+    links = ["http://a.org/x", "https://a.org/x/", "http://b.org"]
+    rows = [{"text": f"text {number}", "link": link} for number, link in enumerate(links)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = ExactDedupConfig(unit="url", url_column="link")
+    report = dedup_exact([str(tmp_path / "a.jsonl")], str(tmp_path / "out"), config)
+    assert report["left"]["documents"] == 2
+
+
+def test_bad_lines_count_whatever_the_name_of_the_input(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"text": "a"}\nno json\n')
+    for name in (folder, folder / "a.jsonl"):
+        with pytest.raises(InputError, match="are no documents"):
+            dedup_exact([str(name)], str(tmp_path / "out"), ExactDedupConfig())
+
+
+def test_folders_of_a_store_are_read_to_their_ground(tmp_path: Path) -> None:
+    for name in ("a", "2024/b", "2024/05/c"):
+        with storage.publish(f"memory://deep/{name}.parquet") as temporary:
+            pq.write_table(pa.table({"text": [name]}), temporary)
+    for given, number in (("memory://deep", 3), ("memory://deep/20*", 2), ("memory://deep/[a]*", 1)):
+        report = dedup_exact([given], str(tmp_path / f"{number}"), ExactDedupConfig())
+        assert report["documents"] == number
+    with pytest.raises(InputError, match="holds other files"):
+        dedup_exact([str(tmp_path / "3" / "documents")], "memory://deep", ExactDedupConfig())
+    storage.remove_folder("memory://deep")

@@ -284,3 +284,28 @@ def test_a_sample_without_copies(tmp_path: Path) -> None:
     more = predict_near(dataclasses.replace(rates, corpus_bytes=10 * rates.corpus_bytes), num_workers=1)
     assert more.alike.low == 0
     assert 0.05 < more.alike.high < 0.15, "three of 300 may have been missed"
+
+
+def test_a_sample_of_lines_has_each_once(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    rows = [{"text": " ".join(f"w{rng.randrange(10**6)}" for _ in range(60))} for _ in range(3000)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for sample_bytes in (1 << 28, 400_000):
+        rates = measure_near([str(tmp_path / "a.jsonl")], SMALL, sample_bytes=sample_bytes)
+        assert rates.exact_share == 0
+        assert rates.documents / 3000 == pytest.approx(rates.fraction, rel=0.1)
+    plan = predict_near(rates, SMALL, input_bytes=10**12, file_bytes=1 << 30)
+    assert plan.disk_bytes.high < 10 * plan.text_bytes
+
+
+def test_files_that_cannot_be_divided(tmp_path: Path) -> None:
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in make_texts(1000)).encode()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(rows, 1))
+    rates = measure_near([str(tmp_path / "a.jsonl.gz")], SMALL)
+    assert (rates.documents, rates.fraction) == (1000, 1)
+    plan = predict_near(rates, SMALL)
+    report, _, _ = run(tmp_path / "a.jsonl.gz", tmp_path / "out", SMALL)
+    assert plan.num_splits == len(report["files"]) == 1
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(rows)[:-2000])
+    with pytest.raises(InputError, match=r"b\.jsonl\.gz: cannot be read"):
+        measure_near([str(tmp_path / "b.jsonl.gz")], SMALL)

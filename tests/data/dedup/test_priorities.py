@@ -2,12 +2,15 @@ import datetime
 import decimal
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from pylm.data.dedup import ExactDedupConfig, dedup_exact
 from pylm.data.dedup.priorities import (
     LEAST,
     Priority,
@@ -122,3 +125,36 @@ def test_values_that_never_occur() -> None:
     assert warning == "the column 'date' of --priority has no values, and decides nothing"
     with pytest.raises(InputError, match="no document has a field 'date', which --priority names"):
         check_values(rules, [["order", None]] * 2, seen, has_columns=False)
+
+
+@pytest.mark.parametrize(
+    ("rule", "values", "kept"),
+    [
+        ("source=wiki,books", ["web", "books", "wiki"], 2),
+        ("date", [1700000000, 1800000000, 1600000000], 1),
+        ("date", ["2024-01-01", "2023-01-01", "2025-01-01"], 2),
+        ("-id", [7, 5, 6], 1),
+        ("url=b,a", ["x", "a", "b"], 2),
+        ("n", [1, 10**400, 3], 1),
+    ],
+)
+def test_fields_of_json_lines_are_those_of_the_user(
+    rule: str, values: list[Any], kept: int, tmp_path: Path
+) -> None:
+    """`source`, `id`, `url` and `date` have columns in the documents that lines become."""
+    field = rule.lstrip("-").partition("=")[0]
+    rows = [{"text": "one text of a few words", field: value} for value in values]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = ExactDedupConfig(priority=(rule,))
+    report = dedup_exact([str(tmp_path / "a.jsonl")], str(tmp_path / "out"), config)
+    assert report["warnings"] == []
+    removed = pq.read_table(tmp_path / "out" / "removed").to_pylist()
+    assert {row["kept_row"] for row in removed} == {kept}
+
+
+def test_values_that_cannot_be_ordered(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a", "a"], "tags": [["x"], ["y"]]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"'tags' decides .* must hold strings or numbers, it holds list"):
+        dedup_exact(
+            [str(tmp_path / "a.parquet")], str(tmp_path / "out"), ExactDedupConfig(priority=("tags=x,y",))
+        )

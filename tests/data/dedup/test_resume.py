@@ -1,5 +1,6 @@
 """Runs of deduplication that are killed, changed and started again."""
 
+import json
 import os
 import signal
 import subprocess
@@ -235,10 +236,12 @@ def test_another_recipe_never_takes_what_is_there(stop: int, tmp_path: Path) -> 
     work([str(folder)], str(out), config, execute=ALONE, keep_work=True)
     with pytest.raises(StoppedError):
         work([str(folder)], str(out), other, execute=ALONE, progress=progress, keep_work=True)
-    assert not (out / "report.json").exists()
-    work([str(folder)], str(out), config, execute=ALONE)
     work([str(folder)], str(tmp_path / "plain"), config, execute=ALONE)
-    assert contents(out) == contents(tmp_path / "plain")
+    plain = contents(tmp_path / "plain")
+    left = {k: v for k, v in contents(out).items() if not k.startswith("work")}
+    assert left == plain or not (out / "report.json").exists(), "whole until something takes its place"
+    work([str(folder)], str(out), config, execute=ALONE)
+    assert contents(out) == plain
 
 
 def test_a_file_that_changes_during_the_run(tmp_path: Path) -> None:
@@ -279,3 +282,53 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
                 work([str(folder)], str(out), config, execute=ALONE)
 
     work([str(folder)], str(out), config, execute=ALONE, progress=progress)
+
+
+def test_what_is_refused_takes_no_result_away(tmp_path: Path) -> None:
+    folder, out = corpus(tmp_path / "in"), tmp_path / "out"
+    work, config = WAYS["near"]
+    work([str(folder)], str(out), config, execute=ALONE)
+    before = contents(out)
+    (tmp_path / "bad.jsonl").write_text("no json\n" * 9)
+    other = config.model_copy(update={"threshold": 0.4})
+    exact, exact_config = WAYS["exact"]
+    for call, message in (
+        (lambda: work([str(tmp_path / "bad.jsonl")], str(out), config, execute=ALONE), "no documents"),
+        (lambda: work([str(folder)], str(out), other, execute=ALONE, dry_run=True), "a dry run would take"),
+        (
+            lambda: exact([str(folder)], str(out), exact_config, execute=ALONE),
+            "a result of `pylm dedup near`",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+        assert {k: v for k, v in contents(out).items() if not k.startswith("work")} == before
+
+
+def test_lists_that_are_gone_are_made_again(tmp_path: Path) -> None:
+    folder, out = corpus(tmp_path / "in"), tmp_path / "out"
+    work, config = WAYS["near"]
+    other = config.model_copy(update={"threshold": 0.4})
+    for recipe in (config, other, config):
+        work([str(folder)], str(out), recipe, execute=ALONE, dry_run=True)
+        assert list((out / "removed").iterdir())
+    work([str(folder)], str(out), config, execute=ALONE)
+    before = contents(out)
+    next((out / "removed").iterdir()).unlink()
+    work([str(folder)], str(out), config, execute=ALONE)
+    assert contents(out) == before
+
+
+def test_a_dry_run_that_becomes_a_run_is_not_complete_before_its_end(tmp_path: Path) -> None:
+    folder, out = corpus(tmp_path / "in"), tmp_path / "out"
+    work, config = WAYS["near"]
+    work([str(folder)], str(out), config, execute=ALONE, dry_run=True)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        del total
+        if stage == "apply" and done:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        work([str(folder)], str(out), config, execute=ALONE, progress=progress)
+    assert json.loads((out / "dedup.json").read_text())["status"] == "running"

@@ -15,6 +15,8 @@ from pylm.data.dedup.plan.reckoning import (
     MANY_READS,
     SLOWDOWN,
     Size,
+    a_whole,
+    check_numbers,
     exactly,
     plan_stages,
     share_of,
@@ -41,6 +43,8 @@ _VERIFY_TEXT_FACTOR = 1.6
 _CANDIDATE_BYTES, _COPY_BYTES = 16, 80
 _GATHER_SECONDS_A_BYTE = 8e-9
 """To copy a candidate's text and write it."""
+_VERIFY_SECONDS_A_BYTE = 5e-9
+"""Where a sample has too few candidates to tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +143,7 @@ def plan_near(
     Raises:
         InputError: an input cannot be used, or a number is out of range.
     """
+    check_numbers(num_workers, worker_memory_bytes, 2 * _BASE_BYTES, input_bytes, file_bytes)
     rates = measure_near(inputs, config, sample_bytes=sample_bytes, folder=folder, progress=progress)
     return predict_near(
         rates,
@@ -207,7 +212,8 @@ def predict_near(
 
     gather_copy = rates.candidate_share * rates.text_bytes * _GATHER_SECONDS_A_BYTE
     gather_read = max(rates.seconds["gather"] - gather_copy, rates.seconds["gather"] / 4) * scale
-    verify_rate = rates.seconds["verify"] / max(rates.candidate_share * rates.text_bytes, 1)
+    compared = rates.candidate_share * rates.text_bytes
+    verify_rate = rates.seconds["verify"] / compared if compared > 1 << 20 else _VERIFY_SECONDS_A_BYTE
     factor = {stage: slowdown(rates, stage) for stage in STAGES}
     factor["connect"] = max(factor["connect"], _CONNECT_SLOWDOWN)
     seconds = {
@@ -220,8 +226,11 @@ def predict_near(
     seconds["verify"] = candidates.times(verify_rate, verify_rate * factor["verify"])
     for stage in ("sign", "gather", "apply"):
         seconds[stage] = seconds[stage].plus(Range(1, SLOWDOWN).times(size.fetch_seconds))
-    pairs = rates.left("candidates") / max(rates.candidate_share, 1e-9) * scale
-    verdicts = rates.left("verdicts") / max(rates.exact_share + rates.near_share, 1e-9) * scale
+    pairs = (
+        a_whole(rates.left("candidates"), rates.candidate_share, 16 * rates.bands * rates.documents) * scale
+    )
+    gone = rates.exact_share + rates.near_share
+    verdicts = a_whole(rates.left("verdicts"), gone, 32 * rates.documents) * scale
     stages = plan_stages(
         size,
         seconds,

@@ -30,6 +30,7 @@ class Size:
         worker_memory: bytes that each may take.
         read_seconds: to open a file and read a part of it.
         fetch_seconds: to get all of the input once from where it is; 0 for files of this machine.
+        piece: bytes on disk of the largest part of a file that no split divides.
     """
 
     size: int
@@ -41,6 +42,7 @@ class Size:
     worker_memory: int
     read_seconds: float
     fetch_seconds: float
+    piece: int
 
     @classmethod
     def of(
@@ -60,15 +62,7 @@ class Size:
         Raises:
             InputError: a number is out of range.
         """
-        if num_workers < 0:
-            raise InputError(
-                f"num_workers must be at least 0, got {num_workers}; 0 takes this machine's cores"
-            )
-        if worker_memory < least_memory:
-            raise InputError(
-                f"a worker needs at least {least_memory / GB:.2f} GB of memory, got "
-                f"{worker_memory / GB:g} GB; raise worker_memory_bytes, or --worker-memory-gb"
-            )
+        check_numbers(num_workers, worker_memory, least_memory, input_bytes, file_bytes)
         for name, share in shares.items():
             if share is not None and not 0 <= share <= 1:
                 raise InputError(f"{name} must be between 0 and 1, got {share:g}; 0.2 is 20 %")
@@ -85,13 +79,50 @@ class Size:
             worker_memory=worker_memory,
             read_seconds=rates.read_seconds if read_seconds is None else read_seconds,
             fetch_seconds=size / 1e6 / rates.fetch_mb_s if rates.fetch_mb_s else 0.0,
+            piece=rates.piece_bytes,
         )
 
     def splits(self, split_bytes: int, docs_a_byte: float) -> int:
         """Give the number of splits; none crosses files."""
         a_file = self.size / self.files
-        by_rows = math.ceil(docs_a_byte * a_file / MOST_SPLIT_ROWS)
+        split_bytes = max(split_bytes, self.piece)
+        by_rows = 0 if self.piece >= a_file else math.ceil(docs_a_byte * a_file / MOST_SPLIT_ROWS)
         return max(1, round(self.files * max(1, math.ceil(a_file / split_bytes), by_rows)))
+
+
+def check_numbers(
+    num_workers: int,
+    worker_memory: int,
+    least_memory: int,
+    input_bytes: int | None = None,
+    file_bytes: int | None = None,
+) -> None:
+    """Refuse numbers that mean nothing.
+
+    Raises:
+        InputError: one is out of range; names it.
+    """
+    if num_workers < 0:
+        raise InputError(f"num_workers must be at least 0, got {num_workers}; 0 takes this machine's cores")
+    if worker_memory < least_memory:
+        raise InputError(
+            f"a worker needs at least {least_memory / GB:.2f} GB of memory, got "
+            f"{worker_memory / GB:g} GB; raise worker_memory_bytes, or --worker-memory-gb"
+        )
+    for name, number in (("input_bytes", input_bytes), ("file_bytes", file_bytes)):
+        if number is not None and number < 1:
+            raise InputError(f"{name} must be at least 1, got {number}")
+
+
+def a_whole(seen: float, share: float, most: float) -> float:
+    """Give the bytes that files would have if all documents were in them.
+
+    Args:
+        seen: bytes of a sample's files, heads included.
+        share: of its documents, or texts, that are in them.
+        most: that they may have, taken where the share says too little.
+    """
+    return min(most, seen / share) if share > 0 else most
 
 
 def exactly(number: float) -> Range:

@@ -21,6 +21,7 @@ from pylm.data.dedup.blocks import read_block
 from pylm.data.dedup.corpus import Split, list_splits, open_parquet, read_rows, total_bytes
 from pylm.data.dedup.run import Progress
 from pylm.data.dedup.signing import CorpusConfig
+from pylm.data.documents import first_line
 from pylm.data.executors import Executor, Item, Result
 from pylm.errors import InputError
 
@@ -47,6 +48,7 @@ class Rates:
         output_bytes: of survivors and lists of what went.
         read_seconds: to open a file of a stage and read one block.
         fetch_mb_s: at which one process gets the input from a store; None for files of this machine.
+        piece_bytes: largest part of a file on disk that no split divides: a row group, a compressed file.
     """
 
     likeness: ClassVar[str]
@@ -64,6 +66,7 @@ class Rates:
     output_bytes: int
     read_seconds: float
     fetch_mb_s: float | None = None
+    piece_bytes: int = 0
 
     @property
     def found(self) -> str:
@@ -142,12 +145,15 @@ def run_sample(
     cut = max(1, sample_bytes // _SAMPLE_PLACES)
     splits = list_splits(inputs, columns=config.columns(), split_bytes=cut)
     corpus_bytes = total_bytes(splits)
-    step = max(1.0, len(splits) / _SAMPLE_PLACES) if corpus_bytes > sample_bytes else 1.0
-    chosen = [splits[int(i * step)] for i in range(int(len(splits) / step))]
+    places, limit = len(splits), 1 << 62  # all of them
+    if corpus_bytes > sample_bytes:
+        places = min(places, max(_SAMPLE_PLACES, sample_bytes * len(splits) // corpus_bytes))
+        limit = max(1, sample_bytes // places)
+    chosen = [splits[i * len(splits) // places] for i in range(places)]
     with TemporaryDirectory(prefix="pylm-plan-", dir=folder) as temporary:
         sample = Path(temporary) / "sample"
         sample.mkdir()
-        sizes = [_copy(split, sample / f"{i:05d}", cut) for i, split in enumerate(chosen)]
+        copied = [_copy(split, sample / f"{i:05d}", limit) for i, split in enumerate(chosen)]
         if len(chosen) < least_files:
             for path in list(sample.iterdir()):
                 _halve(path)
@@ -162,12 +168,13 @@ def run_sample(
                 name = path.parent.name
                 work_bytes[name] = work_bytes.get(name, 0) + path.stat().st_size
         fields = {
-            "input_bytes": sum(path.stat().st_size for path in sample.iterdir()),
+            "input_bytes": max(1, min(corpus_bytes, round(sum(taken for taken, _, _ in copied)))),
             "corpus_bytes": corpus_bytes,
             "corpus_files": len({split.path for split in splits}),
             "documents": int(report["documents"]),
             "text_bytes": int(report["bytes"]),
-            "row_group_bytes": max(sizes),
+            "row_group_bytes": max(size for _, size, _ in copied),
+            "piece_bytes": max(piece for _, _, piece in copied),
             "seconds": timer.seconds,
             "clock_seconds": timer.clock_seconds,
             "work_bytes": work_bytes,
@@ -217,17 +224,24 @@ class _Timer:
             yield result
 
 
-def _copy(split: Split, path: Path, limit_bytes: int) -> int:
-    """Copy about so many bytes of a split; give the size of its largest row group, decoded."""
+def _copy(split: Split, path: Path, limit_bytes: int) -> tuple[float, int, int]:
+    """Copy about so many bytes of a split.
+
+    Returns:
+        The bytes on disk that the copied rows take in the input; the size of the largest row group, decoded;
+        and of the largest part that no split divides.
+    """
+    size = storage.size(split.path)
     if split.kind == "jsonl":
-        _copy_lines(split, path, limit_bytes)
-        return 0
+        whole = Path(split.path).suffix in _CODECS or not storage.is_local(split.path)
+        return _copy_lines(split, path, limit_bytes), 0, size if whole else 0
     with open_parquet(split.path) as file:
         schema = file.schema_arrow
         stop = file.num_row_groups if split.stop is None else split.stop
         groups = [file.metadata.row_group(i) for i in range(split.start, stop)]
+        all_rows = max(1, file.metadata.num_rows)
     if not groups:
-        return 0
+        return 0.0, 0, 0
     columns = [group.column(i) for group in groups for i in range(group.num_columns)]
     stored = sum(column.total_compressed_size for column in columns)
     num_rows = max(1, sum(group.num_rows for group in groups))
@@ -236,6 +250,7 @@ def _copy(split: Split, path: Path, limit_bytes: int) -> int:
     largest = max(group.num_rows for group in groups)
     # Row groups as large as the input's: what a stage holds in memory depends on them.
     waiting: list[pa.RecordBatch] = []
+    taken = 0
     with pq.ParquetWriter(path.with_suffix(".parquet"), schema, compression=_known(codec)) as writer:
 
         def flush() -> None:
@@ -247,10 +262,12 @@ def _copy(split: Split, path: Path, limit_bytes: int) -> int:
             if first >= wanted:
                 break
             waiting.append(batch.slice(0, wanted - first))
+            taken += len(waiting[-1])
             if sum(map(len, waiting)) >= largest:
                 flush()
         flush()
-    return max(int(group.total_byte_size) for group in groups)
+    piece = max(sum(g.column(i).total_compressed_size for i in range(g.num_columns)) for g in groups)
+    return size * taken / all_rows, max(int(group.total_byte_size) for group in groups), int(piece)
 
 
 def _halve(path: Path) -> None:
@@ -282,8 +299,17 @@ def _known(codec: str) -> str:
     return codec if codec in ("snappy", "gzip", "brotli", "zstd", "lz4") else "none"
 
 
-def _copy_lines(split: Split, path: Path, limit_bytes: int) -> None:
-    """Copy lines from the beginning of a split on, compressed as they were."""
+def _copy_lines(split: Split, path: Path, limit_bytes: int) -> float:
+    """Copy lines from the beginning of a split on, compressed as they were; give the bytes that were read."""
+    try:
+        return _copy_open_lines(split, path, limit_bytes)
+    except OSError as error:
+        raise InputError(
+            f"{split.path}: cannot be read ({first_line(error)}); fetch or write it again"
+        ) from error
+
+
+def _copy_open_lines(split: Split, path: Path, limit_bytes: int) -> float:
     suffix = Path(split.path).suffix
     codec = _CODECS.get(suffix)
     target = path.with_suffix(f".jsonl{suffix}" if codec else ".jsonl")
@@ -297,14 +323,20 @@ def _copy_lines(split: Split, path: Path, limit_bytes: int) -> None:
         )
         raw = stack.enter_context(target.open("wb"))
         sink = stack.enter_context(pa.CompressedOutputStream(pa.PythonFile(raw), codec)) if codec else raw
+        begin = stream.tell()
         rest, taken, step = b"", False, max(1, min(1 << 20, limit_bytes // 4))
-        while raw.tell() < limit_bytes or not taken:
-            block = source.read(step)
+        # What a decompressor has read ahead is not copied yet.
+        while (raw.tell() if codec else stream.tell() - begin) < limit_bytes or not taken:
+            left = step if split.stop is None else split.stop - stream.tell()
+            block = source.read(min(step, left)) if left > 0 else b""
             lines, newline, rest = (rest + block).rpartition(b"\n")
+            if not block and left <= 0 and rest:  # the line that the end of the split cuts is its own
+                rest += source.readline()
             sink.write(lines + newline if block else rest)
             taken = taken or bool(newline)
             if not block:
                 break
+        return float(stream.tell() - begin)
 
 
 def _time_read(folder: Path) -> float:

@@ -15,6 +15,8 @@ from pylm.data.dedup.plan.reckoning import (
     NONE,
     SLOWDOWN,
     Size,
+    a_whole,
+    check_numbers,
     exactly,
     plan_stages,
     share_of,
@@ -175,6 +177,7 @@ def plan_substrings(
     Raises:
         InputError: an input cannot be used, a number is out of range, or the recipe has `against`.
     """
+    check_numbers(num_workers, worker_memory_bytes, 2 * _BASE_BYTES, input_bytes, file_bytes)
     rates = measure_substrings(inputs, config, sample_bytes=sample_bytes, folder=folder, progress=progress)
     return predict_substrings(
         rates,
@@ -248,6 +251,7 @@ def predict_substrings(
     mapped = min(settings["split_bytes"], size.size / num_splits)
     split_text = max(text / num_splits, rates.row_group_bytes)
     dense = _BYTES_A_KEY * keys_a_byte(config.min_bytes)
+    spans = 28 * rates.text_bytes / config.min_bytes
     partition_keys = KEY_BYTES * rates.num_keys * scale / partitions
     stages = plan_stages(
         size,
@@ -285,7 +289,7 @@ def predict_substrings(
             "repeats": contexts.times(8),
             "contexts": moved,
             "compare": moved.times(rates.left("compared") / max(rates.left("contexts"), 1)),
-            "spans": removed.times(rates.left("spans") / max(rates.repeated_share, 1e-9) * scale),
+            "spans": removed.times(a_whole(rates.left("spans"), rates.repeated_share, spans) * scale),
         },
         rounds={"keys": num_splits, "repeats": partitions},
     )
