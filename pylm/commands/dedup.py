@@ -93,7 +93,7 @@ def near_command(
     """Remove documents that are nearly the same as one that stays.
 
     Compares sets of n-grams of words: MinHash finds candidates, the texts decide. A worker needs memory for
-    one split or one partition, however large the corpus.
+    one split or one partition, however large the corpus; one task, `connect`, for a table of all documents.
 
     With --index, next month's crawl is compared with itself and with all crawls before, without their texts.
 
