@@ -108,6 +108,16 @@ IndexOption = Annotated[
 NoAddOption = Annotated[bool, typer.Option("--no-add", help="Leave the index as it is.")]
 
 
+_OPTIONS = {
+    "num_partitions": "partitions",
+    "split_bytes": "split-mb",
+    "verify_bytes": "verify-mb",
+    "partition_bytes": "partition-mb",
+    "keep_copies": "keep",
+}
+"""Options that are not called as the fields of the recipes are."""
+
+
 def configure(kind: Any, **options: object) -> Any:
     """Make a configuration; say in one line what is wrong with an option."""
     from pydantic import ValidationError
@@ -118,7 +128,8 @@ def configure(kind: Any, **options: object) -> Any:
         config = kind(**options)
     except ValidationError as error:
         fault = error.errors()[0]
-        name = str(fault["loc"][0]).replace("_", "-")
+        field = str(fault["loc"][0])
+        name = _OPTIONS.get(field, field.replace("_", "-"))
         raise InputError(f"--{name}: {fault['msg'].lower()}, got {fault['input']!r}") from error
     config.rules  # noqa: B018 - says what is wrong with the priorities
     return config

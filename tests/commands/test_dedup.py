@@ -86,6 +86,13 @@ def test_plan(command: str, corpus: Path, tmp_path: Path, capsys: pytest.Capture
     ]
 
 
+def test_a_fault_is_said_of_the_option(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["dedup", "exact", corpus, "--out", tmp_path / "out", "--partitions", 70_000]) == 2
+    assert "pylm: --partitions: " in capsys.readouterr().err
+
+
 def test_a_plan_of_a_recipe_that_is_none(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["dedup", "plan", "near", corpus, "--threshold", 2]) == 2
     assert "--threshold" in capsys.readouterr().err
@@ -234,7 +241,7 @@ def test_wrong_executors(
 def test_a_result_among_the_inputs(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It would be read with them by the next command."""
     assert run(["dedup", "exact", corpus, "--out", corpus / "clean"]) == 2
-    assert f"{corpus / 'clean'}: lies in the input folder {corpus}" in capsys.readouterr().err
+    assert f"{corpus / 'clean'}: lies in the input {corpus}" in capsys.readouterr().err
     assert not (corpus / "clean").exists()
 
 

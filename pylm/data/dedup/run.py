@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import cached_property, partial
 from typing import Any, TypeAlias
 
@@ -500,15 +501,15 @@ def _require_outside(out: str, inputs: Sequence[str], splits: Sequence[Split]) -
     """Refuse inputs in the folder of the result, which may be cleared, and a result among the inputs."""
     for given in inputs:
         if storage.is_local(given) and storage.is_local(out):
-            inside = (
-                local_path(given).is_dir()
-                and local_path(given).resolve() in local_path(out).resolve().parents
-            )
+            place = local_path(given)
+            inside = place.is_dir() and place.resolve() in local_path(out).resolve().parents
+            if not place.exists():  # a glob, which would match the result
+                inside = fnmatch(str(local_path(out).absolute()), str(place.absolute()))
         else:
             inside = out.startswith(storage.join(given, "x")[:-1])
         if inside:
             raise InputError(
-                f"{out}: lies in the input folder {given}, and would be read as a part of it next time; "
+                f"{out}: lies in the input {given}, and would be read as a part of it next time; "
                 "choose another folder with --out"
             )
     for path in dict.fromkeys(split.path for split in splits):

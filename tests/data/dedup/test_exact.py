@@ -133,3 +133,12 @@ def test_folders_of_a_store_are_read_to_their_ground(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds other files"):
         dedup_exact([str(tmp_path / "3" / "documents")], "memory://deep", ExactDedupConfig())
     storage.remove_folder("memory://deep")
+
+
+def test_results_that_a_glob_of_inputs_would_match(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.jsonl").write_text('{"text": "a"}\n')
+    for out in ("raw/clean", "raw/clean/deeper"):
+        with pytest.raises(InputError, match=r"lies in the input .*raw/\*, and would be read"):
+            dedup_exact([str(tmp_path / "raw" / "*")], str(tmp_path / out), ExactDedupConfig())
+    dedup_exact([str(tmp_path / "raw" / "*.jsonl")], str(tmp_path / "raw" / "clean"), ExactDedupConfig())
