@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import fsspec
 import numpy as np
@@ -30,6 +31,9 @@ SPLIT_BYTES = 128 << 20
 MOST_SPLIT_ROWS = 1 << 20
 """A split of short documents ends here, so that a task's memory has a bound."""
 _BATCH_BYTES = 16 << 20
+_PACKED_ROWS = 64
+_DICTIONARY_BYTES = 2 << 20
+"""Of values, at most; 1 MiB is usual."""
 _ROW_GROUP_BYTES = 64 << 20
 _ROW_GROUP_ROWS = 1 << 16
 _JSONL = tuple(f".{x}{y}" for x in ("jsonl", "ndjson", "json") for y in ("", ".gz", ".zst"))
@@ -252,12 +256,53 @@ def read_rows(
                 num_rows = max(1, min(8192, _BATCH_BYTES * row_group.num_rows // size))
                 row = first
                 names = None if columns is None else list(dict.fromkeys(columns))
-                for batch in file.iter_batches(
-                    num_rows, row_groups=[number], columns=names, use_threads=False
-                ):
+                for batch in _read_group(file, number, names, num_rows):
                     yield row, batch
                     row += len(batch)
             first = end
+
+
+def _read_group(
+    file: pq.ParquetFile, number: int, columns: Sequence[str] | None, num_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Read a row group in batches of so many rows, or fewer where values of a dictionary come to more."""
+    read = partial(file.iter_batches, row_groups=[number], columns=columns, use_threads=False)
+    if not _is_packed(file.metadata.row_group(number), columns):
+        yield from read(num_rows)
+        return
+    waiting: list[pa.RecordBatch] = []
+    for batch in read(min(num_rows, _PACKED_ROWS)):
+        waiting.append(batch)
+        if sum(x.nbytes for x in waiting) >= _BATCH_BYTES or sum(map(len, waiting)) >= num_rows:
+            yield from _joined(waiting)
+            waiting = []
+    yield from _joined(waiting)
+
+
+def _is_packed(group: Any, columns: Sequence[str] | None) -> bool:
+    """Say whether values may be many times as large as what is stored: all in a dictionary.
+
+    A writer gives a dictionary up that has grown too large, after which each value is stored.
+    """
+    for place in range(group.num_columns):
+        column = group.column(place)
+        if columns is not None and column.path_in_schema.partition(".")[0] not in columns:
+            continue
+        most = _DICTIONARY_BYTES + 4 * column.num_values
+        if "_DICTIONARY" in " ".join(column.encodings) and column.total_uncompressed_size <= most:
+            return True
+    return False
+
+
+def _joined(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """Put batches together, where Arrow can join their types."""
+    if len(batches) < 2:
+        return batches
+    try:
+        joined: list[pa.RecordBatch] = pa.Table.from_batches(batches).combine_chunks().to_batches()
+    except pa.ArrowNotImplementedError:
+        return batches
+    return joined
 
 
 def texts_of(batch: pa.RecordBatch, column: str) -> pa.LargeStringArray:

@@ -12,6 +12,7 @@ from dedup_corpora import contents, make_rows, read_all, same, write_jsonl, writ
 from pylm import dedup
 from pylm.data import storage
 from pylm.data.dedup import ExactDedupConfig, dedup_exact
+from pylm.data.dedup.corpus import read_rows
 from pylm.data.executors import run_local
 from pylm.errors import InputError
 
@@ -142,3 +143,21 @@ def test_results_that_a_glob_of_inputs_would_match(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"lies in the input .*raw/\*, and would be read"):
             dedup_exact([str(tmp_path / "raw" / "*")], str(tmp_path / out), ExactDedupConfig())
     dedup_exact([str(tmp_path / "raw" / "*.jsonl")], str(tmp_path / "raw" / "clean"), ExactDedupConfig())
+
+
+def test_long_texts_of_a_dictionary_are_read_in_parts(tmp_path: Path) -> None:
+    """4,096 equal texts of 100 kB are a file of a few kB."""
+    path = tmp_path / "a.parquet"
+    texts = pa.DictionaryArray.from_arrays(np.zeros(4096, np.int32), ["x" * 100_000])
+    pq.write_table(pa.table({"text": texts.cast(pa.string())}), path)
+    assert path.stat().st_size < 1 << 20
+    sizes = []
+    rows = 0
+    for first, batch in read_rows(str(path), 0, None):
+        assert first == rows
+        rows += len(batch)
+        sizes.append(batch.nbytes)
+    assert rows == 4096
+    assert max(sizes) < 32 << 20
+    report = dedup_exact([str(path)], str(tmp_path / "out"), ExactDedupConfig())
+    assert report["left"]["documents"] == 1
