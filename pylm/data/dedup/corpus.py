@@ -31,7 +31,7 @@ SPLIT_BYTES = 128 << 20
 MOST_SPLIT_ROWS = 1 << 20
 """A split of short documents ends here, so that a task's memory has a bound."""
 _BATCH_BYTES = 16 << 20
-_PACKED_ROWS = 64
+_PACKED_ROWS = 256
 _DICTIONARY_BYTES = 2 << 20
 """Of values, at most; 1 MiB is usual."""
 _ROW_GROUP_BYTES = 64 << 20
@@ -289,7 +289,8 @@ def _is_packed(group: Any, columns: Sequence[str] | None) -> bool:
         if columns is not None and column.path_in_schema.partition(".")[0] not in columns:
             continue
         most = _DICTIONARY_BYTES + 4 * column.num_values
-        if "_DICTIONARY" in " ".join(column.encodings) and column.total_uncompressed_size <= most:
+        is_dictionary = column.physical_type == "BYTE_ARRAY" and "_DICTIONARY" in " ".join(column.encodings)
+        if is_dictionary and column.total_uncompressed_size <= most:
             return True
     return False
 
