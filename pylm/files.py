@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,24 @@ from typing import Any
 
 from pylm.errors import InputError
 
-_HOST = socket.gethostname()
 _STALE_SECONDS = 24 * 3600
+
+
+def name_processes() -> str:
+    """Name what numbers of processes are unique in: a machine since it was started, or a container there.
+
+    Containers may share the name of their host, and have processes of their own.
+    """
+    host = socket.gethostname()
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # no Linux
+        return host
+    return f"{host}.{zlib.crc32(space.encode()):08x}"
+
+
+_HOST = name_processes()
 
 
 def _sync(path: Path) -> None:
@@ -33,7 +50,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Works for files and for folders (a folder that is replaced is removed). A reader sees the old
     content, the new content, or nothing; never a part. Writers of the same path on several machines do not
     disturb each other, the last one stays. What a killed process leaves behind is named `.NAME.tmp-HOST-PID`
-    and is removed by the next writer of the same path on that machine, or after a day on another.
+    and is removed by the next writer of the same path on that machine or in that container, or elsewhere
+    after a day.
 
     Args:
         path: the final place; its parent is created.
@@ -68,10 +86,11 @@ def _is_stale(temporary: Path) -> bool:
         with contextlib.suppress(FileNotFoundError):
             return time.time() - temporary.stat().st_mtime > _STALE_SECONDS
         return False
-    return int(pid) == os.getpid() or not _is_running(int(pid))
+    return int(pid) == os.getpid() or not is_running(int(pid))
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Say whether a process of this machine, or of this container, is there."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -163,11 +163,23 @@ def publish(path: str) -> Iterator[Path]:
             hidden = f"{parent}/.{last}.tmp-{uuid.uuid4().hex}"
             try:
                 fs.put_file(str(temporary), hidden)
-                fs.mv(hidden, name)
+                _rename(fs, hidden, name)
             except BaseException:
                 with contextlib.suppress(OSError):
                     fs.rm_file(hidden)
                 raise
+
+
+def _rename(fs: Any, hidden: str, name: str) -> None:
+    """Give a file its name, on stores too that refuse, or do nothing, where that is taken (HDFS)."""
+    try:
+        fs.mv(hidden, name)
+    except Exception:
+        if not fs.exists(name):
+            raise
+    if fs.exists(hidden):
+        fs.rm_file(name)
+        fs.mv(hidden, name)
 
 
 @contextmanager

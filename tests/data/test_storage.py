@@ -4,6 +4,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -113,6 +114,26 @@ def test_an_upload_that_fails_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         put(path, b"new")
     assert storage.read_bytes(path) == b"old"
     assert storage.list_files(path.rpartition("/")[0]) == [path]
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_stores_whose_rename_does_not_replace(raises: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = f"memory://{uuid.uuid4().hex}/a.txt"
+    kind = type(fsspec.filesystem("memory"))
+    move = kind.mv
+
+    def refuse(self: Any, source: str, target: str, **options: Any) -> None:
+        if not self.exists(target):
+            move(self, source, target, **options)
+        elif raises:
+            raise FileExistsError(target)
+
+    monkeypatch.setattr(kind, "mv", refuse)
+    for content in (b"old", b"new", b"newer"):
+        put(path, content)
+        assert storage.read_bytes(path) == content
+    fs, folder = fsspec.core.url_to_fs(path.rpartition("/")[0])
+    assert [entry["name"].rpartition("/")[2] for entry in fs.ls(folder)] == ["a.txt"]
 
 
 def test_json(folder: str) -> None:

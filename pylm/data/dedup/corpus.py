@@ -5,12 +5,14 @@ Documents are numbered through the whole corpus, in the order of the inputs: doc
 `pylm.data.documents.SCHEMA`), so that all that follows reads one format; Parquet keeps all of its columns.
 """
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +25,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from pylm.data import readers, storage
-from pylm.data.documents import SCHEMA, Piece, SourceConfig, first_line
+from pylm.data.documents import SCHEMA, Piece, SourceConfig, first_line, is_unicode
 from pylm.data.funnel import Tally
 from pylm.errors import InputError
 
@@ -31,6 +33,7 @@ SPLIT_BYTES = 128 << 20
 MOST_SPLIT_ROWS = 1 << 20
 """A split of short documents ends here, so that a task's memory has a bound."""
 _BATCH_BYTES = 16 << 20
+_SHOWN_FILES = 3
 _PACKED_ROWS = 256
 _DICTIONARY_BYTES = 2 << 20
 """Of values, at most; 1 MiB is usual."""
@@ -53,6 +56,9 @@ class Split:
         start: first row group of Parquet, first byte of JSON lines.
         stop: the end, exclusive; None for that of the file.
         state: changes when the file does.
+        part_bytes: of texts, from which a part of the split ends; 0 where the split is one part. Lines in a
+            compressed file or in a store are read from the beginning on, so the file is one split, whose
+            documents become parts.
     """
 
     source: str
@@ -61,16 +67,22 @@ class Split:
     start: int
     stop: int | None
     state: str
+    part_bytes: int = 0
 
     def name(self, recipe: object) -> str:
         """Give a name for what is made of the split: a hash of all that it depends on."""
         source = self.source if self.kind == "jsonl" else ""  # which stands in its documents
-        content = repr((recipe, self.path, self.kind, self.start, self.stop, self.state, source))
+        place = (self.path, self.kind, self.start, self.stop, self.state, self.part_bytes)
+        content = repr((recipe, *place, source))
         return xxhash.xxh3_128_hexdigest(content.encode("utf-8", "surrogateescape"))
 
 
 def list_splits(
-    inputs: Sequence[str], *, columns: Sequence[str], split_bytes: int = SPLIT_BYTES
+    inputs: Sequence[str],
+    *,
+    columns: Sequence[str],
+    split_bytes: int = SPLIT_BYTES,
+    warn: Callable[[str], None] | None = None,
 ) -> list[Split]:
     """Cut a corpus into splits, and look whether its files can be read.
 
@@ -79,17 +91,32 @@ def list_splits(
             folder or glob in that of their names.
         columns: that every Parquet file must have, the first of them with texts.
         split_bytes: size on disk from which a split ends, at the next row group.
+        warn: told of files in folders and globs that are of another format, and are left out.
 
     Raises:
         InputError: nothing there, a file of another format, a damaged one, or one without such a column.
     """
     files: dict[str, tuple[str, str]] = {}
     for given in inputs:
-        for path in _list_files(given):
+        listed = _list_files(given)
+        for path in (found := [path for path in listed if path.endswith(_SUFFIXES)]):
+            if not is_unicode(path):
+                raise InputError(f"{path!a}: a name that is not UTF-8; rename the file or folder")
             files.setdefault(str(Path(path).resolve()) if storage.is_local(path) else path, (given, path))
+        if not found:
+            raise InputError(f"{given}: no files whose names end in {', '.join(_SUFFIXES)}")
+        if warn is not None and len(found) < len(listed):
+            warn(_say_left_out(given, [path for path in listed if not path.endswith(_SUFFIXES)]))
     with ThreadPoolExecutor(16) as pool:
         cut = pool.map(lambda pair: _cut(pair[0], pair[1], columns, split_bytes), files.values())
         return [split for splits in cut for split in splits]
+
+
+def _say_left_out(given: str, paths: Sequence[str]) -> str:
+    names = [Path(path).name.encode("utf-8", "replace").decode() for path in paths]
+    shown = ", ".join(names[:_SHOWN_FILES]) + (", ..." if len(names) > _SHOWN_FILES else "")
+    endings = ", ".join(_SUFFIXES)
+    return f"{given}: left out {len(names)} files, whose names do not end in {endings}: {shown}"
 
 
 def total_bytes(splits: Sequence[Split]) -> int:
@@ -98,6 +125,7 @@ def total_bytes(splits: Sequence[Split]) -> int:
 
 
 def _list_files(given: str) -> list[str]:
+    """List the files of an input, of whatever format where it is a folder or glob; no hidden ones."""
     if not given:
         raise InputError("an input has no name; give files, folders or globs")
     if storage.is_local(given):
@@ -111,8 +139,7 @@ def _list_files(given: str) -> list[str]:
         return [given]
     else:
         found = storage.list_tree(given)
-    found = [path for path in found if path.endswith(_SUFFIXES)]
-    return found or _none_at(given)
+    return found
 
 
 def _list_local(given: str) -> list[str]:
@@ -130,19 +157,12 @@ def _list_local(given: str) -> list[str]:
             folders = []
         if not folders:
             raise InputError(f"{given}: nothing there; give a file, a folder or a glob")
-    found = [
+    return [
         str(path)
         for folder in folders
         for path in ([folder] if folder.is_file() else sorted(folder.rglob("*")))
-        if path.name.endswith(_SUFFIXES)
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
-    return found or _none_at(given)
-
-
-def _none_at(given: str) -> list[str]:
-    raise InputError(f"{given}: no files whose names end in {', '.join(_SUFFIXES)}")
 
 
 def local_path(path: str) -> Path:
@@ -167,12 +187,19 @@ def state_of(path: str) -> str:
 def _cut(source: str, path: str, columns: Sequence[str], split_bytes: int) -> list[Split]:
     state = state_of(path)
     if not path.endswith(".parquet"):
+        if is_read_whole(path):
+            return [Split(source, path, "jsonl", 0, None, state, split_bytes)]
         size = storage.size(path)
-        step = split_bytes if storage.is_local(path) and not path.endswith((".gz", ".zst")) else max(size, 1)
-        starts = range(0, max(size, 1), step)
         return [
-            Split(source, path, "jsonl", start, start + step if start + step < size else None, state)
-            for start in starts
+            Split(
+                source,
+                path,
+                "jsonl",
+                start,
+                start + split_bytes if start + split_bytes < size else None,
+                state,
+            )
+            for start in range(0, max(size, 1), split_bytes)
         ]
     with open_parquet(path) as file:
         _check_columns(path, file.schema_arrow, columns)
@@ -187,6 +214,11 @@ def _cut(source: str, path: str, columns: Sequence[str], split_bytes: int) -> li
             splits.append(Split(source, path, "parquet", begin, number, state))
             begin, size, rows = number, 0, 0
     return splits or [Split(source, path, "parquet", 0, 0, state)]
+
+
+def is_read_whole(path: str) -> bool:
+    """Say whether JSON lines are read from the beginning on: compressed ones, and those in a store."""
+    return not storage.is_local(path) or path.endswith((".gz", ".zst"))
 
 
 def _check_columns(path: str, schema: pa.Schema, columns: Sequence[str]) -> None:
@@ -311,30 +343,67 @@ def texts_of(batch: pa.RecordBatch, column: str) -> pa.LargeStringArray:
     return batch.column(column).cast(pa.large_string())
 
 
-def convert_jsonl(split: Split, text_field: str, out: str, tally: Tally) -> None:
-    """Write the documents of JSON lines as Parquet.
+def convert_jsonl(split: Split, text_field: str, path_of: Callable[[int], str], tally: Tally) -> int:
+    """Write the documents of JSON lines as Parquet, one file a part.
 
     Args:
         split: of JSON lines.
         text_field: that holds the text.
-        out: path of the Parquet file.
+        path_of: gives the path of a part's file.
         tally: gets the lines that are no documents.
+
+    Returns:
+        The number of parts, at least one.
 
     Raises:
         InputError: the file cannot be read.
     """
     source = SourceConfig(name=source_name(split.source), kind="jsonl", text_field=text_field)
-    with storage.fetch(split.path) as local, parquet_out(out, SCHEMA) as written:
-        for batch in readers.read_pieces(source, [Piece(str(local), split.start, split.stop)]):
-            for row in batch.bad_rows:
-                place = split.path + row.place.removeprefix(str(local))
-                key = ("read", row.reason, split.source)
-                tally.add(key, size_bytes=row.size_bytes, place=place, text=row.shown)
-            documents = batch.documents
-            if str(local) != split.path:  # ids are places where the lines have none
-                ids = pc.replace_substring(documents["id"], f"{local}@", f"{split.path}@")
-                documents = documents.set_column(0, SCHEMA.field(0), ids)
-            written.add(documents)
+    num_parts = 0
+    with storage.fetch(split.path) as local:
+        documents = _read_lines(source, split, str(local), tally)
+        for number, batches in itertools.groupby(_in_parts(documents, split.part_bytes), itemgetter(0)):
+            with parquet_out(path_of(number), SCHEMA) as written:
+                for _, batch in batches:
+                    written.add(batch)
+            num_parts = number + 1
+    if not num_parts:
+        with parquet_out(path_of(0), SCHEMA):
+            return 1
+    return num_parts
+
+
+def _read_lines(source: SourceConfig, split: Split, local: str, tally: Tally) -> Iterator[pa.RecordBatch]:
+    """Read documents from a copy of a split's file on this machine."""
+    for batch in readers.read_pieces(source, [Piece(local, split.start, split.stop)]):
+        for row in batch.bad_rows:
+            place = split.path + row.place.removeprefix(local)
+            tally.add(
+                ("read", row.reason, split.source), size_bytes=row.size_bytes, place=place, text=row.shown
+            )
+        documents = batch.documents
+        if local != split.path:  # ids are places where the lines have none
+            ids = pc.replace_substring(documents["id"], f"{local}@", f"{split.path}@")
+            documents = documents.set_column(0, SCHEMA.field(0), ids)
+        yield documents
+
+
+def _in_parts(batches: Iterable[pa.RecordBatch], part_bytes: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Cut batches where a part has so many bytes of texts, or `MOST_SPLIT_ROWS`; give each its part."""
+    number = size = rows = 0
+    for batch in batches:
+        ends = np.cumsum(pc.binary_length(batch["text"]).to_numpy(zero_copy_only=False), dtype=np.int64)
+        begin = 0
+        while begin < len(batch):
+            read = int(ends[begin - 1]) if begin else 0
+            end = len(batch)
+            if part_bytes:
+                full = int(np.searchsorted(ends, read + part_bytes - size)) + 1
+                end = min(end, full, begin + MOST_SPLIT_ROWS - rows)
+            yield number, batch.slice(begin, end - begin)
+            size, rows, begin = size + int(ends[end - 1]) - read, rows + end - begin, end
+            if part_bytes and (size >= part_bytes or rows >= MOST_SPLIT_ROWS):
+                number, size, rows = number + 1, 0, 0
 
 
 def source_name(given: str) -> str:

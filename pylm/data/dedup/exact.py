@@ -66,6 +66,8 @@ def dedup_exact(
     """
 
     def work(run: Run, tally: Tally) -> tuple[Sequence[str], dict[str, Any]]:
+        if config.unit == "url":
+            _check_addresses(run, config)
         verdicts = find_exact(run, config)
         clusters = count_found(run.folder, run.num_partitions)
         return STEPS[:1], remove_documents(run, tally, verdicts, clusters, dry_run=dry_run)
@@ -81,6 +83,26 @@ def dedup_exact(
         dry_run=dry_run,
         keep_work=keep_work,
     )
+
+
+def _check_addresses(run: Run, config: ExactDedupConfig) -> None:
+    """Say how many documents have no address, and stay for that.
+
+    Raises:
+        InputError: none has one.
+    """
+    parts = load_parts(run.parts_path)
+    num_docs = sum(part.num_docs for part in parts)
+    missing = num_docs - sum(part.num_compared for part in parts)
+    if missing == num_docs:
+        raise InputError(
+            f"{', '.join(run.inputs)}: no document has an address in {config.url_column!r}; name another "
+            "column, or field of JSON lines, with --url-column"
+        )
+    if missing:
+        run.warnings.append(
+            f"{missing:,} of {num_docs:,} documents have no address in {config.url_column!r}, and stay"
+        )
 
 
 def find_exact(run: Run, config: ExactDedupConfig) -> list[str]:

@@ -7,6 +7,7 @@ A rule is `COLUMN` (the largest number or latest date stays), `-COLUMN` (the lea
 import contextlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from pylm.data.documents import SCHEMA, first_line
 from pylm.errors import InputError
 
 LEAST = np.iinfo(np.int64).min
+_INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")
 _ZONE = r"[0-9:.](Z|[+-][0-9]{2}:?[0-9]{2})$"
 
 
@@ -75,7 +77,7 @@ def priority_keys(
     Raises:
         InputError: values that are neither numbers nor dates.
     """
-    column = _column(priority.column, batch)
+    column = _column(priority.column, batch, place)
     if priority.order:
         try:
             column = column.cast(pa.string())
@@ -105,14 +107,14 @@ def values_of(priority: Priority, keys: NDArray[np.int64]) -> list[str]:
     return [value for rank, value in enumerate(priority.order) if (keys == -rank).any()]
 
 
-def _column(name: str, batch: pa.RecordBatch) -> pa.Array:
+def _column(name: str, batch: pa.RecordBatch, place: str) -> pa.Array:
     if name in batch.schema.names and not batch.schema.equals(SCHEMA):
         column = batch.column(name)
         return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
     values = fields_of(name, batch)
     if any(isinstance(value, str) for value in values):
         return pa.array([None if value is None else str(value) for value in values], pa.string())
-    return pa.array([_as_float(x) if isinstance(x, int | float) else None for x in values], pa.float64())
+    return pa.array([_as_float(x, name, place) for x in values], pa.float64())
 
 
 def fields_of(name: str, batch: pa.RecordBatch) -> list[Any]:
@@ -123,7 +125,7 @@ def fields_of(name: str, batch: pa.RecordBatch) -> list[Any]:
         batch: documents, with the columns of `documents.SCHEMA`.
 
     Returns:
-        Values of JSON; None where a line has none. An id that is a number is a string here, or a float where
+        Values of JSON; None where a line has none. An id that is a number is a string here, or a number where
         all are.
     """
     metas = batch.column("meta").to_pylist()
@@ -134,15 +136,28 @@ def fields_of(name: str, batch: pa.RecordBatch) -> list[Any]:
     elif name == "id":
         values = batch.column(name).to_pylist()
         with contextlib.suppress(ValueError):
-            values = [float(value) for value in values]
+            values = [int(value) if _INTEGER.fullmatch(value) else float(value) for value in values]
     return values
 
 
-def _as_float(number: int | float) -> float:
-    try:
-        return float(number)
-    except OverflowError:
-        return math.inf if number > 0 else -math.inf
+def _as_float(value: object, name: str, place: str) -> float | None:
+    """Turn a number of JSON into a float, infinite where it is too large for one.
+
+    Raises:
+        InputError: an integer that none equals, which would count as equal to others.
+    """
+    if isinstance(value, int):
+        try:
+            number = float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf
+        if number != value:
+            raise InputError(
+                f"{place}: the field {name!r} decides which copy stays and holds {value}; integers beyond "
+                "2^53 are not told apart in JSON lines: write Parquet, where a column of int64 holds them"
+            )
+        return number
+    return value if isinstance(value, float) else None
 
 
 def _comparable(name: str, column: pa.Array, place: str) -> tuple[pa.Array, str]:

@@ -16,7 +16,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from functools import cached_property, partial
 from typing import Any, TypeAlias
 
@@ -37,6 +36,14 @@ from pylm.data.dedup.indexed import (
     require_not_added,
 )
 from pylm.data.dedup.lease import hold_remote
+from pylm.data.dedup.places import (
+    documents_path,
+    remove_unfinished,
+    removed_path,
+    require_apart,
+    require_empty,
+    require_outside,
+)
 from pylm.data.dedup.priorities import check_kinds, check_values
 from pylm.data.dedup.signing import (
     FORMAT,
@@ -159,7 +166,7 @@ class Run:
         self.parts_path = storage.join(self.folder, "parts.json")
         self.sources_path = storage.join(self.folder, "sources.json") if self.sources else ""
         if not known:
-            _require_empty(self.out)
+            require_empty(self.out)
         if is_same:
             is_added = crawl is not None and crawl.is_complete
             missing = wanted is not None and wanted.adds and not is_added
@@ -302,14 +309,26 @@ class Run:
         parts: list[Part] = []
         first, file_row = 0, {split.path: 0 for split in splits}
         for split, counted in zip(splits, counts, strict=True):
-            num_docs = counted["documents"]
             start, stop = (0, None) if split.kind == "jsonl" else (split.start, split.stop)
-            documents, blocks = self.signing.documents(split), self.signing.blocks(split)
-            row = file_row[split.path]
-            parts.append(Part(split, blocks, documents, start, stop, first, num_docs, counted["bytes"], row))
-            first, file_row[split.path] = first + num_docs, row + num_docs
+            for number, counts_of_part in enumerate(counted["parts"]):
+                num_docs = counts_of_part["documents"]
+                part = Part(
+                    split=split,
+                    blocks=self.signing.blocks(split, number),
+                    path=self.signing.documents(split, number),
+                    start=start,
+                    stop=stop,
+                    first=first,
+                    num_docs=num_docs,
+                    num_bytes=counts_of_part["bytes"],
+                    num_compared=counts_of_part["compared"],
+                    file_row=file_row[split.path],
+                )
+                parts.append(part)
+                first, file_row[split.path] = first + num_docs, part.file_row + num_docs
         if not first:
-            raise InputError(f"{', '.join(inputs)}: no documents; check the inputs")
+            fault = self._say_bad_rows(tally, list(tally.documents), "none is a document")
+            raise InputError(fault or f"{', '.join(inputs)}: no documents; check the inputs")
         if not storage.exists(path):
             save_parts(path, parts)
         return tally
@@ -320,35 +339,45 @@ class Run:
         """Refuse an input of which too many lines are no documents."""
         for source in dict.fromkeys(split.source for split in splits):
             num_docs = sum(
-                x["documents"] for x, split in zip(counts, splits, strict=True) if split.source == source
+                part["documents"]
+                for counted, split in zip(counts, splits, strict=True)
+                if split.source == source
+                for part in counted["parts"]
             )
             bad = [key for key in tally.documents if key[2] == source]
             num_bad = sum(tally.documents[key] for key in bad)
-            if num_bad > self.config.max_bad_fraction * (num_docs + num_bad):
-                key = min(bad, key=lambda key: -tally.documents[key])
-                place, shown = tally.samples[key][0]
-                expected = EXPECTED[key[1]].format(field=self.config.text_column)
-                raise InputError(
-                    f"{line_of(place)}: {expected}, got {shown!r} ({num_bad} of {num_docs + num_bad} lines "
-                    f"of {source} are no documents, and a share of {self.config.max_bad_fraction:g} may "
-                    "be left out; --max-bad-fraction raises that)"
+            most = self.config.max_bad_fraction
+            if num_bad > most * (num_docs + num_bad):
+                why = (
+                    f"{num_bad} of {num_docs + num_bad} lines of {source} are no documents, and a share of "
+                    f"{most:g} may be left out; --max-bad-fraction raises that"
                 )
+                raise InputError(self._say_bad_rows(tally, bad, why))
+
+    def _say_bad_rows(self, tally: Tally, keys: Sequence[tuple[str, str, str]], why: str) -> str:
+        """Show one of the most frequent lines that are no documents; "" where there are none."""
+        if not keys:
+            return ""
+        key = min(keys, key=lambda key: -tally.documents[key])
+        place, shown = tally.samples[key][0]
+        expected = EXPECTED[key[1]].format(field=self.config.text_column)
+        return f"{line_of(place)}: {expected}, got {shown!r} ({why})"
 
     def apply(self, work: Callable[[tuple[int, str]], None], *, dry_run: bool) -> list[dict[str, Any]]:
         """Do the last stage.
 
         Args:
-            work: gets a split's number and the path of a JSON file, and writes that file last, the split's
+            work: gets a part's number and the path of a JSON file, and writes that file last, the part's
                 documents before.
             dry_run: whether it writes no documents.
 
         Returns:
-            What is in the JSON file of every split.
+            What is in the JSON file of every part.
         """
         self.check_held()
         self._clear()
         folder = storage.join(self.folder, "found" if dry_run else "applied")
-        outputs = [storage.join(folder, f"{i:05d}.json") for i in range(len(self.splits))]
+        outputs = [storage.join(folder, f"{i:05d}.json") for i in range(len(load_parts(self.parts_path)))]
         names = ("removed",) if dry_run else ("documents", "removed")
         there = {path for name in names for path in storage.list_files(storage.join(self.out, name))}
         for number, path in enumerate(outputs):
@@ -363,38 +392,6 @@ class Run:
 
 def _hash(content: object) -> str:
     return xxhash.xxh3_128_hexdigest(repr(content).encode("utf-8", "surrogateescape"))
-
-
-def remove_unfinished(folder: str) -> None:
-    """Remove what killed writers left in a folder of this machine."""
-    if storage.is_local(folder):
-        for path in local_path(folder).glob(".*.tmp-*"):
-            path.unlink(missing_ok=True)
-
-
-def documents_path(out: str, number: int) -> str:
-    """Give the path of a split's survivors."""
-    return storage.join(out, "documents", f"{number:05d}.parquet")
-
-
-def removed_path(out: str, number: int) -> str:
-    """Give the path of what a split lost."""
-    return storage.join(out, "removed", f"{number:05d}.parquet")
-
-
-def _require_empty(out: str) -> None:
-    if storage.is_local(out):
-        place = local_path(out)
-        if place.exists() and not place.is_dir():
-            raise InputError(f"{out}: a file stands there, expected a folder for the result")
-        names = [path.name for path in place.iterdir() if path.name[0] != "."] if place.exists() else []
-    else:
-        names = storage.list_tree(out)
-    if names:
-        raise InputError(
-            f"{out}: holds other files ({sorted(names)[0]}); choose an empty folder, or one with a result of "
-            "this command"
-        )
 
 
 def places_of(parts: Sequence[Part], docs: NDArray[np.int64]) -> tuple[pa.Array, NDArray[np.int64]]:
@@ -450,11 +447,14 @@ def run_dedup(
         raise InputError("no inputs; give files, folders or globs of Parquet or JSON lines")
     if not out:
         raise InputError("out must name a folder")
-    splits = list_splits(inputs, columns=config.columns(), split_bytes=config.split_bytes)
-    sources = list_splits(against, columns=config.columns(), split_bytes=config.split_bytes)
-    _require_outside(out, [*inputs, *against], [*splits, *sources])
+    warnings: list[str] = []
+    listed = partial(
+        list_splits, columns=config.columns(), split_bytes=config.split_bytes, warn=warnings.append
+    )
+    splits, sources = listed(inputs), listed(against)
+    require_outside(out, [*inputs, *against], [*splits, *sources])
     if wanted is not None:
-        _require_apart(wanted.folder, out, [*splits, *sources])
+        require_apart(wanted.folder, out, [*splits, *sources])
     with (
         _hold(out) as check,
         _leave_nothing(out, check),
@@ -463,6 +463,7 @@ def run_dedup(
     ):
         told = progress or _no_progress
         run = Run(command, out, inputs, config, splits, execute or pool, told, against, sources, check)
+        run.warnings += warnings
         report_path = storage.join(out, "report.json")
         if run.begin(wanted, dry_run=dry_run):
             report: dict[str, Any] = storage.read_json(report_path)
@@ -495,40 +496,6 @@ def run_dedup(
         storage.write_json(report_path, report)
         run.finish(keep_work=keep_work or dry_run)
         return report
-
-
-def _require_outside(out: str, inputs: Sequence[str], splits: Sequence[Split]) -> None:
-    """Refuse inputs in the folder of the result, which may be cleared, and a result among the inputs."""
-    for given in inputs:
-        if storage.is_local(given) and storage.is_local(out):
-            place = local_path(given)
-            inside = place.is_dir() and place.resolve() in local_path(out).resolve().parents
-            if not place.exists():  # a glob, which would match the result
-                inside = fnmatch(str(local_path(out).absolute()), str(place.absolute()))
-        else:
-            inside = out.startswith(storage.join(given, "x")[:-1])
-        if inside:
-            raise InputError(
-                f"{out}: lies in the input {given}, and would be read as a part of it next time; "
-                "choose another folder with --out"
-            )
-    for path in dict.fromkeys(split.path for split in splits):
-        if storage.is_local(path) and storage.is_local(out):
-            inside = local_path(out).resolve() in local_path(path).resolve().parents
-        else:
-            inside = path.startswith(storage.join(out, "x")[:-1])
-        if inside:
-            raise InputError(f"{path}: lies in the folder of the result, {out}; choose another folder")
-
-
-def _require_apart(index: str, out: str, splits: Sequence[Split]) -> None:
-    """Refuse an index in the folder of the result or among the inputs, and the other way round."""
-    folder = local_path(index)
-    places = [local_path(x.path).resolve() for x in splits if storage.is_local(x.path)]
-    result = [local_path(out).resolve()] if storage.is_local(out) else []
-    for place in [*places, *result]:
-        if folder in (place, *place.parents) or (place in result and place in folder.parents):
-            raise InputError(f"{index}: the index needs a folder apart from {place}; choose another one")
 
 
 @contextmanager

@@ -1,17 +1,19 @@
 """The first stage of deduplication: hashes and keys of a split's documents, for the tasks that compare them.
 
-    signed/NAME.blocks   P blocks of hashes, P of band keys (none for copies), one of sizes and priorities
-    signed/NAME.json     counts; written last, and says that the split is done
-    jsonl/NAME.parquet   documents of JSON lines
+    signed/NAME-NNNNN.blocks   of a part: P blocks of hashes, P of band keys (none for copies), one of sizes
+                               and priorities
+    signed/NAME.json           counts; written last, and says that the split is done
+    jsonl/NAME-NNNNN.parquet   documents of JSON lines
 
-P is the number of partitions: equal hashes and equal keys meet in the same one. A name covers all that a file
-depends on, so that other inputs or another threshold keep what they share.
+A split is one part, but for lines that are compressed or in a store, of which a part ends where its texts are
+as large as a split. P is the number of partitions: equal hashes and equal keys meet in the same one. A name
+covers all that a file depends on, so that other inputs or another threshold keep what they share.
 """
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -36,7 +38,7 @@ from pylm.data.funnel import Tally
 from pylm.errors import InputError
 from pylm.text import dedup
 
-FORMAT = 2
+FORMAT = 3
 """Raised when a stage gives other files for the same input, so that older ones are redone."""
 
 
@@ -117,16 +119,16 @@ class Signing:
         """Give the path of the file that says that a split is done."""
         return storage.join(self.work, "signed", f"{self.name(split)}.json")
 
-    def blocks(self, split: Split) -> str:
-        """Give the path of a split's blocks."""
-        return storage.join(self.work, "signed", f"{self.name(split)}.blocks")
+    def blocks(self, split: Split, part: int) -> str:
+        """Give the path of the blocks of a split's part."""
+        return storage.join(self.work, "signed", f"{self.name(split)}-{part:05d}.blocks")
 
-    def documents(self, split: Split) -> str:
-        """Give the path of the Parquet file that holds the documents of a split."""
+    def documents(self, split: Split, part: int) -> str:
+        """Give the path of the Parquet file that holds the documents of a split's part."""
         if split.kind == "parquet":
             return split.path
         name = split.name([FORMAT, self.config.text_column])
-        return storage.join(self.work, "jsonl", f"{name}.parquet")
+        return storage.join(self.work, "jsonl", f"{name}-{part:05d}.parquet")
 
 
 def hash_record(num_keys: int) -> list[str]:
@@ -147,35 +149,57 @@ def check_unchanged(split: Split) -> None:
 def sign(split: Split, signing: Signing) -> None:
     """Hash a split's documents and write their blocks."""
     check_unchanged(split)
-    config, rules = signing.config, signing.config.rules
-    path, tally = signing.documents(split), Tally()
-    start, stop = split.start, split.stop
+    rules, tally, num_parts = signing.config.rules, Tally(), 1
     if split.kind == "jsonl":
-        start, stop = 0, None
-        convert_jsonl(split, config.text_column, path, tally)
+        path_of = partial(signing.documents, split)
+        num_parts = convert_jsonl(split, signing.config.text_column, path_of, tally)
+    kinds: list[set[str]] = [set() for _ in rules]
+    values: list[set[str]] = [set() for _ in rules]
+    parts = [_sign_part(split, part, signing, kinds, values) for part in range(num_parts)]
+    check_unchanged(split)
+    counts = {
+        "parts": parts,
+        "kinds": [_one_kind(rule, seen, split.path) for rule, seen in zip(rules, kinds, strict=True)],
+        "values": [sorted(seen) for seen in values],
+        "tally": tally.to_dict(),
+    }
+    storage.write_json(signing.done(split), counts)
+
+
+def _sign_part(
+    split: Split, part: int, signing: Signing, kinds: Sequence[set[str]], values: Sequence[set[str]]
+) -> dict[str, int]:
+    """Hash a part's documents, write their blocks, and count.
+
+    Args:
+        split: that was signed up to the part.
+        part: its number.
+        signing: how.
+        kinds: get those of each rule's numbers.
+        values: get those of each rule's order that occur.
+    """
+    config, rules = signing.config, signing.config.rules
+    start, stop = (0, None) if split.kind == "jsonl" else (split.start, split.stop)
     hasher = dedup.MinHasher(**signing.hasher) if signing.hasher else None
     columns = None if split.kind == "jsonl" else [*config.columns(), signing.column]
     text_column = "text" if split.kind == "jsonl" else config.text_column
     column = text_column if signing.column == config.text_column else signing.column
-    parts: list[tuple[NDArray[Any], ...]] = []
-    kinds: list[list[str | None]] = [[] for _ in rules]
-    values: list[set[str]] = [set() for _ in rules]
-    for _, batch in read_rows(path, start, stop, columns=columns):
+    found: list[tuple[NDArray[Any], ...]] = []
+    for _, batch in read_rows(signing.documents(split, part), start, stop, columns=columns):
         compared = _compared(batch, column, split)
         hashes, present = dedup.hash_texts(compared, **signing.exact, num_threads=1)
         bands = np.zeros((len(batch), 0), np.uint64)
         if hasher is not None:
             bands, present = hasher.band_keys(compared, bands=signing.bands, rows=signing.rows, num_threads=1)
         sizes = _sizes(texts_of(batch, text_column))
-        found = [priority_keys(rule, batch, split.path) for rule in rules]
-        for number, (rule, (rule_keys, kind)) in enumerate(zip(rules, found, strict=True)):
-            kinds[number].append(kind)
-            values[number].update(values_of(rule, rule_keys))
         preferred = np.zeros((len(batch), config.num_keys), np.int64)
-        for place, column_keys in enumerate([*(x for x, _ in found), sizes][: config.num_keys]):
-            preferred[:, place] = column_keys
-        parts.append((hashes, bands, present, sizes, preferred))
-    check_unchanged(split)
+        for number, rule in enumerate(rules):
+            preferred[:, number], kind = priority_keys(rule, batch, split.path)
+            kinds[number].update([kind] if kind is not None else [])
+            values[number].update(values_of(rule, preferred[:, number]))
+        if config.num_keys > len(rules):
+            preferred[:, -1] = sizes
+        found.append((hashes, bands, present, sizes, preferred))
     shapes = [
         ((0, 2), "<u8"),
         ((0, signing.bands), "<u8"),
@@ -184,20 +208,13 @@ def sign(split: Split, signing: Signing) -> None:
         ((0, config.num_keys), "<i8"),
     ]
     empty = tuple(np.zeros(shape, dtype) for shape, dtype in shapes)
-    hashes, bands, present, sizes, keys = (np.concatenate(x) for x in zip(empty, *parts, strict=True))
+    hashes, bands, present, sizes, keys = (np.concatenate(x) for x in zip(empty, *found, strict=True))
     blocks = _group_hashes(hashes, present, keys, signing.num_partitions)
     if hasher is not None:
         blocks += _group_bands(hashes, bands, present, keys, signing.num_partitions)
     blocks.append([sizes, keys])
-    write_blocks(signing.blocks(split), blocks, num=len(blocks))
-    counts = {
-        "documents": len(sizes),
-        "bytes": int(sizes.sum()),
-        "kinds": [_one_kind(rule, seen, split.path) for rule, seen in zip(rules, kinds, strict=True)],
-        "values": [sorted(seen) for seen in values],
-        "tally": tally.to_dict(),
-    }
-    storage.write_json(signing.done(split), counts)
+    write_blocks(signing.blocks(split, part), blocks, num=len(blocks))
+    return {"documents": len(sizes), "bytes": int(sizes.sum()), "compared": int(present.sum())}
 
 
 def _compared(batch: pa.RecordBatch, column: str, split: Split) -> pa.LargeStringArray:
@@ -211,8 +228,8 @@ def _compared(batch: pa.RecordBatch, column: str, split: Split) -> pa.LargeStrin
         raise InputError(f"{split.path}: the column {column!r} must hold strings, it holds {kind}") from error
 
 
-def _one_kind(rule: Priority, seen: Sequence[str | None], path: str) -> str | None:
-    kinds = sorted({kind for kind in seen if kind is not None})
+def _one_kind(rule: Priority, seen: set[str], path: str) -> str | None:
+    kinds = sorted(seen)
     if len(kinds) > 1:
         raise InputError(f"{path}: {rule.column!r} holds {kinds[0]}s and {kinds[1]}s; give it one type")
     return kinds[0] if kinds else None
@@ -289,10 +306,10 @@ def _preferred(
 
 @dataclass(frozen=True)
 class Part:
-    """A split that was signed, and where its documents are.
+    """A split that was signed, or a part of it, and where its documents are.
 
     Attributes:
-        split: what it was made of.
+        split: what it is of.
         blocks: path of its hashes and keys.
         path: of a Parquet file with its documents.
         start: first row group there.
@@ -300,6 +317,7 @@ class Part:
         first: number of its first document in the corpus.
         num_docs: how many there are.
         num_bytes: of their texts.
+        num_compared: documents that have what is compared.
         file_row: place of its first document among those of its file.
     """
 
@@ -311,6 +329,7 @@ class Part:
     first: int
     num_docs: int
     num_bytes: int
+    num_compared: int
     file_row: int
 
 

@@ -71,6 +71,7 @@ from pylm.data.dedup.signing import (
     partition_of,
     read_partition,
 )
+from pylm.errors import InputError
 from pylm.text import dedup
 
 PARTITION_BYTES = 256 << 20
@@ -106,6 +107,11 @@ class SubstringDedupConfig(IndexedConfig):
         """Say which index takes part."""
         if not self.index:
             return None
+        if self.index_gap is not None and self.index_gap > self.min_bytes:
+            raise InputError(
+                f"--index-gap must be at most --min-bytes, {self.min_bytes}, got {self.index_gap}; "
+                "32 is usual"
+            )
         folder = absolute(self.index)
         gap = min(32, self.min_bytes) if self.index_gap is None else self.index_gap
         create = partial(dedup.SubstringIndex.create, folder, min_bytes=self.min_bytes, gap=gap)

@@ -18,13 +18,12 @@ from pylm.data.dedup.adding import report_index
 from pylm.data.dedup.blocks import read_arrays
 from pylm.data.dedup.corpus import open_parquet, parquet_out, read_rows, texts_of
 from pylm.data.dedup.indexed import Seen, warn_of_copies
+from pylm.data.dedup.places import documents_path, removed_path
 from pylm.data.dedup.run import (
     SHOWN_CHARACTERS,
     Progress,
     Run,
-    documents_path,
     places_of,
-    removed_path,
     run_dedup,
 )
 from pylm.data.dedup.signing import Part, check_unchanged, load_parts

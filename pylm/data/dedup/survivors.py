@@ -13,7 +13,8 @@ from pylm.data import storage
 from pylm.data.dedup.blocks import read_arrays
 from pylm.data.dedup.corpus import open_parquet, parquet_out, read_rows, texts_of
 from pylm.data.dedup.indexed import Known, Seen, locate, warn_of_copies
-from pylm.data.dedup.run import SHOWN_CHARACTERS, Run, documents_path, places_of, removed_path
+from pylm.data.dedup.places import documents_path, removed_path
+from pylm.data.dedup.run import SHOWN_CHARACTERS, Run, places_of
 from pylm.data.dedup.signing import Part, check_unchanged, load_parts
 from pylm.data.dedup.verdicts import INDEXED, REASONS, Verdicts, read_verdicts
 from pylm.data.funnel import SAMPLES_PER_REASON, Tally

@@ -1,6 +1,7 @@
 """Runs that want the same folder of a store at the same time."""
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from pylm.data import storage
 from pylm.data.dedup import ExactDedupConfig, dedup_exact, lease
 from pylm.data.executors import run_local
 from pylm.errors import InputError
+from pylm.files import name_processes
 
 OUT, LEASE = "memory://leased", "memory://leased/.lease.json"
 ALONE = partial(run_local, num_workers=1)
@@ -28,6 +30,7 @@ ALONE = partial(run_local, num_workers=1)
 @pytest.fixture(autouse=True)
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(lease, "SLOW_SECONDS", math.inf)
     yield
     storage.remove_folder(OUT)
 
@@ -72,11 +75,26 @@ def test_leases_of_others(tmp_path: Path) -> None:
     write(host=socket.gethostname(), process=int(ended.stdout), processes="another container's")
     with pytest.raises(InputError, match="in use by another run"):
         run(tmp_path)
-    write(host=socket.gethostname(), process=int(ended.stdout), processes=lease._name_processes())
+    write(host=socket.gethostname(), process=int(ended.stdout), processes=name_processes())
     run(tmp_path)
     write()
     storage.remove(LEASE)
     run(tmp_path)
+
+
+def test_a_slow_store_lets_others_look_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "SLOW_SECONDS", 0.0)
+    waited: list[float] = []
+
+    def overwritten(seconds: float) -> None:
+        waited.append(seconds)
+        write()
+
+    monkeypatch.setattr(lease.time, "sleep", overwritten)
+    with pytest.raises(InputError, match="another run has taken this folder"):
+        run(tmp_path)
+    assert waited == [lease.HEARTBEAT_SECONDS]
+    assert storage.exists(LEASE)
 
 
 @pytest.fixture

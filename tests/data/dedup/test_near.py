@@ -243,13 +243,13 @@ def test_other_storage(tmp_path: Path) -> None:
     for name in storage.list_files("memory://result/documents"):
         (tmp_path / "documents").mkdir(exist_ok=True)
         (tmp_path / "documents" / Path(name).name).write_bytes(storage.read_bytes(name))
-    *others, last = sorted((tmp_path / "documents").iterdir())
-    (tmp_path / "parquet").mkdir()
-    for path in others:
-        path.rename(tmp_path / "parquet" / path.name)
+    for name in ("parquet", "lines"):
+        (tmp_path / name).mkdir()
+    for file, path in zip(report["files"], sorted((tmp_path / "documents").iterdir()), strict=True):
+        path.rename(tmp_path / ("lines" if file["input"].endswith("/x.jsonl") else "parquet") / path.name)
     found = dedup.near(table["text"], threshold=0.7, ngram=2)
     assert same(read_all(tmp_path / "parquet"), table.filter(pa.array(found.keep)))
-    assert pq.read_table(last)["id"].to_pylist() == ["memory://corpus/x.jsonl@0"]
+    assert read_all(tmp_path / "lines")["id"].to_pylist() == ["memory://corpus/x.jsonl@0"]
     assert report["files"][-1]["input"] == "memory://corpus/x.jsonl"
     assert dedup_near(inputs, "memory://result", config, execute=ALONE) == report
     store.rm("/corpus", recursive=True)

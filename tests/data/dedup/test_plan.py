@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -235,7 +236,10 @@ def test_errors_name_the_input(tmp_path: Path) -> None:
     (tmp_path / "in" / "a.jsonl").write_text("no json\n" * 9)
     with pytest.raises(InputError) as raised:
         plan_near([str(tmp_path / "in")], SMALL)
-    assert str(raised.value) == f"{tmp_path / 'in'}: no documents; check the inputs"
+    assert str(raised.value) == (
+        f"a sample of {tmp_path / 'in' / 'a.jsonl'}:1: expected a JSON object, got 'no json\\n' "
+        "(none is a document)"
+    )
     (tmp_path / "in" / "b.jsonl").write_text(json.dumps({"text": "a", "n": "x"}) + "\n")
     with pytest.raises(
         InputError, match=f"^a sample of {tmp_path / 'in' / 'b.jsonl'}: the column 'n' decides"
@@ -298,14 +302,34 @@ def test_a_sample_of_lines_has_each_once(tmp_path: Path) -> None:
     assert plan.disk_bytes.high < 10 * plan.text_bytes
 
 
-def test_files_that_cannot_be_divided(tmp_path: Path) -> None:
+def test_compressed_lines(tmp_path: Path) -> None:
     rows = "".join(json.dumps({"text": text}) + "\n" for text in make_texts(1000)).encode()
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(rows, 1))
     rates = measure_near([str(tmp_path / "a.jsonl.gz")], SMALL)
     assert (rates.documents, rates.fraction) == (1000, 1)
     plan = predict_near(rates, SMALL)
     report, _, _ = run(tmp_path / "a.jsonl.gz", tmp_path / "out", SMALL)
-    assert plan.num_splits == len(report["files"]) == 1
+    assert plan.num_splits == len(report["files"]) == math.ceil(report["bytes"] / (1 << 16))
+    config = SMALL.model_copy(update={"split_bytes": int(report["bytes"] / 4.5)})
+    plan = predict_near(rates, config)
+    report, _, _ = run(tmp_path / "a.jsonl.gz", tmp_path / "parts", config)
+    assert plan.num_splits == len(report["files"]) == 5
+    assert {stage.name: stage.tasks.high for stage in plan.stages}["sign"] == 1
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(rows)[:-2000])
     with pytest.raises(InputError, match=r"b\.jsonl\.gz: cannot be read"):
         measure_near([str(tmp_path / "b.jsonl.gz")], SMALL)
+
+
+def test_lines_that_are_no_documents(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": text}) for text in make_texts(200)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*rows[:100], "no json", *rows[100:], "nor this"]))
+    plan = plan_near([str(tmp_path / "a.jsonl")], SMALL)
+    assert plan.rates.bad_lines == 2
+    assert plan.warnings[0] == "2 of 202 lines of the sample are no documents, and are left out"
+    strict = SMALL.model_copy(update={"max_bad_fraction": 0.005})
+    assert "a run leaves out a share of 0.005" in predict_near(plan.rates, strict).warnings[0]
+    wrong = SMALL.model_copy(update={"text_column": "content"})
+    with pytest.raises(
+        InputError, match=r"a sample of .*a\.jsonl.*in the field 'content'.*none is a document"
+    ):
+        plan_near([str(tmp_path / "a.jsonl")], wrong)

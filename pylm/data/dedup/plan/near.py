@@ -22,6 +22,7 @@ from pylm.data.dedup.plan.reckoning import (
     share_of,
     slowdown,
     total,
+    warn_of_lines,
     warnings_of,
 )
 from pylm.data.dedup.plan.report import Plan, Range
@@ -206,7 +207,7 @@ def predict_near(
     tasks = Range(*(max(8.0, math.ceil(x / verify_bytes)) if x else 0.0 for x in candidates))
     keys = documents * rates.bands
     docs_a_split = min(MOST_SPLIT_ROWS, documents / num_splits)
-    mapped = min(settings["split_bytes"], size.size / num_splits)
+    mapped = min(settings["split_bytes"], size.counted / num_splits)
     num_copies = documents * copies.high
     near_docs = documents * share.high
 
@@ -235,7 +236,8 @@ def predict_near(
         size,
         seconds,
         tasks={
-            **dict.fromkeys(("sign", "gather", "apply"), exactly(num_splits)),
+            "sign": exactly(size.signed(num_splits)),
+            **dict.fromkeys(("gather", "apply"), exactly(num_splits)),
             "match": exactly(partitions),
             "connect": exactly(1),
             "verify": tasks,
@@ -285,7 +287,8 @@ def predict_near(
         core_hours=total(stage.core_hours for stage in stages),
         disk_bytes=total(stage.disk_bytes for stage in stages),
         output_bytes=Range(left * (1 - removed.high), left * (1 - removed.low)),
-        warnings=warnings_of(stages, size, share, alone=alone),
+        warnings=warn_of_lines(rates, config.max_bad_fraction)
+        + warnings_of(stages, size, share, alone=alone),
         rates=rates,
     )
 
@@ -306,15 +309,15 @@ def _choose(
         key_bytes = size.documents * rates.bands * _MATCH_KEY_BYTES
         while partitions < _MOST_PARTITIONS and (partitions < num_workers or key_bytes / partitions > room):
             partitions *= 2
-    text_ratio = rates.text_bytes / max(rates.input_bytes, 1)
-    docs_ratio = rates.documents / max(rates.input_bytes, 1)
-    share = candidates.high / max(text_ratio * size.size, 1)
+    text_ratio = size.text / size.counted
+    docs_ratio = size.documents / size.counted
+    share = candidates.high / max(size.text, 1)
     split = config.split_bytes
     if "split_bytes" not in given:
         a_byte = 1 + max(docs_ratio * rates.bands * _SIGN_KEY_BYTES, _GATHER_TEXT_FACTOR * text_ratio * share)
         most = int(min(room / a_byte, MOST_SPLIT_ROWS / max(docs_ratio, 1e-12)))
-        wanted = size.size // (8 * num_workers)
-        if partitions * size.size / max(split, 1) > MANY_READS:
+        wanted = int(size.counted / (8 * num_workers))
+        if partitions * size.counted / max(split, 1) > MANY_READS:
             wanted = most
         split = max(1 << 20, min(most, max(split, wanted)) >> 20 << 20)
     num_splits = size.splits(split, docs_ratio)

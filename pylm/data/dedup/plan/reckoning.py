@@ -31,6 +31,7 @@ class Size:
         read_seconds: to open a file and read a part of it.
         fetch_seconds: to get all of the input once from where it is; 0 for files of this machine.
         piece: bytes on disk of the largest part of a file that no split divides.
+        split_ratio: bytes that count for the size of a split, for one on disk.
     """
 
     size: int
@@ -43,6 +44,12 @@ class Size:
     read_seconds: float
     fetch_seconds: float
     piece: int
+    split_ratio: float
+
+    @property
+    def counted(self) -> float:
+        """Bytes of the input that count for the size of splits."""
+        return self.size * self.split_ratio
 
     @classmethod
     def of(
@@ -80,14 +87,19 @@ class Size:
             read_seconds=rates.read_seconds if read_seconds is None else read_seconds,
             fetch_seconds=size / 1e6 / rates.fetch_mb_s if rates.fetch_mb_s else 0.0,
             piece=rates.piece_bytes,
+            split_ratio=rates.split_ratio,
         )
 
     def splits(self, split_bytes: int, docs_a_byte: float) -> int:
-        """Give the number of splits; none crosses files."""
-        a_file = self.size / self.files
+        """Give the number of splits, which count in bytes of that kind; none crosses files."""
+        a_file = self.counted / self.files
         split_bytes = max(split_bytes, self.piece)
         by_rows = 0 if self.piece >= a_file else math.ceil(docs_a_byte * a_file / MOST_SPLIT_ROWS)
         return max(1, round(self.files * max(1, math.ceil(a_file / split_bytes), by_rows)))
+
+    def signed(self, num_splits: int) -> int:
+        """Give the number of tasks that read the input first: compressed lines are read file by file."""
+        return min(num_splits, max(1, round(self.files))) if self.split_ratio > 1 else num_splits
 
 
 def check_numbers(
@@ -193,6 +205,19 @@ def total(ranges: Iterable[Range]) -> Range:
     for one in ranges:
         result = result.plus(one)
     return result
+
+
+def warn_of_lines(rates: Rates, most: float) -> tuple[str, ...]:
+    """Say how many of a sample's lines are no documents; a run leaves a share of at most `most` out."""
+    if not rates.bad_lines:
+        return ()
+    num_lines = rates.documents + rates.bad_lines
+    result = ", and are left out"
+    if rates.bad_lines > most * num_lines:
+        result = (
+            f", a run leaves out a share of {most:g}: check --text-column, or raise --max-bad-fraction there"
+        )
+    return (f"{rates.bad_lines:,} of {num_lines:,} lines of the sample are no documents{result}",)
 
 
 def warnings_of(

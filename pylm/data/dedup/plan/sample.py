@@ -48,7 +48,10 @@ class Rates:
         output_bytes: of survivors and lists of what went.
         read_seconds: to open a file of a stage and read one block.
         fetch_mb_s: at which one process gets the input from a store; None for files of this machine.
-        piece_bytes: largest part of a file on disk that no split divides: a row group, a compressed file.
+        piece_bytes: largest part of a file on disk that no split divides: a row group.
+        bad_lines: of the sample, that are no documents.
+        split_ratio: bytes that count for the size of a split, for one on disk: of texts where lines are
+            compressed or in a store, else on disk.
     """
 
     likeness: ClassVar[str]
@@ -67,6 +70,8 @@ class Rates:
     read_seconds: float
     fetch_mb_s: float | None = None
     piece_bytes: int = 0
+    bad_lines: int = 0
+    split_ratio: float = 1.0
 
     @property
     def found(self) -> str:
@@ -175,6 +180,8 @@ def run_sample(
             "text_bytes": int(report["bytes"]),
             "row_group_bytes": max(size for _, size, _ in copied),
             "piece_bytes": max(piece for _, _, piece in copied),
+            "bad_lines": int(report["bad_lines"]),
+            "split_ratio": _split_ratio(report["bytes"], chosen, [taken for taken, _, _ in copied]),
             "seconds": timer.seconds,
             "clock_seconds": timer.clock_seconds,
             "work_bytes": work_bytes,
@@ -185,6 +192,12 @@ def run_sample(
             "fetch_mb_s": _time_fetch(chosen[0].path),
         }
         yield report, work, fields
+
+
+def _split_ratio(text_bytes: int, splits: Sequence[Split], sizes: Sequence[float]) -> float:
+    """Give the bytes that count for the size of a split, for one on disk, as most of a sample has it."""
+    counted_as_text = sum(size for split, size in zip(splits, sizes, strict=True) if split.part_bytes)
+    return max(1.0, text_bytes / max(sum(sizes), 1)) if counted_as_text > sum(sizes) / 2 else 1.0
 
 
 @contextmanager
@@ -233,8 +246,7 @@ def _copy(split: Split, path: Path, limit_bytes: int) -> tuple[float, int, int]:
     """
     size = storage.size(split.path)
     if split.kind == "jsonl":
-        whole = Path(split.path).suffix in _CODECS or not storage.is_local(split.path)
-        return _copy_lines(split, path, limit_bytes), 0, size if whole else 0
+        return _copy_lines(split, path, limit_bytes), 0, 0
     with open_parquet(split.path) as file:
         schema = file.schema_arrow
         stop = file.num_row_groups if split.stop is None else split.stop

@@ -22,6 +22,7 @@ from pylm.data.dedup.plan.reckoning import (
     share_of,
     slowdown,
     total,
+    warn_of_lines,
     warnings_of,
 )
 from pylm.data.dedup.plan.report import Plan, Range
@@ -248,7 +249,7 @@ def predict_substrings(
 
     of_copies = exactly(num_splits * num_hashes)
     of_keys = levels.times(num_splits * partitions)
-    mapped = min(settings["split_bytes"], size.size / num_splits)
+    mapped = min(settings["split_bytes"], size.counted / num_splits)
     split_text = max(text / num_splits, rates.row_group_bytes)
     dense = _BYTES_A_KEY * keys_a_byte(config.min_bytes)
     spans = 28 * rates.text_bytes / config.min_bytes
@@ -257,7 +258,8 @@ def predict_substrings(
         size,
         seconds,
         tasks={
-            **dict.fromkeys(("sign", "contexts", "spans", "apply"), exactly(num_splits)),
+            "sign": exactly(size.signed(num_splits)),
+            **dict.fromkeys(("contexts", "spans", "apply"), exactly(num_splits)),
             "copies": exactly(num_hashes),
             "keys": levels.times(num_splits),
             "repeats": levels.times(partitions),
@@ -309,7 +311,7 @@ def predict_substrings(
         core_hours=total(stage.core_hours for stage in stages),
         disk_bytes=total(stage.disk_bytes for stage in stages),
         output_bytes=Range(left * (1 - removed.high), left * (1 - removed.low)),
-        warnings=warnings_of(stages, size, removed, alone={}),
+        warnings=warn_of_lines(rates, config.max_bad_fraction) + warnings_of(stages, size, removed, alone={}),
         rates=rates,
     )
 
@@ -377,12 +379,12 @@ def _choose(config: SubstringDedupConfig, rates: SubstringRates, size: Size) -> 
         hashes = LEAST_PARTITIONS
         while hashes < _MOST_PARTITIONS and size.documents * _COPIES_ROW_BYTES / hashes > room:
             hashes *= 2
-    text_ratio = rates.text_bytes / max(rates.input_bytes, 1)
-    docs_ratio = rates.documents / max(rates.input_bytes, 1)
+    text_ratio = size.text / size.counted
+    docs_ratio = size.documents / size.counted
     key_bytes = keys_a_byte(config.min_bytes) * size.text * KEY_BYTES
     partition = config.partition_bytes
     split = config.split_bytes
-    has_many = key_bytes / partition * size.size / max(split, 1) > MANY_READS / 10
+    has_many = key_bytes / partition * size.counted / max(split, 1) > MANY_READS / 10
     if "partition_bytes" not in given:
         most = int(room / _PARTITION_FACTOR)
         wanted = most if has_many else int(key_bytes / (4 * num_workers))
@@ -393,7 +395,7 @@ def _choose(config: SubstringDedupConfig, rates: SubstringRates, size: Size) -> 
         share = share_of(rates.num_contexts / max(rates.num_keys, 1), rates.num_keys, size.scale).high
         a_text_byte += share * context / max(rates.text_bytes, 1)
         most = int(min(room / (1 + a_text_byte * text_ratio), MOST_SPLIT_ROWS / max(docs_ratio, 1e-12)))
-        wanted = most if has_many else size.size // (8 * num_workers)
+        wanted = most if has_many else int(size.counted / (8 * num_workers))
         split = max(1 << 20, min(most, max(split, wanted)) >> 20 << 20)
     settings = {"split_bytes": split, "num_partitions": hashes, "partition_bytes": partition}
     return settings, size.splits(split, docs_ratio)

@@ -1,0 +1,158 @@
+"""What comes in: files of other formats and names, lines that are read from the beginning on, odd values."""
+
+import gzip
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from dedup_corpora import make_rows, read_all, write_jsonl
+
+from pylm.data import storage
+from pylm.data.dedup import (
+    ExactDedupConfig,
+    NearDedupConfig,
+    SubstringDedupConfig,
+    dedup_exact,
+    dedup_near,
+    dedup_substrings,
+)
+from pylm.data.dedup.corpus import list_splits
+from pylm.data.executors import run_local
+from pylm.errors import InputError
+
+ALONE = partial(run_local, num_workers=1)
+
+
+def pack(path: Path, suffix: str) -> Path:
+    """Compress a file."""
+    content = path.read_bytes()
+    packed = path.with_suffix(f"{path.suffix}{suffix}")
+    packed.write_bytes(
+        gzip.compress(content) if suffix == ".gz" else pa.compress(content, "zstd", asbytes=True)
+    )
+    return packed
+
+
+def columns(path: Path, *names: str) -> list[list[Any]]:
+    """Columns of all files of a folder."""
+    table = read_all(path)
+    return [table[name].to_pylist() for name in names]
+
+
+@pytest.mark.parametrize(("suffix", "split_bytes"), [(".gz", 1), (".zst", 3000), (".gz", 1 << 20)])
+def test_compressed_lines_become_parts(suffix: str, split_bytes: int, tmp_path: Path) -> None:
+    rows = [row for row in make_rows(5, 12) if row["text"] and not row["text"].isspace()]
+    write_jsonl(rows, tmp_path / "a.jsonl")
+    packed = pack(tmp_path / "a.jsonl", suffix)
+    size = sum(len(row["text"].encode()) for row in rows)
+    least = {1: len(rows), 3000: size // 9000, 1 << 20: 1}[split_bytes]
+    near = NearDedupConfig(threshold=0.7, ngram=2, priority=("score",), num_partitions=3, verify_bytes=2000)
+    substring = SubstringDedupConfig(min_bytes=12, partition_bytes=4000)
+    for name, dedup, config in (("near", dedup_near, near), ("cut", dedup_substrings, substring)):
+        results = []
+        for path, cut in ((tmp_path / "a.jsonl", 1 << 20), (packed, split_bytes)):
+            out = tmp_path / f"{name}-{path.suffix}"
+            recipe = config.model_copy(update={"split_bytes": cut})
+            report = dedup([str(path)], str(out), recipe, execute=ALONE)
+            shown = [name for name in read_all(out / "removed").schema.names if not name.endswith("file")]
+            results.append((columns(out / "documents", "text", "url"), columns(out / "removed", *shown)))
+        assert results[0] == results[1]
+        assert least <= len(report["files"]) <= len(rows)
+        assert sum(file["num_rows"] for file in report["files"]) == len(rows)
+        starts = [file["first_row"] for file in report["files"]]
+        assert starts == sorted(set(starts))
+        assert dedup([str(packed)], str(out), recipe, execute=ALONE) == report
+
+
+def test_lines_of_a_store_become_parts(tmp_path: Path) -> None:
+    rows = [{"text": f"text number {i} of many", "id": str(i)} for i in range(50)]
+    write_jsonl(rows, tmp_path / "a.jsonl")
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/lines/a.jsonl", (tmp_path / "a.jsonl").read_bytes())
+    try:
+        config = ExactDedupConfig(split_bytes=100)
+        report = dedup_exact(["memory://lines"], str(tmp_path / "out"), config, execute=ALONE)
+        assert len(report["files"]) > 8
+        assert columns(tmp_path / "out" / "documents", "id") == [[str(i) for i in range(50)]]
+    finally:
+        fs.rm("/lines", recursive=True)
+
+
+def test_another_size_of_parts_is_another_recipe(tmp_path: Path) -> None:
+    write_jsonl([{"text": f"text number {i % 40}"} for i in range(50)], tmp_path / "a.jsonl")
+    packed, out = str(pack(tmp_path / "a.jsonl", ".zst")), tmp_path / "out"
+    for split_bytes in (100, 300, 100):
+        config = ExactDedupConfig(split_bytes=split_bytes)
+        report = dedup_exact([packed], str(out), config, execute=ALONE, keep_work=True)
+        assert report["left"]["documents"] == 40
+        assert len(list((out / "documents").iterdir())) == len(report["files"])
+        assert len(read_all(out / "documents")) == 40
+
+
+def test_files_of_other_formats_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    write_jsonl([{"text": "a text"}], folder / "a.jsonl")
+    for name in ("README.md", "deep/b.csv", "c.parquet.gz", ".hidden.txt", "deep/d.txt"):
+        (folder / name).write_text("x")
+    report = dedup_exact([str(folder)], str(tmp_path / "out"), ExactDedupConfig(), execute=ALONE)
+    (warning,) = report["warnings"]
+    assert "left out 4 files" in warning
+    assert "README.md, c.parquet.gz, b.csv, ..." in warning
+    warnings: list[str] = []
+    list_splits([f"{folder}/*.jsonl"], columns=["text"], warn=warnings.append)
+    assert not warnings
+    with pytest.raises(InputError, match=r"deep: no files whose names end in \.parquet"):
+        list_splits([str(folder / "deep")], columns=["text"])
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    try:
+        (tmp_path / os.fsdecode(b"\xff.jsonl")).write_text('{"text": "a"}\n')
+    except OSError:
+        pytest.skip("this file system has no such names")
+    with pytest.raises(InputError, match=r"udcff\.jsonl': a name that is not UTF-8"):
+        dedup_exact([str(tmp_path)], str(tmp_path / "out"), ExactDedupConfig())
+    assert not (tmp_path / "out" / "dedup.json").exists()
+
+
+def test_documents_without_an_address(tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "url": f"https://a.org/{i // 2}" if i < 6 else None} for i in range(10)]
+    write_jsonl(rows, tmp_path / "a.jsonl")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    config = ExactDedupConfig(unit="url")
+    for name in ("a.jsonl", "a.parquet"):
+        report = dedup_exact([str(tmp_path / name)], str(tmp_path / f"{name}-out"), config, execute=ALONE)
+        assert report["left"]["documents"] == 7
+        assert report["warnings"] == ["4 of 10 documents have no address in 'url', and stay"]
+    wrong = ExactDedupConfig(unit="url", url_column="link")
+    with pytest.raises(InputError, match="no document has an address in 'link'; name another"):
+        dedup_exact([str(tmp_path / "a.jsonl")], str(tmp_path / "out"), wrong, execute=ALONE)
+
+
+def test_no_line_is_a_document(tmp_path: Path) -> None:
+    write_jsonl([{"content": f"text {i}"} for i in range(10)], tmp_path / "a.jsonl")
+    config = ExactDedupConfig(max_bad_fraction=1)
+    with pytest.raises(
+        InputError, match=r"a\.jsonl:1: expected text, .* in the field 'text'.*none is a docu"
+    ):
+        dedup_exact([str(tmp_path / "a.jsonl")], str(tmp_path / "out"), config, execute=ALONE)
+    assert storage.list_files(str(tmp_path / "out" / "documents")) == []
+
+
+@pytest.mark.parametrize("field", ["score", "id"])
+def test_integers_that_lines_cannot_compare(field: str, tmp_path: Path) -> None:
+    write_jsonl([{"text": "a text", field: (1 << 53) + 2 * i} for i in range(4)], tmp_path / "a.jsonl")
+    config = ExactDedupConfig(priority=(field,))
+    report = dedup_exact([str(tmp_path / "a.jsonl")], str(tmp_path / "out"), config, execute=ALONE)
+    assert report["left"]["documents"] == 1
+    assert read_all(tmp_path / "out" / "removed")["kept_row"].to_pylist() == [3] * 3
+    for wrong in ((1 << 53) + 1, -(10**300)):
+        write_jsonl([{"text": "a text", field: wrong}], tmp_path / "b.jsonl")
+        with pytest.raises(InputError, match=f"b.jsonl: the field '{field}' .* holds .*write Parquet"):
+            dedup_exact([str(tmp_path / "b.jsonl")], str(tmp_path / "out-b"), config, execute=ALONE)
