@@ -9,7 +9,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -37,8 +37,9 @@ _SHOWN_FILES = 3
 _PACKED_ROWS = 256
 _DICTIONARY_BYTES = 2 << 20
 """Of values, at most; 1 MiB is usual."""
-_ROW_GROUP_BYTES = 64 << 20
+ROW_GROUP_BYTES = 64 << 20
 _ROW_GROUP_ROWS = 1 << 16
+_LEAST_CUT_BYTES = 64 << 20
 _JSONL = tuple(f".{x}{y}" for x in ("jsonl", "ndjson", "json") for y in ("", ".gz", ".zst"))
 _SUFFIXES = (".parquet", *_JSONL)
 
@@ -56,9 +57,9 @@ class Split:
         start: first row group of Parquet, first byte of JSON lines.
         stop: the end, exclusive; None for that of the file.
         state: changes when the file does.
-        part_bytes: of texts, from which a part of the split ends; 0 where the split is one part. Lines in a
-            compressed file or in a store are read from the beginning on, so the file is one split, whose
-            documents become parts.
+        part_bytes: of texts, from which a part of the split ends; 0 where the split is one part. What is read
+            from its beginning on is one split whose documents become parts: lines in a compressed file or in
+            a store, and large row groups.
     """
 
     source: str
@@ -68,6 +69,11 @@ class Split:
     stop: int | None
     state: str
     part_bytes: int = 0
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether its documents are copied, as Parquet, before anything else."""
+        return self.kind == "jsonl" or self.part_bytes > 0
 
     def name(self, recipe: object) -> str:
         """Give a name for what is made of the split: a hash of all that it depends on."""
@@ -82,6 +88,7 @@ def list_splits(
     *,
     columns: Sequence[str],
     split_bytes: int = SPLIT_BYTES,
+    cut_groups: bool = False,
     warn: Callable[[str], None] | None = None,
 ) -> list[Split]:
     """Cut a corpus into splits, and look whether its files can be read.
@@ -91,6 +98,7 @@ def list_splits(
             folder or glob in that of their names.
         columns: that every Parquet file must have, the first of them with texts.
         split_bytes: size on disk from which a split ends, at the next row group.
+        cut_groups: whether row groups much larger than a split are copied, in parts.
         warn: told of files in folders and globs that are of another format, and are left out.
 
     Raises:
@@ -108,7 +116,8 @@ def list_splits(
         if warn is not None and len(found) < len(listed):
             warn(_say_left_out(given, [path for path in listed if not path.endswith(_SUFFIXES)]))
     with ThreadPoolExecutor(16) as pool:
-        cut = pool.map(lambda pair: _cut(pair[0], pair[1], columns, split_bytes), files.values())
+        most = most_uncut_bytes(split_bytes) if cut_groups else 1 << 62
+        cut = pool.map(lambda pair: _cut(pair[0], pair[1], columns, split_bytes, most), files.values())
         return [split for splits in cut for split in splits]
 
 
@@ -184,41 +193,58 @@ def state_of(path: str) -> str:
     return "-".join([str(size), *tags[:1]])
 
 
-def _cut(source: str, path: str, columns: Sequence[str], split_bytes: int) -> list[Split]:
+def _cut(
+    source: str, path: str, columns: Sequence[str], split_bytes: int, most_group_bytes: int
+) -> list[Split]:
     state = state_of(path)
-    if not path.endswith(".parquet"):
-        if is_read_whole(path):
-            return [Split(source, path, "jsonl", 0, None, state, split_bytes)]
-        size = storage.size(path)
+    if path.endswith(".parquet"):
+        with open_parquet(path) as file:
+            _check_columns(path, file.schema_arrow, columns)
+            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
         return [
-            Split(
-                source,
-                path,
-                "jsonl",
-                start,
-                start + split_bytes if start + split_bytes < size else None,
-                state,
-            )
-            for start in range(0, max(size, 1), split_bytes)
+            Split(source, path, "parquet", start, stop, state, split_bytes if is_cut else 0)
+            for start, stop, is_cut in _cut_groups(groups, columns[0], split_bytes, most_group_bytes)
         ]
-    with open_parquet(path) as file:
-        _check_columns(path, file.schema_arrow, columns)
-        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-    splits = []
+    if not storage.is_local(path) or path.endswith((".gz", ".zst")):
+        return [Split(source, path, "jsonl", 0, None, state, split_bytes)]
+    size = storage.size(path)
+    starts = range(0, max(size, 1), split_bytes)
+    stops = [*starts[1:], None]
+    return [
+        Split(source, path, "jsonl", start, stop, state) for start, stop in zip(starts, stops, strict=True)
+    ]
+
+
+def _cut_groups(
+    groups: Sequence[Any], column: str, split_bytes: int, most_group_bytes: int
+) -> Iterator[tuple[int, int, bool]]:
+    """Give the row groups of splits, and whether it is one that is cut."""
     begin = size = rows = 0
-    for number, row_group in enumerate(groups, start=1):
-        size += sum(row_group.column(i).total_compressed_size for i in range(row_group.num_columns))
-        rows += row_group.num_rows
-        following = groups[number].num_rows if number < len(groups) else 0
-        if size >= split_bytes or rows + following > MOST_SPLIT_ROWS or number == len(groups):
-            splits.append(Split(source, path, "parquet", begin, number, state))
+    for number, group in enumerate(groups, start=1):
+        size += sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+        rows += group.num_rows
+        is_cut = group_text_bytes(group, column) > most_group_bytes
+        is_end = is_cut or size >= split_bytes or number == len(groups)
+        if not is_end:
+            following = groups[number]
+            is_end = rows + following.num_rows > MOST_SPLIT_ROWS
+            is_end = is_end or group_text_bytes(following, column) > most_group_bytes
+        if is_end:
+            yield begin, number, is_cut
             begin, size, rows = number, 0, 0
-    return splits or [Split(source, path, "parquet", 0, 0, state)]
+    if not groups:
+        yield 0, 0, False
 
 
-def is_read_whole(path: str) -> bool:
-    """Say whether JSON lines are read from the beginning on: compressed ones, and those in a store."""
-    return not storage.is_local(path) or path.endswith((".gz", ".zst"))
+def group_text_bytes(row_group: Any, column: str) -> int:
+    """Give the size of a row group's texts as they are in memory, but for those that a dictionary holds."""
+    columns = (row_group.column(i) for i in range(row_group.num_columns))
+    return sum(x.total_uncompressed_size for x in columns if x.path_in_schema == column)
+
+
+def most_uncut_bytes(split_bytes: int) -> int:
+    """Give the size of the texts of a row group from which it is cut: copies are worth it for large ones."""
+    return max(_LEAST_CUT_BYTES, 4 * split_bytes)
 
 
 def _check_columns(path: str, schema: pa.Schema, columns: Sequence[str]) -> None:
@@ -343,12 +369,18 @@ def texts_of(batch: pa.RecordBatch, column: str) -> pa.LargeStringArray:
     return batch.column(column).cast(pa.large_string())
 
 
-def convert_jsonl(split: Split, text_field: str, path_of: Callable[[int], str], tally: Tally) -> int:
-    """Write the documents of JSON lines as Parquet, one file a part.
+def text_sizes(texts: pa.LargeStringArray) -> NDArray[np.int64]:
+    """Give the bytes of every text, 0 for null."""
+    sizes = pc.binary_length(texts).fill_null(0)
+    return np.asarray(sizes.to_numpy(zero_copy_only=False), np.int64)
+
+
+def copy_documents(split: Split, text_column: str, path_of: Callable[[int], str], tally: Tally) -> int:
+    """Write a split's documents as Parquet, one file a part.
 
     Args:
-        split: of JSON lines.
-        text_field: that holds the text.
+        split: of JSON lines, or of one large row group.
+        text_column: column, or field of lines, that holds the texts.
         path_of: gives the path of a part's file.
         tally: gets the lines that are no documents.
 
@@ -358,23 +390,31 @@ def convert_jsonl(split: Split, text_field: str, path_of: Callable[[int], str], 
     Raises:
         InputError: the file cannot be read.
     """
-    source = SourceConfig(name=source_name(split.source), kind="jsonl", text_field=text_field)
-    num_parts = 0
-    with storage.fetch(split.path) as local:
-        documents = _read_lines(source, split, str(local), tally)
-        for number, batches in itertools.groupby(_in_parts(documents, split.part_bytes), itemgetter(0)):
-            with parquet_out(path_of(number), SCHEMA) as written:
+    with ExitStack() as stack:
+        if split.kind == "jsonl":
+            schema, column = SCHEMA, "text"
+            local = stack.enter_context(storage.fetch(split.path))
+            documents = _read_lines(split, str(local), text_column, tally)
+        else:
+            with open_parquet(split.path) as file:
+                schema, column = file.schema_arrow, text_column
+            documents = (batch for _, batch in read_rows(split.path, split.start, split.stop))
+        num_parts = 0
+        parts = _in_parts(documents, column, split.part_bytes)
+        for number, batches in itertools.groupby(parts, itemgetter(0)):
+            with parquet_out(path_of(number), schema) as written:
                 for _, batch in batches:
                     written.add(batch)
             num_parts = number + 1
-    if not num_parts:
-        with parquet_out(path_of(0), SCHEMA):
-            return 1
+        if not num_parts:
+            with parquet_out(path_of(0), schema):
+                return 1
     return num_parts
 
 
-def _read_lines(source: SourceConfig, split: Split, local: str, tally: Tally) -> Iterator[pa.RecordBatch]:
+def _read_lines(split: Split, local: str, text_field: str, tally: Tally) -> Iterator[pa.RecordBatch]:
     """Read documents from a copy of a split's file on this machine."""
+    source = SourceConfig(name=source_name(split.source), kind="jsonl", text_field=text_field)
     for batch in readers.read_pieces(source, [Piece(local, split.start, split.stop)]):
         for row in batch.bad_rows:
             place = split.path + row.place.removeprefix(local)
@@ -388,11 +428,13 @@ def _read_lines(source: SourceConfig, split: Split, local: str, tally: Tally) ->
         yield documents
 
 
-def _in_parts(batches: Iterable[pa.RecordBatch], part_bytes: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _in_parts(
+    batches: Iterable[pa.RecordBatch], column: str, part_bytes: int
+) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Cut batches where a part has so many bytes of texts, or `MOST_SPLIT_ROWS`; give each its part."""
     number = size = rows = 0
     for batch in batches:
-        ends = np.cumsum(pc.binary_length(batch["text"]).to_numpy(zero_copy_only=False), dtype=np.int64)
+        ends = np.cumsum(text_sizes(texts_of(batch, column)))
         begin = 0
         while begin < len(batch):
             read = int(ends[begin - 1]) if begin else 0
@@ -431,7 +473,7 @@ class RowGroups:
             self._waiting.append(batch)
             self._rows += len(batch)
             self._bytes += batch.nbytes
-            if self._rows >= _ROW_GROUP_ROWS or self._bytes >= _ROW_GROUP_BYTES:
+            if self._rows >= _ROW_GROUP_ROWS or self._bytes >= ROW_GROUP_BYTES:
                 self.flush()
 
     def add_kept(self, batch: pa.RecordBatch, keep: NDArray[np.bool_]) -> None:

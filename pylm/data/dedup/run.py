@@ -309,7 +309,7 @@ class Run:
         parts: list[Part] = []
         first, file_row = 0, {split.path: 0 for split in splits}
         for split, counted in zip(splits, counts, strict=True):
-            start, stop = (0, None) if split.kind == "jsonl" else (split.start, split.stop)
+            start, stop = (0, None) if split.is_copied else (split.start, split.stop)
             for number, counts_of_part in enumerate(counted["parts"]):
                 num_docs = counts_of_part["documents"]
                 part = Part(
@@ -449,7 +449,11 @@ def run_dedup(
         raise InputError("out must name a folder")
     warnings: list[str] = []
     listed = partial(
-        list_splits, columns=config.columns(), split_bytes=config.split_bytes, warn=warnings.append
+        list_splits,
+        columns=config.columns(),
+        split_bytes=config.split_bytes,
+        cut_groups=config.cuts_groups,
+        warn=warnings.append,
     )
     splits, sources = listed(inputs), listed(against)
     require_outside(out, [*inputs, *against], [*splits, *sources])

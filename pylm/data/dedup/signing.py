@@ -3,11 +3,12 @@
     signed/NAME-NNNNN.blocks   of a part: P blocks of hashes, P of band keys (none for copies), one of sizes
                                and priorities
     signed/NAME.json           counts; written last, and says that the split is done
-    jsonl/NAME-NNNNN.parquet   documents of JSON lines
+    copied/NAME-NNNNN.parquet  documents of JSON lines, and of row groups that are cut
 
-A split is one part, but for lines that are compressed or in a store, of which a part ends where its texts are
-as large as a split. P is the number of partitions: equal hashes and equal keys meet in the same one. A name
-covers all that a file depends on, so that other inputs or another threshold keep what they share.
+A split is one part, but for lines that are compressed or in a store, and for row groups that are cut: a part
+of these ends where its texts are as large as a split. P is the number of partitions: equal hashes and equal
+keys meet in the same one. A name covers all that a file depends on, so that other inputs or another threshold
+keep what they share.
 """
 
 import itertools
@@ -18,14 +19,21 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
 from pylm.config import Config
 from pylm.data import storage
 from pylm.data.dedup.blocks import group, read_arrays, write_blocks
-from pylm.data.dedup.corpus import SPLIT_BYTES, Split, convert_jsonl, read_rows, state_of, texts_of
+from pylm.data.dedup.corpus import (
+    SPLIT_BYTES,
+    Split,
+    copy_documents,
+    read_rows,
+    state_of,
+    text_sizes,
+    texts_of,
+)
 from pylm.data.dedup.priorities import (
     Priority,
     fields_of,
@@ -49,6 +57,9 @@ class CorpusConfig(Config):
     """Fields that decide the files of the stages, and nothing of the result."""
     allowed: ClassVar[tuple[str, ...]] = ("max_bad_fraction",)
     """Fields that decide whether there is a result."""
+
+    cuts_groups: ClassVar[bool] = False
+    """Whether tasks hold all texts of a split in memory, so that large row groups are cut."""
 
     text_column: str = "text"
     """Column of Parquet, or field of JSON lines, that holds the text."""
@@ -125,10 +136,10 @@ class Signing:
 
     def documents(self, split: Split, part: int) -> str:
         """Give the path of the Parquet file that holds the documents of a split's part."""
-        if split.kind == "parquet":
+        if not split.is_copied:
             return split.path
         name = split.name([FORMAT, self.config.text_column])
-        return storage.join(self.work, "jsonl", f"{name}-{part:05d}.parquet")
+        return storage.join(self.work, "copied", f"{name}-{part:05d}.parquet")
 
 
 def hash_record(num_keys: int) -> list[str]:
@@ -150,9 +161,9 @@ def sign(split: Split, signing: Signing) -> None:
     """Hash a split's documents and write their blocks."""
     check_unchanged(split)
     rules, tally, num_parts = signing.config.rules, Tally(), 1
-    if split.kind == "jsonl":
+    if split.is_copied:
         path_of = partial(signing.documents, split)
-        num_parts = convert_jsonl(split, signing.config.text_column, path_of, tally)
+        num_parts = copy_documents(split, signing.config.text_column, path_of, tally)
     kinds: list[set[str]] = [set() for _ in rules]
     values: list[set[str]] = [set() for _ in rules]
     parts = [_sign_part(split, part, signing, kinds, values) for part in range(num_parts)]
@@ -179,7 +190,7 @@ def _sign_part(
         values: get those of each rule's order that occur.
     """
     config, rules = signing.config, signing.config.rules
-    start, stop = (0, None) if split.kind == "jsonl" else (split.start, split.stop)
+    start, stop = (0, None) if split.is_copied else (split.start, split.stop)
     hasher = dedup.MinHasher(**signing.hasher) if signing.hasher else None
     columns = None if split.kind == "jsonl" else [*config.columns(), signing.column]
     text_column = "text" if split.kind == "jsonl" else config.text_column
@@ -191,7 +202,7 @@ def _sign_part(
         bands = np.zeros((len(batch), 0), np.uint64)
         if hasher is not None:
             bands, present = hasher.band_keys(compared, bands=signing.bands, rows=signing.rows, num_threads=1)
-        sizes = _sizes(texts_of(batch, text_column))
+        sizes = text_sizes(texts_of(batch, text_column))
         preferred = np.zeros((len(batch), config.num_keys), np.int64)
         for number, rule in enumerate(rules):
             preferred[:, number], kind = priority_keys(rule, batch, split.path)
@@ -233,11 +244,6 @@ def _one_kind(rule: Priority, seen: set[str], path: str) -> str | None:
     if len(kinds) > 1:
         raise InputError(f"{path}: {rule.column!r} holds {kinds[0]}s and {kinds[1]}s; give it one type")
     return kinds[0] if kinds else None
-
-
-def _sizes(texts: pa.LargeStringArray) -> NDArray[np.int64]:
-    sizes = pc.binary_length(texts).fill_null(0)
-    return np.asarray(sizes.to_numpy(zero_copy_only=False), np.int64)
 
 
 def partition_of(keys: NDArray[np.uint64], num_partitions: int) -> NDArray[np.int64]:

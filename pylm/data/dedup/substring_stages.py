@@ -90,6 +90,7 @@ class SubstringDedupConfig(IndexedConfig):
     """Which stretches of texts count as repeated."""
 
     layout = (*IndexedConfig.layout, "partition_bytes")
+    cuts_groups = True
     min_bytes: int = Field(default=100, ge=1, lt=1 << 31)
     """Least length of a stretch, in bytes."""
     keep_copies: Literal["first", "none"] = "first"

@@ -10,13 +10,15 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dedup_corpora import make_rows, read_all, write_jsonl
+from dedup_corpora import make_rows, read_all, same, write_jsonl, write_parquet
 
+from pylm import dedup
 from pylm.data import storage
 from pylm.data.dedup import (
     ExactDedupConfig,
     NearDedupConfig,
     SubstringDedupConfig,
+    corpus,
     dedup_exact,
     dedup_near,
     dedup_substrings,
@@ -53,12 +55,12 @@ def test_compressed_lines_become_parts(suffix: str, split_bytes: int, tmp_path: 
     least = {1: len(rows), 3000: size // 9000, 1 << 20: 1}[split_bytes]
     near = NearDedupConfig(threshold=0.7, ngram=2, priority=("score",), num_partitions=3, verify_bytes=2000)
     substring = SubstringDedupConfig(min_bytes=12, partition_bytes=4000)
-    for name, dedup, config in (("near", dedup_near, near), ("cut", dedup_substrings, substring)):
+    for name, run, config in (("near", dedup_near, near), ("cut", dedup_substrings, substring)):
         results = []
         for path, cut in ((tmp_path / "a.jsonl", 1 << 20), (packed, split_bytes)):
             out = tmp_path / f"{name}-{path.suffix}"
             recipe = config.model_copy(update={"split_bytes": cut})
-            report = dedup([str(path)], str(out), recipe, execute=ALONE)
+            report = run([str(path)], str(out), recipe, execute=ALONE)
             shown = [name for name in read_all(out / "removed").schema.names if not name.endswith("file")]
             results.append((columns(out / "documents", "text", "url"), columns(out / "removed", *shown)))
         assert results[0] == results[1]
@@ -66,7 +68,7 @@ def test_compressed_lines_become_parts(suffix: str, split_bytes: int, tmp_path: 
         assert sum(file["num_rows"] for file in report["files"]) == len(rows)
         starts = [file["first_row"] for file in report["files"]]
         assert starts == sorted(set(starts))
-        assert dedup([str(packed)], str(out), recipe, execute=ALONE) == report
+        assert run([str(packed)], str(out), recipe, execute=ALONE) == report
 
 
 def test_lines_of_a_store_become_parts(tmp_path: Path) -> None:
@@ -156,3 +158,27 @@ def test_integers_that_lines_cannot_compare(field: str, tmp_path: Path) -> None:
         write_jsonl([{"text": "a text", field: wrong}], tmp_path / "b.jsonl")
         with pytest.raises(InputError, match=f"b.jsonl: the field '{field}' .* holds .*write Parquet"):
             dedup_exact([str(tmp_path / "b.jsonl")], str(tmp_path / "out-b"), config, execute=ALONE)
+
+
+@pytest.mark.parametrize("group", [7, 40, 10_000])
+def test_large_row_groups_become_parts(group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = write_parquet(make_rows(3, 12), tmp_path / "in", num_files=2, group=group)
+    texts = table["text"].cast(pa.large_string()).combine_chunks()
+    spans = dedup.substrings(texts, min_bytes=12)
+    config = SubstringDedupConfig(min_bytes=12, split_bytes=600, partition_bytes=4000)
+    inputs, whole, cut = [str(tmp_path / "in")], str(tmp_path / "whole"), str(tmp_path / "cut")
+    expected = dedup_substrings(inputs, whole, config, execute=ALONE)
+    monkeypatch.setattr(corpus, "_LEAST_CUT_BYTES", 1)
+    report = dedup_substrings(inputs, cut, config, execute=ALONE)
+    assert report["removed_bytes"] == expected["removed_bytes"] > 1000
+    assert same(read_all(tmp_path / "cut" / "documents"), read_all(tmp_path / "whole" / "documents"))
+    removed = [read_all(tmp_path / name / "removed") for name in ("whole", "cut")]
+    assert removed[0].equals(removed[1])
+    assert int((spans.end - spans.start).sum()) == report["removed_bytes"]
+    rows = [(file["input"], file["first_row"]) for file in report["files"]]
+    assert rows == sorted(set(rows))
+    assert len(rows) > (2 if group == 7 else 10)
+    assert not (tmp_path / "cut" / "work").exists()
+    assert dedup_substrings(inputs, cut, config, execute=ALONE) == report
+    near = dedup_near(inputs, str(tmp_path / "near"), NearDedupConfig(split_bytes=600), execute=ALONE)
+    assert len(near["files"]) == len(expected["files"]) < len(rows) + (group == 7)

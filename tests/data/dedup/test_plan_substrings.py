@@ -308,3 +308,21 @@ def test_progress(corpus: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     measure_substrings([str(corpus)], SMALL, progress=lambda *step: seen.append(step))
     assert [name for name, done, total in seen if done == total][-1] == "apply"
+
+
+def test_large_row_groups_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = write_corpus(tmp_path / "in", make_texts(2000), num_files=1, row_group_size=1000)
+    config = SMALL.model_copy(update={"split_bytes": 1 << 16})
+    rates = measure_substrings([str(corpus)], config)
+    assert rates.group_text_bytes == pytest.approx(rates.text_bytes / 2, rel=0.2)
+    plans = {}
+    for is_cut in (False, True):
+        if is_cut:
+            monkeypatch.setattr("pylm.data.dedup.corpus._LEAST_CUT_BYTES", 1)
+        plans[is_cut] = predict_substrings(rates, config)
+        report, _, _, _ = run(corpus, tmp_path / str(is_cut), config)
+        assert plans[is_cut].num_splits == pytest.approx(len(report["files"]), rel=0.1)
+    assert plans[True].num_splits > 2 * plans[False].num_splits
+    memory = [{x.name: x.task_memory_bytes for x in plans[is_cut].stages} for is_cut in (True, False)]
+    assert memory[0]["sign"] <= memory[1]["sign"]
+    assert plans[True].disk_bytes.low > plans[False].disk_bytes.low

@@ -260,7 +260,7 @@ def predict_near(
             "apply": _BASE_BYTES + mapped + 3 * rates.row_group_bytes,
         },
         disk={
-            "sign": exactly(scale * (rates.left("signed") + rates.left("jsonl"))),
+            "sign": exactly(scale * (rates.left("signed") + rates.left("copied"))),
             "match": share.times(pairs),
             "connect": share.times(8 * documents),
             "gather": candidates,

@@ -97,6 +97,10 @@ class Size:
         by_rows = 0 if self.piece >= a_file else math.ceil(docs_a_byte * a_file / MOST_SPLIT_ROWS)
         return max(1, round(self.files * max(1, math.ceil(a_file / split_bytes), by_rows)))
 
+    def parts(self, part_bytes: int) -> int:
+        """Give the number of parts with so many bytes of texts; none crosses files."""
+        return max(1, round(self.files * math.ceil(self.text / self.files / part_bytes)))
+
     def signed(self, num_splits: int) -> int:
         """Give the number of tasks that read the input first: compressed lines are read file by file."""
         return min(num_splits, max(1, round(self.files))) if self.split_ratio > 1 else num_splits

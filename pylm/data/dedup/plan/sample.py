@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pylm.data import storage
 from pylm.data.dedup.blocks import read_block
-from pylm.data.dedup.corpus import Split, list_splits, open_parquet, read_rows, total_bytes
+from pylm.data.dedup.corpus import Split, group_text_bytes, list_splits, open_parquet, read_rows, total_bytes
 from pylm.data.dedup.run import Progress
 from pylm.data.dedup.signing import CorpusConfig
 from pylm.data.documents import first_line
@@ -48,7 +48,8 @@ class Rates:
         output_bytes: of survivors and lists of what went.
         read_seconds: to open a file of a stage and read one block.
         fetch_mb_s: at which one process gets the input from a store; None for files of this machine.
-        piece_bytes: largest part of a file on disk that no split divides: a row group.
+        piece_bytes: on disk of the largest row group, which no split divides.
+        group_text_bytes: of the texts of the one with most.
         bad_lines: of the sample, that are no documents.
         split_ratio: bytes that count for the size of a split, for one on disk: of texts where lines are
             compressed or in a store, else on disk.
@@ -70,6 +71,7 @@ class Rates:
     read_seconds: float
     fetch_mb_s: float | None = None
     piece_bytes: int = 0
+    group_text_bytes: int = 0
     bad_lines: int = 0
     split_ratio: float = 1.0
 
@@ -158,7 +160,9 @@ def run_sample(
     with TemporaryDirectory(prefix="pylm-plan-", dir=folder) as temporary:
         sample = Path(temporary) / "sample"
         sample.mkdir()
-        copied = [_copy(split, sample / f"{i:05d}", limit) for i, split in enumerate(chosen)]
+        copied = [
+            _copy(split, sample / f"{i:05d}", limit, config.text_column) for i, split in enumerate(chosen)
+        ]
         if len(chosen) < least_files:
             for path in list(sample.iterdir()):
                 _halve(path)
@@ -173,15 +177,16 @@ def run_sample(
                 name = path.parent.name
                 work_bytes[name] = work_bytes.get(name, 0) + path.stat().st_size
         fields = {
-            "input_bytes": max(1, min(corpus_bytes, round(sum(taken for taken, _, _ in copied)))),
+            "input_bytes": max(1, min(corpus_bytes, round(sum(x.taken_bytes for x in copied)))),
             "corpus_bytes": corpus_bytes,
             "corpus_files": len({split.path for split in splits}),
             "documents": int(report["documents"]),
             "text_bytes": int(report["bytes"]),
-            "row_group_bytes": max(size for _, size, _ in copied),
-            "piece_bytes": max(piece for _, _, piece in copied),
+            "row_group_bytes": max(x.row_group_bytes for x in copied),
+            "piece_bytes": max(x.piece_bytes for x in copied),
+            "group_text_bytes": max(x.group_text_bytes for x in copied),
             "bad_lines": int(report["bad_lines"]),
-            "split_ratio": _split_ratio(report["bytes"], chosen, [taken for taken, _, _ in copied]),
+            "split_ratio": _split_ratio(report["bytes"], chosen, [x.taken_bytes for x in copied]),
             "seconds": timer.seconds,
             "clock_seconds": timer.clock_seconds,
             "work_bytes": work_bytes,
@@ -237,23 +242,28 @@ class _Timer:
             yield result
 
 
-def _copy(split: Split, path: Path, limit_bytes: int) -> tuple[float, int, int]:
-    """Copy about so many bytes of a split.
+@dataclass(frozen=True)
+class _Copied:
+    """What was copied of a split: bytes on disk that it takes there; sizes of row groups, as in `Rates`."""
 
-    Returns:
-        The bytes on disk that the copied rows take in the input; the size of the largest row group, decoded;
-        and of the largest part that no split divides.
-    """
+    taken_bytes: float
+    row_group_bytes: int = 0
+    piece_bytes: int = 0
+    group_text_bytes: int = 0
+
+
+def _copy(split: Split, path: Path, limit_bytes: int, text_column: str) -> _Copied:
+    """Copy about so many bytes of a split."""
     size = storage.size(split.path)
     if split.kind == "jsonl":
-        return _copy_lines(split, path, limit_bytes), 0, 0
+        return _Copied(_copy_lines(split, path, limit_bytes))
     with open_parquet(split.path) as file:
         schema = file.schema_arrow
         stop = file.num_row_groups if split.stop is None else split.stop
         groups = [file.metadata.row_group(i) for i in range(split.start, stop)]
         all_rows = max(1, file.metadata.num_rows)
     if not groups:
-        return 0.0, 0, 0
+        return _Copied(0.0)
     columns = [group.column(i) for group in groups for i in range(group.num_columns)]
     stored = sum(column.total_compressed_size for column in columns)
     num_rows = max(1, sum(group.num_rows for group in groups))
@@ -278,8 +288,12 @@ def _copy(split: Split, path: Path, limit_bytes: int) -> tuple[float, int, int]:
             if sum(map(len, waiting)) >= largest:
                 flush()
         flush()
-    piece = max(sum(g.column(i).total_compressed_size for i in range(g.num_columns)) for g in groups)
-    return size * taken / all_rows, max(int(group.total_byte_size) for group in groups), int(piece)
+    return _Copied(
+        size * taken / all_rows,
+        max(int(group.total_byte_size) for group in groups),
+        max(sum(g.column(i).total_compressed_size for i in range(g.num_columns)) for g in groups),
+        max(group_text_bytes(group, text_column) for group in groups),
+    )
 
 
 def _halve(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from pylm.data.dedup.blocks import read_arrays
-from pylm.data.dedup.corpus import MOST_SPLIT_ROWS
+from pylm.data.dedup.corpus import MOST_SPLIT_ROWS, ROW_GROUP_BYTES, most_uncut_bytes
 from pylm.data.dedup.plan.reckoning import (
     MANY_READS,
     NONE,
@@ -250,7 +250,9 @@ def predict_substrings(
     of_copies = exactly(num_splits * num_hashes)
     of_keys = levels.times(num_splits * partitions)
     mapped = min(settings["split_bytes"], size.counted / num_splits)
-    split_text = max(text / num_splits, rates.row_group_bytes)
+    is_cut = _is_cut(rates, settings["split_bytes"])
+    group_bytes = ROW_GROUP_BYTES if is_cut else rates.row_group_bytes
+    split_text = max(text / num_splits, group_bytes)
     dense = _BYTES_A_KEY * keys_a_byte(config.min_bytes)
     spans = 28 * rates.text_bytes / config.min_bytes
     partition_keys = KEY_BYTES * rates.num_keys * scale / partitions
@@ -283,10 +285,10 @@ def predict_substrings(
             "spans": _BASE_BYTES + _SPANS_TEXT_FACTOR * split_text,
             "apply": _BASE_BYTES
             + mapped
-            + max(3 * rates.row_group_bytes, _APPLY_FACTOR * min(split_text, _APPLY_BYTES)),
+            + max(3 * group_bytes, _APPLY_FACTOR * min(split_text, _APPLY_BYTES)),
         },
         disk={
-            "sign": exactly(scale * (rates.left("signed") + rates.left("jsonl"))),
+            "sign": exactly(scale * (rates.left("signed") + rates.left("copied")) + is_cut * size.size),
             "keys": exactly(scale * rates.left("keys-0")),
             "repeats": contexts.times(8),
             "contexts": moved,
@@ -398,4 +400,10 @@ def _choose(config: SubstringDedupConfig, rates: SubstringRates, size: Size) -> 
         wanted = most if has_many else int(size.counted / (8 * num_workers))
         split = max(1 << 20, min(most, max(split, wanted)) >> 20 << 20)
     settings = {"split_bytes": split, "num_partitions": hashes, "partition_bytes": partition}
-    return settings, size.splits(split, docs_ratio)
+    is_cut = _is_cut(rates, split)
+    return settings, size.parts(split) if is_cut else size.splits(split, docs_ratio)
+
+
+def _is_cut(rates: SubstringRates, split_bytes: int) -> bool:
+    """Say whether the largest row groups are copied, in parts."""
+    return rates.group_text_bytes > most_uncut_bytes(split_bytes)
