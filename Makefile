@@ -21,7 +21,7 @@ quickstart: $(BUILT)
 	$(BIN)/pylm run $(RECIPE)
 
 test: $(DEV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder --benchmark-disable
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .

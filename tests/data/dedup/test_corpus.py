@@ -2,7 +2,6 @@
 
 import gzip
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,10 @@ from pylm.data.dedup import (
     dedup_substrings,
 )
 from pylm.data.dedup.corpus import list_splits
-from pylm.data.executors import run_local
+from pylm.data.executors import LocalPool
 from pylm.errors import InputError
 
-ALONE = partial(run_local, num_workers=1)
+ALONE = LocalPool(1)
 
 
 def pack(path: Path, suffix: str) -> Path:

@@ -1,5 +1,4 @@
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ from pylm import dedup
 from pylm.data import storage
 from pylm.data.dedup import ExactDedupConfig, dedup_exact
 from pylm.data.dedup.corpus import read_rows
-from pylm.data.executors import run_local
+from pylm.data.executors import LocalPool
 from pylm.errors import InputError
 
-ALONE = partial(run_local, num_workers=1)
+ALONE = LocalPool(1)
 SMALL: dict[str, Any] = {"split_bytes": 1, "num_partitions": 3}
 
 
@@ -81,8 +80,8 @@ def test_workers_partitions_and_formats(tmp_path: Path) -> None:
     for number, (workers, partitions) in enumerate([(1, 1), (2, 16), (3, 5)]):
         out = tmp_path / str(number)
         config = ExactDedupConfig(split_bytes=1, num_partitions=partitions, unit="url")
-        execute = partial(run_local, num_workers=workers)
-        dedup_exact([str(tmp_path / "in")], str(out), config, execute=execute)
+        with LocalPool(workers) as execute:
+            dedup_exact([str(tmp_path / "in")], str(out), config, execute=execute)
         results.append(
             {k: v for k, v in contents(out).items() if k.startswith(("doc", "rem", "fun", "dropped"))}
         )

@@ -42,7 +42,7 @@ def test_slurm_with_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     execute = functools.partial(run_slurm, folder=tmp_path / "jobs", poll_seconds=0.05)
     rows = make_rows(1, 20)
     for month, part in enumerate((rows[:30], rows[20:])):
-        write_parquet(part, tmp_path / f"in-{month}", num_files=2, group=10)
+        write_parquet(part, tmp_path / f"in-{month}", num_files=1, group=15)
     found = []
     for name, way in (("here", None), ("there", execute)):
         config = CONFIG.model_copy(update={"index": str(tmp_path / f"{name}-index")})

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ import pytest
 from dedup_corpora import Row, contents, make_rows, ranks_of, read_all, same, write_jsonl, write_parquet
 
 from pylm.data.dedup import NearDedupConfig, SubstringDedupConfig, dedup_near, dedup_substrings, indexed
-from pylm.data.executors import run_local
+from pylm.data.executors import LocalPool
 from pylm.errors import InputError
 from pylm.text import dedup
 
-ALONE = partial(run_local, num_workers=1)
+ALONE = LocalPool(1)
 SMALL: dict[str, Any] = {"threshold": 0.7, "ngram": 2, "split_bytes": 1, "num_partitions": 3}
 PRIORITIES: list[tuple[tuple[str, ...], str]] = [
     ((), "first"),
@@ -156,8 +155,8 @@ def test_workers_partitions_and_splits_change_nothing(tmp_path: Path) -> None:
                         **options,
                     }
                 )
-                execute = partial(run_local, num_workers=workers)
-                dedup_near([str(tmp_path / f"in-{month}")], str(out), config, execute=execute)
+                with LocalPool(workers) as execute:
+                    dedup_near([str(tmp_path / f"in-{month}")], str(out), config, execute=execute)
             index = {k: v for k, v in contents(tmp_path / "index").items() if not k.startswith("crawls")}
             seen.append((results(tmp_path, "out-1"), index, read_all(tmp_path / "out-1" / "removed")))
         assert len(seen[0][1]) > 2
@@ -496,14 +495,14 @@ KILLS = """
 import json, os, shutil, signal, sys
 from contextlib import contextmanager
 from pathlib import Path
-sys.path[:0] = sys.argv[3:]
+sys.path[:0] = sys.argv[4:]
 from pylm.data import storage
 from pylm.data.dedup import indexed
 from pylm.text import _index_folder
 from dedup_corpora import contents
 from test_indexed import run_killed
 
-name, folder = sys.argv[1], Path(sys.argv[2])
+name, folder, every = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 count, fatal = 0, -1
 
 def event():
@@ -559,12 +558,12 @@ assert fork(-1) == 0
 expected, total = found(), int((folder / "count").read_text())
 kills = 0
 for fatal_at in range(1, total + 1):
-    if fatal_at % 4 and fatal_at < total - 30:
+    if fatal_at % every and fatal_at < total - 160 // every:
         continue
     restore(folder / "before")
     assert fork(fatal_at) == -signal.SIGKILL, fatal_at
     again = fatal_at
-    while again > 8 and fatal_at % 3 == 0:  # killed again, before it gets as far
+    while again > 8 and fatal_at % 2 == 0:  # killed again, before it gets as far
         again //= 2
         fork(again)
     assert fork(-1) == 0, fatal_at
@@ -590,8 +589,9 @@ def run_killed(name: str, folder: Path) -> None:
         dedup_near(inputs, out, near_config, execute=ALONE)
 
 
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["near", "near-longest", "substring"])
-def test_killed_anywhere_the_index_gets_a_crawl_once(name: str, tmp_path: Path) -> None:
+def test_killed_anywhere_the_index_gets_a_crawl_once(name: str, every: int, tmp_path: Path) -> None:
     crawls = months(6)
     for number in (0, 1):
         write_parquet(crawls[number], tmp_path / f"in-{number}", num_files=2, group=40)
@@ -604,7 +604,7 @@ def test_killed_anywhere_the_index_gets_a_crawl_once(name: str, tmp_path: Path) 
     shutil.copytree(tmp_path / "index", tmp_path / "before" / "index")
     here = Path(__file__).resolve().parent
     helpers = Path(dedup_corpora.__file__).resolve().parent
-    command = [sys.executable, "-c", KILLS, name, str(tmp_path), str(here), str(helpers)]
+    command = [sys.executable, "-c", KILLS, name, str(tmp_path), str(every), str(here), str(helpers)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert int(done.stdout) > 40
+    assert int(done.stdout) > 180 // every

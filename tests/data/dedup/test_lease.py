@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ from dedup_corpora import make_rows, write_parquet
 
 from pylm.data import storage
 from pylm.data.dedup import ExactDedupConfig, dedup_exact, lease
-from pylm.data.executors import run_local
+from pylm.data.executors import LocalPool
 from pylm.errors import InputError
 from pylm.files import name_processes
 
 OUT, LEASE = "memory://leased", "memory://leased/.lease.json"
-ALONE = partial(run_local, num_workers=1)
+ALONE = LocalPool(1)
 
 
 @pytest.fixture(autouse=True)

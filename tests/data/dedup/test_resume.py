@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from pylm.data.dedup import (
     dedup_near,
     dedup_substrings,
 )
-from pylm.data.executors import run_local
+from pylm.data.executors import LocalPool
 from pylm.errors import InputError
 
-ALONE = partial(run_local, num_workers=1)
+ALONE = LocalPool(1)
 SMALL: dict[str, Any] = {"split_bytes": 4000, "num_partitions": 2}
 WAYS: dict[str, tuple[Any, Any]] = {
     "near": (dedup_near, NearDedupConfig(**SMALL, threshold=0.7, ngram=2, verify_bytes=4000)),
@@ -38,10 +37,9 @@ WAYS: dict[str, tuple[Any, Any]] = {
 PROGRAM = """
 import os, signal, sys
 from contextlib import contextmanager
-from functools import partial
 sys.path[:0] = sys.argv[5:]
 from pylm.data import storage
-from pylm.data.executors import run_local
+from pylm.data.executors import LocalPool
 from test_resume import WAYS
 
 name, out, fatal, workers = sys.argv[1:5]
@@ -59,8 +57,8 @@ def publish(path):
 storage.publish = publish
 if __name__ == "__main__":
     work, config = WAYS[name]
-    execute = partial(run_local, num_workers=int(workers))
-    work([os.environ["CORPUS"]], out, config, execute=execute, keep_work=True)
+    with LocalPool(int(workers)) as execute:
+        work([os.environ["CORPUS"]], out, config, execute=execute, keep_work=True)
 """
 
 
@@ -103,13 +101,13 @@ def is_finished(path: str, there: dict[str, Any]) -> bool:
     place = Path(path)
     match place.parent.name:
         case "signed":
-            return str(place.with_suffix(".json")) in there
+            return str(place.with_name(place.stem.split("-")[0] + ".json")) in there
         case "verdicts":
             return f"{path}.json" in there or f"{path.removesuffix('.json')}.json" in there
         case "documents" | "removed":
             return any(x.endswith(f"applied/{place.stem}.json") for x in there)
-        case "jsonl":
-            return False
+        case "copied":
+            return False  # a split that is signed again is copied again
     if place.name in ("members.blocks", "copies.blocks", "direct.blocks"):
         return str(place.with_name("components.json")) in there
     return True

@@ -208,7 +208,7 @@ def test_no_more_tasks_than_may_be_queued(fake: Site) -> None:
     assert list(fake.execute(fake.work, range(10), num_queued=4)) == [i * i for i in range(10)]
     sizes = [int(call[1].removeprefix("--array=0-")) + 1 for call in calls_of(fake, "sbatch")]
     assert max(sizes) <= 4
-    assert min(sizes) >= 2
+    assert min(sizes[:-1]) >= 2, "not one by one, but for the rest"
     assert sum(sizes) == 10
 
 
