@@ -9,6 +9,7 @@ import contextlib
 import errno
 import io
 import json
+import re
 import shutil
 import tempfile
 import uuid
@@ -23,6 +24,7 @@ from pylm.data.documents import first_line
 from pylm.errors import InputError
 from pylm.files import atomic_path
 
+_ASIDE = re.compile(r"\.(.+)\.old-[0-9a-f]{32}")
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss"}
 """Show an object when its upload is complete, never a part of it."""
 _READ_AHEAD_BYTES = 4 << 20
@@ -171,15 +173,48 @@ def publish(path: str) -> Iterator[Path]:
 
 
 def _rename(fs: Any, hidden: str, name: str) -> None:
-    """Give a file its name, on stores too that refuse, or do nothing, where that is taken (HDFS)."""
+    """Give a file its name, on stores too that refuse, or do nothing, where that is taken (HDFS).
+
+    There the file that has the name is moved aside first; `put_back` knows it.
+    """
     try:
         fs.mv(hidden, name)
     except Exception:
-        if not fs.exists(name):
+        if not (fs.exists(hidden) and fs.exists(name)):
             raise
-    if fs.exists(hidden):
-        fs.rm_file(name)
+    if not fs.exists(hidden):
+        return
+    parent, _, last = name.rpartition("/")
+    aside = f"{parent}/.{last}.old-{uuid.uuid4().hex}"
+    fs.mv(name, aside)
+    try:
         fs.mv(hidden, name)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            fs.mv(aside, name)
+        raise
+    fs.rm_file(aside)
+
+
+def put_back(folder: str) -> None:
+    """Give the files of a folder, which nobody else writes to now, what a killed writer had moved aside.
+
+    Raises:
+        InputError: no driver for the store, or no access.
+    """
+    if is_local(folder) or _protocol(folder) in _OBJECT_STORES:
+        return  # where a rename replaces
+    with _faults_named(folder):
+        fs, root = _open_store(folder)
+        if not fs.exists(root):
+            return
+        for path in fs.ls(root, detail=False):
+            if found := _ASIDE.fullmatch(path.rpartition("/")[2]):
+                name = f"{root.rstrip('/')}/{found[1]}"
+                if fs.exists(name):
+                    fs.rm_file(path)
+                else:
+                    fs.mv(path, name)
 
 
 @contextmanager

@@ -135,6 +135,46 @@ def test_stores_whose_rename_does_not_replace(raises: bool, monkeypatch: pytest.
     fs, folder = fsspec.core.url_to_fs(path.rpartition("/")[0])
     assert [entry["name"].rpartition("/")[2] for entry in fs.ls(folder)] == ["a.txt"]
 
+    def fail(self: Any, source: str, target: str, **options: Any) -> None:
+        if ".tmp-" in source:
+            raise OSError("connection lost")
+        move(self, source, target, **options)
+
+    monkeypatch.setattr(kind, "mv", fail)
+    with pytest.raises(InputError, match="connection lost"):
+        put(path, b"lost")
+    assert storage.read_bytes(path) == b"newer"
+    assert [entry["name"].rpartition("/")[2] for entry in fs.ls(folder)] == ["a.txt"]
+
+
+def test_what_a_killed_writer_moved_aside_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = f"memory://{uuid.uuid4().hex}"
+    kind = type(fsspec.filesystem("memory"))
+    move = kind.mv
+
+    moved = 0
+
+    def die(self: Any, source: str, target: str, **options: Any) -> None:
+        nonlocal moved
+        if self.exists(target) or moved:
+            raise OSError("gone")
+        move(self, source, target, **options)
+        moved += 1
+
+    put(f"{folder}/a.txt", b"old")
+    put(f"{folder}/b.txt", b"old")
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "mv", die)
+        with pytest.raises(InputError, match="gone"):
+            put(f"{folder}/a.txt", b"new")
+    assert not storage.exists(f"{folder}/a.txt")
+    fs, root = fsspec.core.url_to_fs(folder)
+    fs.pipe_file(f"{root}/.b.txt.old-{uuid.uuid4().hex}", b"older")
+    storage.put_back(folder)
+    assert storage.read_bytes(f"{folder}/a.txt") == storage.read_bytes(f"{folder}/b.txt") == b"old"
+    assert sorted(entry["name"].rpartition("/")[2] for entry in fs.ls(root)) == ["a.txt", "b.txt"]
+    storage.put_back(f"{folder}/none")
+
 
 def test_json(folder: str) -> None:
     path = storage.join(folder, "a.json")

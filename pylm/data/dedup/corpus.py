@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -161,17 +162,28 @@ def _list_local(given: str) -> list[str]:
     if not place.exists():
         root = Path(place.anchor or ".")
         try:
-            folders = sorted(root.glob(str(place.relative_to(place.anchor))))
+            found = sorted(root.glob(str(place.relative_to(place.anchor))))
+            folders = [path for path in found if _is_named(path.relative_to(root), place)]
         except (ValueError, NotImplementedError):
             folders = []
         if not folders:
             raise InputError(f"{given}: nothing there; give a file, a folder or a glob")
-    return [
-        str(path)
+    paths = [
+        path
         for folder in folders
-        for path in ([folder] if folder.is_file() else sorted(folder.rglob("*")))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        for path in (sorted(folder.rglob("*")) if folder.is_dir() else [folder])
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
+    for path in paths:
+        if path.is_symlink() and not path.exists() and path.name.endswith(_SUFFIXES):
+            raise InputError(f"{path}: a link to a file that is not there; mend or remove it")
+    return [str(path) for path in paths if path.is_file()]
+
+
+def _is_named(path: Path, pattern: Path) -> bool:
+    """Whether the hidden files and folders on a path are named as such in a glob, as in a shell."""
+    hidden = [part for part in pattern.parts if part.startswith(".")]
+    return all(any(fnmatch(part, x) for x in hidden) for part in path.parts if part.startswith("."))
 
 
 def local_path(path: str) -> Path:
@@ -464,6 +476,9 @@ class RowGroups:
     def __init__(self, writer: pq.ParquetWriter) -> None:
         """Write to `writer`."""
         self._writer = writer
+        self._has_small_dictionaries = any(
+            pa.types.is_dictionary(kind) and kind.index_type.bit_width < 32 for kind in writer.schema.types
+        )
         self._waiting: list[pa.RecordBatch] = []
         self._rows = self._bytes = 0
 
@@ -490,12 +505,25 @@ class RowGroups:
 
     def flush(self) -> None:
         """Write what is waiting."""
-        if self._waiting:
-            table = pa.Table.from_batches(self._waiting)
+        for table in self._tables(self._waiting):
             self._writer.write_table(
                 table.replace_schema_metadata(self._writer.schema.metadata), row_group_size=len(table)
             )
         self._waiting, self._rows, self._bytes = [], 0, 0
+
+    def _tables(self, batches: list[pa.RecordBatch]) -> list[pa.Table]:
+        """Divide rows into row groups; one, but where its dictionaries hold more than their indices count."""
+        if not batches:
+            return []
+        table = pa.Table.from_batches(batches)
+        if len(batches) == 1 or not self._has_small_dictionaries:
+            return [table]
+        try:
+            table.unify_dictionaries()
+        except pa.ArrowInvalid:
+            half = len(batches) // 2
+            return self._tables(batches[:half]) + self._tables(batches[half:])
+        return [table]
 
 
 @contextmanager

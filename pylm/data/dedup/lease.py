@@ -28,6 +28,7 @@ HEARTBEAT_SECONDS = 30.0
 EXPIRES_SECONDS = 300.0
 SETTLE_SECONDS = 1.0
 SLOW_SECONDS = 0.5
+REPLACE_SECONDS = 0.2
 
 
 @contextmanager
@@ -42,6 +43,7 @@ def hold_remote(folder: str) -> Iterator[Callable[[], None]]:
     """
     lease = _Lease(folder)
     lease.take()
+    storage.put_back(folder)
     stop = threading.Event()
     beat = threading.Thread(target=lease.keep, args=(stop,), daemon=True)
     beat.start()
@@ -65,6 +67,11 @@ class _Lease:
     def take(self) -> None:
         began = time.monotonic()
         found = self._read()
+        if (
+            found is None
+        ):  # or it is just written anew, in two steps, by a store whose rename does not replace
+            time.sleep(REPLACE_SECONDS)
+            found = self._read()
         if found is not None and not _is_gone(found):
             raise InputError(
                 f"{self.folder}: in use by another run ({_describe(found)}); wait for it, or choose another "
@@ -111,12 +118,16 @@ class _Lease:
     def _look(self) -> None:
         found = self._read()
         if found is None or found["owner"] != self.owner:
-            self.lost = found or {"host": "unknown", "process": 0, "since": 0.0, "heartbeat": 0.0}
+            self.lost = found or {"heartbeat": 0.0}
 
     def _read(self) -> dict[str, Any] | None:
-        if not storage.exists(self.path):
+        found: dict[str, Any] = {"owner": None, "host": "unknown", "process": 0, "heartbeat": 0.0}
+        try:
+            found.update(storage.read_json(self.path))
+        except InputError:
+            if storage.exists(self.path):
+                raise
             return None
-        found: dict[str, Any] = storage.read_json(self.path)
         return found
 
     def _write(self) -> None:

@@ -77,19 +77,18 @@ def priority_keys(
     Raises:
         InputError: values that are neither numbers nor dates.
     """
-    column = _column(priority.column, batch, place)
     if priority.order:
         try:
-            column = column.cast(pa.string())
+            column = _names(priority.column, batch)
         except pa.ArrowException as error:
             raise InputError(
                 f"{place}: the column {priority.column!r} decides which copy stays by its values and must "
-                f"hold strings or numbers, it holds {column.type}"
+                f"hold strings or numbers, it holds {batch.column(priority.column).type}"
             ) from error
         ranks = pc.index_in(column, pa.array(priority.order, pa.string()))
         keys = -ranks.fill_null(len(priority.order)).to_numpy(zero_copy_only=False).astype(np.int64)
         return keys, "order" if column.null_count < len(column) else None
-    column, kind = _comparable(priority.column, column, place)
+    column, kind = _comparable(priority.column, _column(priority.column, batch, place), place)
     valid = column.is_valid().to_numpy(zero_copy_only=False)
     if kind == "number":
         values = column.fill_null(0.0).to_numpy(zero_copy_only=False) + 0.0  # -0.0 is 0.0
@@ -107,8 +106,27 @@ def values_of(priority: Priority, keys: NDArray[np.int64]) -> list[str]:
     return [value for rank, value in enumerate(priority.order) if (keys == -rank).any()]
 
 
+def _names(name: str, batch: pa.RecordBatch) -> pa.Array:
+    """Give a column as strings, the same for a value whatever stands beside it: 7, 0.5, 1 for 1.0, true."""
+    if _has_column(name, batch):
+        return batch.column(name).cast(pa.string())
+    values = batch.column("id").to_pylist() if name == "id" else fields_of(name, batch)
+    return pa.array([_name_of(value) for value in values], pa.string())
+
+
+def _name_of(value: object) -> str | None:
+    if isinstance(value, bool | float):
+        return str(pa.scalar(value).cast(pa.string()).as_py())
+    return str(value) if isinstance(value, int | str) else None
+
+
+def _has_column(name: str, batch: pa.RecordBatch) -> bool:
+    """Whether rows have a column; documents of JSON lines have fields."""
+    return name in batch.schema.names and not batch.schema.equals(SCHEMA)
+
+
 def _column(name: str, batch: pa.RecordBatch, place: str) -> pa.Array:
-    if name in batch.schema.names and not batch.schema.equals(SCHEMA):
+    if _has_column(name, batch):
         column = batch.column(name)
         return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
     values = fields_of(name, batch)

@@ -5,6 +5,7 @@ OUT/removed/SSSSS.parquet    what was cut: file, row, document, start and end in
                              many of these bytes it has
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -157,8 +158,9 @@ def _cut(
             for first, batch in batches:
                 shown.update(_show(samples, first, texts_of(batch, column)))
                 here = slice(*np.searchsorted(docs, [first, first + len(batch)]))
-                cut = _without(batch, column, docs[here] - first, start[here], end[here])
-                survivors.add_kept(cut, keep[first : first + len(batch)])
+                for cut in _without(batch, column, docs[here] - first, start[here], end[here]):
+                    survivors.add_kept(cut, keep[first : first + len(cut)])
+                    first += len(cut)
             check_unchanged(part.split)
     more = [in_index] if has_index else []
     _write_spans(removed_path(out, number), parts, docs + part.first, [start, end, *more])
@@ -212,16 +214,25 @@ def _without(
     docs: NDArray[np.int64],
     start: NDArray[np.int64],
     end: NDArray[np.int64],
-) -> pa.RecordBatch:
+) -> list[pa.RecordBatch]:
     if not len(docs):
-        return batch
+        return [batch]
     spans = dedup.Spans(docs, start.copy(), end.copy(), len(batch))
     place = batch.schema.get_field_index(column)
     cut = spans.apply(texts_of(batch, column), num_threads=1)
     field = batch.schema.field(place)
-    if pa.types.is_dictionary(field.type):
-        cut = cut.cast(field.type.value_type).dictionary_encode().cast(field.type)
-    return batch.set_column(place, field, cut.cast(field.type))
+    columns = _encode(cut, field.type) if pa.types.is_dictionary(field.type) else [cut.cast(field.type)]
+    firsts = itertools.accumulate(map(len, columns), initial=0)
+    return [batch.slice(i, len(x)).set_column(place, field, x) for i, x in zip(firsts, columns, strict=False)]
+
+
+def _encode(texts: pa.Array, kind: pa.DictionaryType) -> list[pa.Array]:
+    """Give texts in as many arrays as it takes for a dictionary's indices to count them."""
+    try:
+        return [texts.cast(kind.value_type).dictionary_encode().cast(kind)]
+    except pa.ArrowInvalid:
+        half = len(texts) // 2
+        return _encode(texts[:half], kind) + _encode(texts[half:], kind)
 
 
 def _write_spans(

@@ -159,6 +159,74 @@ def test_integers_that_lines_cannot_compare(field: str, tmp_path: Path) -> None:
             dedup_exact([str(tmp_path / "b.jsonl")], str(tmp_path / "out-b"), config, execute=ALONE)
 
 
+@pytest.mark.parametrize("split_bytes", [1, 1 << 20])
+def test_names_in_lines_do_not_depend_on_what_is_beside_them(split_bytes: int, tmp_path: Path) -> None:
+    values = [0.5, "web", 1.0, True, (1 << 53) + 1, {"a": 1}]
+    write_jsonl(
+        [{"text": "a text", "v": x, "id": f"00{i}"} for i, x in enumerate(values)], tmp_path / "a.jsonl"
+    )
+    rules = {
+        "v=1": 2,
+        "v=9,0.5": 0,
+        "v=true": 3,
+        f"v={(1 << 53) + 1}": 4,
+        "v=x,web": 1,
+        "id=7,003": 3,
+        "id=3": 0,
+    }
+    for rule, kept in rules.items():
+        config = ExactDedupConfig(priority=(rule,), split_bytes=split_bytes)
+        dedup_exact([str(tmp_path / "a.jsonl")], str(tmp_path / "out"), config, execute=ALONE)
+        assert set(read_all(tmp_path / "out" / "removed")["kept_document"].to_pylist()) == {kept}, rule
+
+
+def test_globs_leave_out_what_a_shell_would(tmp_path: Path) -> None:
+    for name in ("a/b.jsonl", ".a/b.jsonl", "a/.b.jsonl", ".c.jsonl", "c.jsonl"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl([{"text": name}], tmp_path / "in" / name)
+
+    def found(pattern: str) -> list[str]:
+        splits = list_splits([str(tmp_path / "in" / pattern)], columns=["text"], split_bytes=1 << 20)
+        return [str(Path(x.path).relative_to(tmp_path / "in")) for x in splits]
+
+    assert found("*") == found("**/*.jsonl") == found("") == ["a/b.jsonl", "c.jsonl"]
+    assert found(".*") == [".a/b.jsonl", ".c.jsonl"]
+    assert found(".a/*") == [".a/b.jsonl"]
+    (tmp_path / "in" / "d.jsonl").symlink_to("gone.jsonl")
+    with pytest.raises(InputError, match=r"in/d\.jsonl: a link to a file that is not there"):
+        found("*")
+
+
+def test_dictionaries_with_small_indices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes out can be read again, though a row group may not hold more values than the indices count."""
+    kind = pa.dictionary(pa.int8(), pa.string())
+    texts = [f"text number {i} has some longer words {i * 7919} of {i * 104729}" for i in range(10, 310)]
+
+    def encode(values: list[str]) -> pa.Array:
+        return pa.array(values).dictionary_encode().cast(kind)
+
+    schema = pa.schema([("text", kind), ("site", kind)])
+    with pq.ParquetWriter(tmp_path / "a.parquet", schema) as writer:
+        for first in (0, 100, 200):
+            some = texts[first : first + 100]
+            writer.write_table(pa.table([encode(some), encode([f"{x}/" for x in some])], schema=schema))
+    # Emptied copies are one more value than the indices count.
+    pq.write_table(
+        pa.table([encode(texts[:128] * 2), encode(["a"] * 256)], schema=schema), tmp_path / "b.parquet"
+    )
+    substring = SubstringDedupConfig(min_bytes=45, split_bytes=20_000)
+    for least in (1 << 40, 1):
+        monkeypatch.setattr(corpus, "_LEAST_CUT_BYTES", least)
+        for name, left in (("a", 300), ("b", 128)):
+            inputs, out = [str(tmp_path / f"{name}.parquet")], str(tmp_path / f"{name}-{least}")
+            dedup_near(inputs, f"{out}-near", NearDedupConfig(ngram=20, threshold=0.99), execute=ALONE)
+            dedup_substrings(inputs, f"{out}-cut", substring, execute=ALONE)
+            for found in (Path(f"{out}-near"), Path(f"{out}-cut")):
+                table = read_all(found / "documents")
+                assert table.schema.types == [kind, kind]
+                assert table["text"].to_pylist() == texts[:left]
+
+
 @pytest.mark.parametrize("group", [7, 40, 10_000])
 def test_large_row_groups_become_parts(group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = write_parquet(make_rows(3, 12), tmp_path / "in", num_files=2, group=group)

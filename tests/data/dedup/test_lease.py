@@ -79,6 +79,8 @@ def test_leases_of_others(tmp_path: Path) -> None:
     write()
     storage.remove(LEASE)
     run(tmp_path)
+    storage.write_json(LEASE, {"owner": "another program"})
+    run(tmp_path)
 
 
 def test_a_slow_store_lets_others_look_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,12 +89,13 @@ def test_a_slow_store_lets_others_look_first(tmp_path: Path, monkeypatch: pytest
 
     def overwritten(seconds: float) -> None:
         waited.append(seconds)
-        write()
+        if seconds != lease.REPLACE_SECONDS:
+            write()
 
     monkeypatch.setattr(lease.time, "sleep", overwritten)
     with pytest.raises(InputError, match="another run has taken this folder"):
         run(tmp_path)
-    assert waited == [lease.HEARTBEAT_SECONDS]
+    assert waited == [lease.REPLACE_SECONDS, lease.HEARTBEAT_SECONDS + lease.SETTLE_SECONDS]
     assert storage.exists(LEASE)
 
 
@@ -144,7 +147,7 @@ def test_who_lost_the_folder_removes_nothing(
 
 
 def test_of_two_at_the_same_time_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease.time, "sleep", lambda _: write())
+    monkeypatch.setattr(lease.time, "sleep", lambda seconds: seconds == lease.REPLACE_SECONDS or write())
     with pytest.raises(InputError, match="another run has taken this folder"):
         run(tmp_path)
     assert fsspec.filesystem("memory").find("/leased") == ["/leased/.lease.json"]

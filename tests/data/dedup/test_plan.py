@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pylm.data import storage
 from pylm.data.dedup import NearDedupConfig, dedup_near
 from pylm.data.dedup.plan import NearRates, measure_near, plan_near, predict_near
 from pylm.data.dedup.plan.near import STAGES
@@ -248,8 +249,6 @@ def test_errors_name_the_input(tmp_path: Path) -> None:
 
 
 def test_over_a_store(tmp_path: Path) -> None:
-    from pylm.data import storage
-
     for name in ("a", "b"):
         with storage.publish(f"memory://plan/{name}.parquet") as temporary:
             pq.write_table(pa.table({"text": make_texts(200)}), temporary)
@@ -315,6 +314,12 @@ def test_compressed_lines(tmp_path: Path) -> None:
     report, _, _ = run(tmp_path / "a.jsonl.gz", tmp_path / "parts", config)
     assert plan.num_splits == len(report["files"]) == 5
     assert {stage.name: stage.tasks.high for stage in plan.stages}["sign"] == 1
+    for name, content in (("lines/a.jsonl", rows), ("packed/a.jsonl.gz", gzip.compress(rows, 1))):
+        with storage.publish(f"memory://plan-{name}") as temporary:
+            temporary.write_bytes(content)
+        folder = f"memory://plan-{name.partition('/')[0]}"
+        of_store = predict_near(measure_near([folder], config), config)
+        assert [x.tasks for x in of_store.stages] == [x.tasks for x in plan.stages]
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(rows)[:-2000])
     with pytest.raises(InputError, match=r"b\.jsonl\.gz: cannot be read"):
         measure_near([str(tmp_path / "b.jsonl.gz")], SMALL)

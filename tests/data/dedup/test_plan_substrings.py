@@ -323,6 +323,8 @@ def test_large_row_groups_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         report, _, _, _ = run(corpus, tmp_path / str(is_cut), config)
         assert plans[is_cut].num_splits == pytest.approx(len(report["files"]), rel=0.1)
     assert plans[True].num_splits > 2 * plans[False].num_splits
+    signing = {name: plan.stages[0].tasks.high for name, plan in plans.items()}
+    assert signing == {True: 2, False: plans[False].num_splits}
     memory = [{x.name: x.task_memory_bytes for x in plans[is_cut].stages} for is_cut in (True, False)]
     assert memory[0]["sign"] <= memory[1]["sign"]
     assert plans[True].disk_bytes.low > plans[False].disk_bytes.low

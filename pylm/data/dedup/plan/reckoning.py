@@ -32,6 +32,7 @@ class Size:
         fetch_seconds: to get all of the input once from where it is; 0 for files of this machine.
         piece: bytes on disk of the largest part of a file that no split divides.
         split_ratio: bytes that count for the size of a split, for one on disk.
+        reads_whole_files: whether one task reads all of a file first.
     """
 
     size: int
@@ -45,6 +46,7 @@ class Size:
     fetch_seconds: float
     piece: int
     split_ratio: float
+    reads_whole_files: bool
 
     @property
     def counted(self) -> float:
@@ -88,6 +90,7 @@ class Size:
             fetch_seconds=size / 1e6 / rates.fetch_mb_s if rates.fetch_mb_s else 0.0,
             piece=rates.piece_bytes,
             split_ratio=rates.split_ratio,
+            reads_whole_files=rates.reads_whole_files,
         )
 
     def splits(self, split_bytes: int, docs_a_byte: float) -> int:
@@ -101,9 +104,16 @@ class Size:
         """Give the number of parts with so many bytes of texts; none crosses files."""
         return max(1, round(self.files * math.ceil(self.text / self.files / part_bytes)))
 
-    def signed(self, num_splits: int) -> int:
-        """Give the number of tasks that read the input first: compressed lines are read file by file."""
-        return min(num_splits, max(1, round(self.files))) if self.split_ratio > 1 else num_splits
+    def signed(self, num_splits: int, *, is_cut: bool = False) -> int:
+        """Give the number of tasks that read the input first.
+
+        Args:
+            num_splits: of all other stages.
+            is_cut: whether row groups are, each by one task.
+        """
+        if self.reads_whole_files:
+            return min(num_splits, max(1, round(self.files)))
+        return min(num_splits, max(1, round(self.size / self.piece))) if is_cut else num_splits
 
 
 def check_numbers(

@@ -53,6 +53,7 @@ class Rates:
         bad_lines: of the sample, that are no documents.
         split_ratio: bytes that count for the size of a split, for one on disk: of texts where lines are
             compressed or in a store, else on disk.
+        reads_whole_files: whether one task reads all of a file first, as it does there.
     """
 
     likeness: ClassVar[str]
@@ -74,6 +75,7 @@ class Rates:
     group_text_bytes: int = 0
     bad_lines: int = 0
     split_ratio: float = 1.0
+    reads_whole_files: bool = False
 
     @property
     def found(self) -> str:
@@ -176,8 +178,11 @@ def run_sample(
             if path.is_file():
                 name = path.parent.name
                 work_bytes[name] = work_bytes.get(name, 0) + path.stat().st_size
+        taken = [x.taken_bytes for x in copied]
+        of_whole_files = sum(size for split, size in zip(chosen, taken, strict=True) if split.part_bytes)
+        reads_whole_files = of_whole_files > sum(taken) / 2
         fields = {
-            "input_bytes": max(1, min(corpus_bytes, round(sum(x.taken_bytes for x in copied)))),
+            "input_bytes": max(1, min(corpus_bytes, round(sum(taken)))),
             "corpus_bytes": corpus_bytes,
             "corpus_files": len({split.path for split in splits}),
             "documents": int(report["documents"]),
@@ -186,7 +191,8 @@ def run_sample(
             "piece_bytes": max(x.piece_bytes for x in copied),
             "group_text_bytes": max(x.group_text_bytes for x in copied),
             "bad_lines": int(report["bad_lines"]),
-            "split_ratio": _split_ratio(report["bytes"], chosen, [x.taken_bytes for x in copied]),
+            "split_ratio": report["bytes"] / max(sum(taken), 1) if reads_whole_files else 1.0,
+            "reads_whole_files": reads_whole_files,
             "seconds": timer.seconds,
             "clock_seconds": timer.clock_seconds,
             "work_bytes": work_bytes,
@@ -197,12 +203,6 @@ def run_sample(
             "fetch_mb_s": _time_fetch(chosen[0].path),
         }
         yield report, work, fields
-
-
-def _split_ratio(text_bytes: int, splits: Sequence[Split], sizes: Sequence[float]) -> float:
-    """Give the bytes that count for the size of a split, for one on disk, as most of a sample has it."""
-    counted_as_text = sum(size for split, size in zip(splits, sizes, strict=True) if split.part_bytes)
-    return max(1.0, text_bytes / max(sum(sizes), 1)) if counted_as_text > sum(sizes) / 2 else 1.0
 
 
 @contextmanager
@@ -345,7 +345,9 @@ def _copy_open_lines(split: Split, path: Path, limit_bytes: int) -> float:
             stream.seek(split.start - 1)
             stream.readline()
         source = (
-            stack.enter_context(pa.CompressedInputStream(pa.PythonFile(stream), codec)) if codec else stream
+            stack.enter_context(pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), codec))
+            if codec
+            else stream
         )
         raw = stack.enter_context(target.open("wb"))
         sink = stack.enter_context(pa.CompressedOutputStream(pa.PythonFile(raw), codec)) if codec else raw

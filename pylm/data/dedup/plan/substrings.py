@@ -260,7 +260,7 @@ def predict_substrings(
         size,
         seconds,
         tasks={
-            "sign": exactly(size.signed(num_splits)),
+            "sign": exactly(size.signed(num_splits, is_cut=is_cut)),
             **dict.fromkeys(("contexts", "spans", "apply"), exactly(num_splits)),
             "copies": exactly(num_hashes),
             "keys": levels.times(num_splits),
