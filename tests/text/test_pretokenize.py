@@ -64,10 +64,11 @@ CLASSES = {
     64: r"\p{S}",
     128: r"\p{White_Space}",
 }
-# tiktoken's and tokenizers' engines know Unicode 16 and older; the table has 17.
+# tiktoken's and tokenizers' engines know Unicode 16 and older; the table has 18.
 RECENT = regex.compile(
-    r"[\u088f\u0c5c\u0cdc\u1ac0-\u1aef\u1c89\u1c8a\u20c1\u2b96\u2fff\u31e4-\u31ef\ua7ce-\ua7dc\ua7f1\ufbc3-\ufd91"
-    r"\ufdc8-\ufdce\U00010000-\U0010ffff]"
+    r"[\u0295\u0558\u058b\u058c\u05c8\u05c9\u088f\u0b53\u0b54\u0c5c\u0cdc\u1ac0-\u1af0\u1c89\u1c8a\u208f"
+    r"\u209d-\u209f\u20c1-\u20c4\u2b96\u2e60-\u2e63\u2fff\u31e4-\u31ef\ua7ce-\ua7dd\ua7e2\ua7f1\uab6c\uab6d"
+    r"\ufbc3-\ufd91\ufdc8-\ufdce\U00010000-\U0010ffff]"
 )
 
 # Few characters of a kind, so that they meet: what the patterns tell apart, and what implementations mix up.
