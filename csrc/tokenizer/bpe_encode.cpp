@@ -157,11 +157,15 @@ struct BpeEncoder::Worker {
     static constexpr std::size_t kManyUnknown = 256;
     static constexpr std::size_t kManyGaps = 2048;
 
+    struct Query {
+        PieceKey key;  // none() where the piece is long
+        std::uint64_t hash;
+    };
+
     PieceCache cache;
     const char* base = nullptr;
     std::array<std::uint32_t, kBlock> ends;
-    std::array<PieceKey, kBlock> keys;
-    std::array<std::uint64_t, kBlock> hashes;
+    std::array<Query, kBlock> queries;
     std::vector<Unknown> unknown;
     std::vector<MergeTable::Row> rows;  // of these
     std::vector<Gap> gaps;
@@ -189,7 +193,7 @@ struct BpeEncoder::Worker {
 TokenId* BpeEncoder::write_other(Worker& worker, std::size_t i, TokenId* out, std::size_t begin) const {
     PieceCache& cache = worker.cache;
     const std::string_view piece = worker.piece(i);
-    const std::uint64_t hash = worker.hashes[i];
+    const auto& [key, hash] = worker.queries[i];
     const auto leave_gap = [&](std::uint32_t unknown) {
         worker.gaps.push_back({begin, piece.size(), unknown});
         return out + piece.size();
@@ -197,7 +201,7 @@ TokenId* BpeEncoder::write_other(Worker& worker, std::size_t i, TokenId* out, st
     if (piece.size() > PieceCache::kMaxLong) return out + encode_piece(piece, out);
     const bool is_short = piece.size() <= PieceKey::kMaxBytes;
     if (is_short) {
-        if (const PieceCache::Entry* const known = cache.find(worker.keys[i], hash)) {
+        if (const PieceCache::Entry* const known = cache.find(key, hash)) {
             if (known->is_open()) return leave_gap(known->words[0]);
             return std::ranges::copy(cache.ids_of(*known), out).out;
         }
@@ -209,14 +213,14 @@ TokenId* BpeEncoder::write_other(Worker& worker, std::size_t i, TokenId* out, st
     }
     if (piece.size() <= MergeTable::Row::kMaxSize && !merges_.lacks_byte(piece)) {
         const auto place = static_cast<std::uint32_t>(worker.unknown.size());
-        worker.unknown.push_back({piece, is_short ? worker.keys[i] : PieceKey{}, hash, begin});
-        is_short ? cache.add_open(worker.keys[i], hash, place) : cache.add_long_open(piece, hash, place);
+        worker.unknown.push_back({piece, is_short ? key : PieceKey{}, hash, begin});
+        is_short ? cache.add_open(key, hash, place) : cache.add_long_open(piece, hash, place);
         return leave_gap(place);
     }
     const std::size_t num_ids = encode_piece(piece, out);
     if (is_short) {
         cache.make_room(1);
-        cache.add(worker.keys[i], hash, {out, num_ids});
+        cache.add(key, hash, {out, num_ids});
     } else {
         cache.add_long(piece, hash, {out, num_ids});
     }
@@ -271,6 +275,7 @@ void BpeEncoder::encode(std::string_view text, Worker& worker, TokenBuffer& buff
     buffer.reserve(buffer.size() + text.size() + PieceCache::kMaxMany);
     TokenId* out = buffer.data() + buffer.size();
     const char* const text_end = text.data() + text.size();
+    const char* const last_word = text.size() < 16 ? nullptr : text_end - 16;  // where 16 bytes can be read
     for (std::size_t position = 0; position < text.size();) {
         const std::size_t count = cut_(text, position, worker.ends);
         if (count == 0) {  // a piece of 4 GiB
@@ -281,40 +286,43 @@ void BpeEncoder::encode(std::string_view text, Worker& worker, TokenBuffer& buff
         }
         const char* const base = worker.base = text.data() + position;
         PieceCache::Lines lines = cache.lines();
-        for (std::size_t i = 0, begin = 0; i < count; ++i) {
-            const std::size_t end = worker.ends[i], size = end - begin;
+        Worker::Query* const queries = worker.queries.data();
+        Worker::Query* const last_query = queries + count;
+        const std::uint32_t* ends = worker.ends.data();
+        const char* begin = base;
+        for (Worker::Query* query = queries; query != last_query; ++query) {
+            const char* const end = base + *ends++;
+            const auto size = static_cast<std::size_t>(end - begin);
             if (size > PieceKey::kMaxBytes) [[unlikely]] {
+                *query = {PieceKey::none(), 0};
                 if (size <= PieceCache::kMaxLong) {
-                    worker.hashes[i] = hash_bytes({base + begin, size});
-                    cache.prefetch_long(worker.hashes[i]);
+                    query->hash = hash_bytes({begin, size});
+                    cache.prefetch_long(query->hash);
                 }
             } else {
-                const PieceKey key = PieceKey::of(base + begin, size, text_end);
-                const std::uint64_t hash = key.hash();
-                worker.keys[i] = key;
-                worker.hashes[i] = hash;
-                lines.prefetch(hash);
+                const bool is_inside = begin <= last_word;
+                query->key = is_inside ? PieceKey::of(begin, size) : PieceKey::of(begin, size, text_end);
+                query->hash = query->key.hash();
+                lines.prefetch(query->hash);
             }
             begin = end;
         }
-        for (std::size_t i = 0, begin = 0; i < count; ++i) {
-            const std::size_t end = worker.ends[i], size = end - begin;
-            begin = end;
-            const PieceCache::Entry* entry = nullptr;
-            if (size <= PieceKey::kMaxBytes) [[likely]] {
-                entry = lines.find(worker.keys[i], worker.hashes[i]);
-                if (entry != nullptr && entry->is_plain()) [[likely]] {
+        for (const Worker::Query* query = queries; query != last_query; ++query) {
+            const PieceCache::Entry* const entry = lines.find(query->key, query->hash);
+            if (entry != nullptr) [[likely]] {
+                if (entry->is_plain()) [[likely]] {
                     std::memcpy(out, entry->words.data(), sizeof entry->words);  // with the word behind
                     out += entry->num_ids();
                     continue;
                 }
-                if (entry != nullptr && entry->is_plain_many()) {
+                if (entry->is_plain_many()) {
                     std::memcpy(out, lines.many_of(*entry), PieceCache::kMaxMany * sizeof(TokenId));
                     out += entry->num_ids();
                     continue;
                 }
             }
-            out = write_other(worker, i, out, static_cast<std::size_t>(out - buffer.data()));
+            out = write_other(worker, static_cast<std::size_t>(query - queries), out,
+                              static_cast<std::size_t>(out - buffer.data()));
             lines = cache.lines();
         }
         position += worker.ends[count - 1];

@@ -86,11 +86,15 @@ class PieceCache {
       private:
         friend class PieceCache;
         Lines(Table<Entry>& entries, const TokenId* more) noexcept
-            : entries_(entries.data()), mask_((entries.size() - 1) & ~std::size_t{1}), more_(more) {}
-        Entry* line_of(std::uint64_t hash) const noexcept { return entries_ + (hash & mask_); }
+            : entries_(reinterpret_cast<char*>(entries.data())),
+              mask_((entries.size() / 2 - 1) * (2 * sizeof(Entry))),
+              more_(more) {}
+        Entry* line_of(std::uint64_t hash) const noexcept {
+            return reinterpret_cast<Entry*>(entries_ + (hash & mask_));
+        }
 
-        Entry* entries_;
-        std::size_t mask_;
+        char* entries_;
+        std::size_t mask_;  // bytes
         const TokenId* more_;
     };
     Lines lines() noexcept { return Lines(entries_, more_.data()); }

@@ -18,17 +18,21 @@ struct PieceKey {
 
     // The piece is [begin, begin + size) of readable bytes that end at `end`; 1 <= size <= kMaxBytes.
     static PieceKey of(const char* begin, std::size_t size, const char* end) noexcept {
-        static_assert(std::endian::native == std::endian::little, "bytes are masked from the low end");
-        const std::uint64_t last = static_cast<std::uint64_t>(size) << 56;
-        std::array<std::uint64_t, 2> words;
-        if (static_cast<std::size_t>(end - begin) >= 16) [[likely]] {
-            std::memcpy(words.data(), begin, 16);
-            return {words[0] & kMasks[size].low, (words[1] & kMasks[size].high) | last};
-        }
-        words = {};
+        if (static_cast<std::size_t>(end - begin) >= 16) [[likely]] return of(begin, size);
+        std::array<std::uint64_t, 2> words{};
         std::memcpy(words.data(), begin, size);
-        return {words[0], words[1] | last};
+        return {words[0], words[1] | kParts.last[size]};
     }
+    // The same where 16 bytes can be read.
+    static PieceKey of(const char* begin, std::size_t size) noexcept {
+        static_assert(std::endian::native == std::endian::little, "bytes are masked from the low end");
+        std::array<std::uint64_t, 2> words;
+        std::memcpy(words.data(), begin, 16);
+        return {words[0] & kParts.low[size], (words[1] & kParts.high[size]) | kParts.last[size]};
+    }
+
+    // The key of no piece.
+    static constexpr PieceKey none() noexcept { return {0, ~std::uint64_t{0}}; }
 
     std::uint64_t hash() const noexcept {
         __extension__ using Product = unsigned __int128;
@@ -38,15 +42,19 @@ struct PieceKey {
     }
 
   private:
-    struct Mask {
-        std::uint64_t low, high;
+    // By size: which bits of the words count, and the last byte.
+    struct Parts {
+        std::array<std::uint64_t, kMaxBytes + 1> low, high, last;
     };
-    static constexpr std::array<Mask, 16> kMasks = [] {
+    static constexpr Parts kParts = [] {
         const auto first = [](std::size_t size) { return (std::uint64_t{1} << (8 * size)) - 1; };
-        std::array<Mask, 16> masks{};
-        for (std::size_t i = 0; i < 16; ++i)
-            masks[i] = i < 8 ? Mask{first(i), 0} : Mask{~std::uint64_t{0}, first(i - 8)};
-        return masks;
+        Parts parts{};
+        for (std::size_t i = 0; i <= kMaxBytes; ++i) {
+            parts.low[i] = i < 8 ? first(i) : ~std::uint64_t{0};
+            parts.high[i] = i < 8 ? 0 : first(i - 8);
+            parts.last[i] = std::uint64_t{i} << 56;
+        }
+        return parts;
     }();
 };
 
