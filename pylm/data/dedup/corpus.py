@@ -142,7 +142,8 @@ def _list_files(given: str) -> list[str]:
         return _list_local(given)
     if any(mark in given for mark in "*?["):
         fs, pattern = fsspec.core.url_to_fs(given)
-        names = [fs.unstrip_protocol(name) for name in sorted(fs.glob(pattern))]
+        matches = [name for name in sorted(fs.glob(pattern)) if _is_named(Path(name), Path(pattern))]
+        names = [fs.unstrip_protocol(name) for name in matches]
         found = [path for name in names for path in (storage.list_tree(name) if fs.isdir(name) else [name])]
     elif given.endswith(_SUFFIXES):
         storage.size(given)
@@ -476,9 +477,6 @@ class RowGroups:
     def __init__(self, writer: pq.ParquetWriter) -> None:
         """Write to `writer`."""
         self._writer = writer
-        self._has_small_dictionaries = any(
-            pa.types.is_dictionary(kind) and kind.index_type.bit_width < 32 for kind in writer.schema.types
-        )
         self._waiting: list[pa.RecordBatch] = []
         self._rows = self._bytes = 0
 
@@ -505,25 +503,32 @@ class RowGroups:
 
     def flush(self) -> None:
         """Write what is waiting."""
-        for table in self._tables(self._waiting):
+        for table in row_groups(self._waiting):
             self._writer.write_table(
                 table.replace_schema_metadata(self._writer.schema.metadata), row_group_size=len(table)
             )
         self._waiting, self._rows, self._bytes = [], 0, 0
 
-    def _tables(self, batches: list[pa.RecordBatch]) -> list[pa.Table]:
-        """Divide rows into row groups; one, but where its dictionaries hold more than their indices count."""
-        if not batches:
-            return []
-        table = pa.Table.from_batches(batches)
-        if len(batches) == 1 or not self._has_small_dictionaries:
-            return [table]
-        try:
-            table.unify_dictionaries()
-        except pa.ArrowInvalid:
-            half = len(batches) // 2
-            return self._tables(batches[:half]) + self._tables(batches[half:])
+
+def row_groups(batches: Sequence[pa.RecordBatch]) -> list[pa.Table]:
+    """Divide rows into row groups; one, but where its dictionaries hold more than their indices count."""
+    if not batches:
+        return []
+    table = pa.Table.from_batches(batches)
+    if len(batches) == 1 or not any(map(_has_small_dictionary, table.schema.types)):
         return [table]
+    try:
+        table.unify_dictionaries()
+    except pa.ArrowInvalid:
+        half = len(batches) // 2
+        return row_groups(batches[:half]) + row_groups(batches[half:])
+    return [table]
+
+
+def _has_small_dictionary(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return bool(kind.index_type.bit_width < 32)
+    return any(_has_small_dictionary(kind.field(i).type) for i in range(kind.num_fields))
 
 
 @contextmanager

@@ -43,11 +43,11 @@ def hold_remote(folder: str) -> Iterator[Callable[[], None]]:
     """
     lease = _Lease(folder)
     lease.take()
-    storage.put_back(folder)
     stop = threading.Event()
     beat = threading.Thread(target=lease.keep, args=(stop,), daemon=True)
     beat.start()
     try:
+        storage.put_back(folder)
         yield lease.check
     finally:
         stop.set()
@@ -121,14 +121,15 @@ class _Lease:
             self.lost = found or {"heartbeat": 0.0}
 
     def _read(self) -> dict[str, Any] | None:
-        found: dict[str, Any] = {"owner": None, "host": "unknown", "process": 0, "heartbeat": 0.0}
         try:
-            found.update(storage.read_json(self.path))
+            found = storage.read_json(self.path)
         except InputError:
             if storage.exists(self.path):
                 raise
             return None
-        return found
+        if not isinstance(found, dict) or not isinstance(found.get("heartbeat"), int | float):
+            raise InputError(f"{self.path}: not a lease of this program; remove it")
+        return {"owner": None, "host": "unknown", "process": 0, **found}
 
     def _write(self) -> None:
         about = {

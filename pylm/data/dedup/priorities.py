@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pylm.data.documents import SCHEMA, first_line
+from pylm.data.documents import SCHEMA, first_line, is_unicode
 from pylm.errors import InputError
 
 LEAST = np.iinfo(np.int64).min
@@ -117,7 +117,9 @@ def _names(name: str, batch: pa.RecordBatch) -> pa.Array:
 def _name_of(value: object) -> str | None:
     if isinstance(value, bool | float):
         return str(pa.scalar(value).cast(pa.string()).as_py())
-    return str(value) if isinstance(value, int | str) else None
+    if isinstance(value, str):
+        return value if is_unicode(value) else None
+    return str(value) if isinstance(value, int) else None
 
 
 def _has_column(name: str, batch: pa.RecordBatch) -> bool:
@@ -131,7 +133,8 @@ def _column(name: str, batch: pa.RecordBatch, place: str) -> pa.Array:
         return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
     values = fields_of(name, batch)
     if any(isinstance(value, str) for value in values):
-        return pa.array([None if value is None else str(value) for value in values], pa.string())
+        strings = [None if value is None else str(value) for value in values]
+        return pa.array([x if x is None or is_unicode(x) else "\ufffd" for x in strings], pa.string())
     return pa.array([_as_float(x, name, place) for x in values], pa.float64())
 
 

@@ -23,6 +23,7 @@ from pylm.data.dedup import (
     dedup_substrings,
 )
 from pylm.data.dedup.corpus import list_splits
+from pylm.data.dedup.plan import plan_substrings
 from pylm.data.executors import LocalPool
 from pylm.errors import InputError
 
@@ -161,7 +162,7 @@ def test_integers_that_lines_cannot_compare(field: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("split_bytes", [40, 1 << 20])
 def test_names_in_lines_do_not_depend_on_what_is_beside_them(split_bytes: int, tmp_path: Path) -> None:
-    values = [0.5, "web", 1.0, True, (1 << 53) + 1, {"a": 1}]
+    values = [0.5, "web", 1.0, True, (1 << 53) + 1, {"a": 1}, "\ud800"]
     write_jsonl(
         [{"text": "a text", "v": x, "id": f"00{i}"} for i, x in enumerate(values)], tmp_path / "a.jsonl"
     )
@@ -190,6 +191,12 @@ def test_globs_leave_out_what_a_shell_would(tmp_path: Path) -> None:
         return [str(Path(x.path).relative_to(tmp_path / "in")) for x in splits]
 
     assert found("*") == found("**/*.jsonl") == found("") == ["a/b.jsonl", "c.jsonl"]
+    fs = fsspec.filesystem("memory")
+    fs.put(str(tmp_path / "in"), "/globbed", recursive=True)
+    for pattern, names in (("*", ["a/b", "c"]), ("*/*.jsonl", ["a/b"]), (".*", [".a/b", ".c"])):
+        splits = list_splits([f"memory://globbed/{pattern}"], columns=["text"], split_bytes=1 << 20)
+        assert [x.path for x in splits] == [f"memory:///globbed/{name}.jsonl" for name in names]
+    fs.rm("/globbed", recursive=True)
     assert found(".*") == [".a/b.jsonl", ".c.jsonl"]
     assert found(".a/*") == [".a/b.jsonl"]
     (tmp_path / "in" / "d.jsonl").symlink_to("gone.jsonl")
@@ -225,6 +232,27 @@ def test_dictionaries_with_small_indices(tmp_path: Path, monkeypatch: pytest.Mon
                 table = read_all(found / "documents")
                 assert table.schema.types == [kind, kind]
                 assert table["text"].to_pylist() == texts[:left]
+
+
+def test_small_dictionaries_in_lists(tmp_path: Path) -> None:
+    kind = pa.list_(pa.dictionary(pa.int8(), pa.string()))
+    schema = pa.schema([("text", pa.string()), ("tags", kind)])
+    with pq.ParquetWriter(tmp_path / "a.parquet", schema) as writer:
+        for first, count in ((0, 60), (100, 100), (200, 90)):
+            tags = (
+                pa.array([f"tag {first + i}" for i in range(count)]).dictionary_encode().cast(kind.value_type)
+            )
+            lists = pa.ListArray.from_arrays(pa.array(range(count + 1), pa.int32()), tags)
+            texts = [f"text number {first + i}, {i * 7919} and {i}" for i in range(count)]
+            writer.write_table(pa.table([texts, lists], schema=schema))
+    inputs = [str(tmp_path / "a.parquet")]
+    dedup_exact(inputs, str(tmp_path / "out"), ExactDedupConfig(), execute=ALONE)
+    with pq.ParquetFile(
+        tmp_path / "out" / "documents" / "00000.parquet"
+    ) as file:  # which it can by row groups only
+        assert sum(len(file.read_row_group(i)) for i in range(file.num_row_groups)) == 250
+    plan = plan_substrings(inputs, SubstringDedupConfig(min_bytes=30), num_workers=1)
+    assert plan.documents == pytest.approx(250)
 
 
 @pytest.mark.parametrize("group", [7, 40, 10_000])

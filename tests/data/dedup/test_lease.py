@@ -79,8 +79,10 @@ def test_leases_of_others(tmp_path: Path) -> None:
     write()
     storage.remove(LEASE)
     run(tmp_path)
-    storage.write_json(LEASE, {"owner": "another program"})
-    run(tmp_path)
+    for other in ({"owner": "another program"}, [1], None, {"heartbeat": "now"}):
+        storage.write_json(LEASE, other)
+        with pytest.raises(InputError, match=r"\.lease\.json: not a lease of this program; remove it"):
+            run(tmp_path)
 
 
 def test_a_slow_store_lets_others_look_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,15 @@ import pyarrow.parquet as pq
 
 from pylm.data import storage
 from pylm.data.dedup.blocks import read_block
-from pylm.data.dedup.corpus import Split, group_text_bytes, list_splits, open_parquet, read_rows, total_bytes
+from pylm.data.dedup.corpus import (
+    Split,
+    group_text_bytes,
+    list_splits,
+    open_parquet,
+    read_rows,
+    row_groups,
+    total_bytes,
+)
 from pylm.data.dedup.run import Progress
 from pylm.data.dedup.signing import CorpusConfig
 from pylm.data.documents import first_line
@@ -213,7 +221,7 @@ def _names_of_inputs(sample: Path, inputs: Sequence[str], splits: Sequence[Split
     except InputError as error:
         message = str(error)
         for number, split in enumerate(splits):
-            for path in sample.glob(f"{number:05d}.*"):
+            for path in sample.glob(f"{number:05d}[.-]*"):
                 message = message.replace(str(path), f"a sample of {split.path}")
         raise InputError(message.replace(str(sample), ", ".join(inputs))) from error
 
@@ -276,8 +284,8 @@ def _copy(split: Split, path: Path, limit_bytes: int, text_column: str) -> _Copi
     with pq.ParquetWriter(path.with_suffix(".parquet"), schema, compression=_known(codec)) as writer:
 
         def flush() -> None:
-            if waiting:
-                writer.write_table(pa.Table.from_batches(waiting), row_group_size=largest)
+            for table in row_groups(waiting):
+                writer.write_table(table, row_group_size=largest)
             waiting.clear()
 
         for first, batch in read_rows(split.path, split.start, split.stop):
@@ -301,11 +309,17 @@ def _halve(path: Path) -> None:
     second = path.with_name(f"{path.name.partition('.')[0]}-2.{path.name.partition('.')[2]}")
     if path.suffix == ".parquet":
         with open_parquet(str(path)) as file:
-            table, codec = file.read(), _codec_of(file)
+            groups = [file.read_row_group(i) for i in range(file.num_row_groups)]
+            table = pa.concat_tables([file.schema_arrow.empty_table(), *groups])
+            codec = _codec_of(file)
             most = max((file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)), default=1)
         half = (len(table) + 1) // 2
+        size = max(1, min(most, half))
         for target, rows in ((second, table.slice(half)), (path, table.slice(0, half))):
-            pq.write_table(rows, target, compression=codec, row_group_size=min(most, max(1, half)))
+            with pq.ParquetWriter(target, table.schema, compression=codec) as writer:
+                for first in range(0, len(rows), size):
+                    for group in row_groups(rows.slice(first, size).to_batches()):
+                        writer.write_table(group, row_group_size=len(group))
         return
     packed = _CODECS.get(path.suffix)
     with pa.input_stream(path, compression=packed) as stream:
