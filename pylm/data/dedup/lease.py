@@ -67,9 +67,8 @@ class _Lease:
     def take(self) -> None:
         began = time.monotonic()
         found = self._read()
-        if (
-            found is None
-        ):  # or it is just written anew, in two steps, by a store whose rename does not replace
+        if found is None:
+            # It may just be written anew, in two steps, on a store whose rename does not replace.
             time.sleep(REPLACE_SECONDS)
             found = self._read()
         if found is not None and not _is_gone(found):

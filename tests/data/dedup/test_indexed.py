@@ -589,7 +589,7 @@ def run_killed(name: str, folder: Path) -> None:
         dedup_near(inputs, out, near_config, execute=ALONE)
 
 
-@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [9, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["near", "near-longest", "substring"])
 def test_killed_anywhere_the_index_gets_a_crawl_once(name: str, every: int, tmp_path: Path) -> None:
     crawls = months(6)
@@ -607,4 +607,4 @@ def test_killed_anywhere_the_index_gets_a_crawl_once(name: str, every: int, tmp_
     command = [sys.executable, "-c", KILLS, name, str(tmp_path), str(every), str(here), str(helpers)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert int(done.stdout) > 180 // every
+    assert int(done.stdout) > 20
