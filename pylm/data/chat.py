@@ -178,8 +178,19 @@ class ChatTemplate:
 
     @property
     def jinja(self) -> str:
-        """The template in Jinja, for the `chat_template` of a tokenizer_config.json."""
-        opening = "{{ '" + self.opening + "' }}" if self.opening else ""
+        """The template in Jinja, for the `chat_template` of a tokenizer_config.json.
+
+        It renders text, in which a tokenizer takes markers for markers whoever wrote them. So that no message
+        passes for several, one that holds a marker is refused; `render` takes it, as ordinary text.
+        """
+        opening = "{{ " + _quote(self.opening) + " }}" if self.opening else ""
+        markers = sorted({END_OF_TEXT, self.end, *(marker for marker, _ in self.headers.values())})
+        guard = (
+            "{% for marker in ["
+            + ", ".join(map(_quote, markers))
+            + "] %}{% if marker in message['content'] %}"
+            + "{{ raise_exception('a message holds the special token ' + marker) }}{% endif %}{% endfor %}"
+        )
         branches = "".join(
             "{% "
             + ("if" if number == 0 else "elif")
@@ -196,6 +207,7 @@ class ChatTemplate:
         return (
             opening
             + "{% for message in messages %}"
+            + guard
             + branches
             + refusal
             + "{% endfor %}{% if add_generation_prompt %}"

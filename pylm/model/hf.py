@@ -1,10 +1,23 @@
-"""Models on disk: a folder with config.json, model.safetensors and tokenizer.json."""
+"""Models on disk: a folder that `transformers` reads as well.
+
+    config.json             the architecture as `transformers` has it, and under `pylm` as pylm has it
+    model.safetensors       weights, see `pylm.model.hf_layout`
+    embedding.st            where embeddings are normed and the output matrix is not tied to them: the table
+                            before the norm, as safetensors; its ending keeps it from those who load every
+                            *.safetensors of a folder
+    generation_config.json  the tokens that end an answer
+    tokenizer.json          the tokenizer
+    tokenizer_config.json   roles of its tokens, and the chat template of a tuned model
+
+An architecture that `transformers` lacks is written under pylm's own names, as all models once were.
+"""
 
 import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -12,40 +25,68 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pylm.data.chat import END_OF_TEXT, ChatTemplate
 from pylm.errors import InputError
 from pylm.files import atomic_path
+from pylm.model import hf_layout
 from pylm.model.config import ModelConfig
 from pylm.model.transformer import Transformer
 from pylm.text import Tokenizer
 
-FORMAT = "pylm-1"
+FORMAT = "pylm-2"
+"""Of folders that `transformers` reads."""
+OWN_FORMAT = "pylm-1"
+"""Of folders whose weights have pylm's names."""
+_RAW_EMBEDDING = "embedding.st"
 
 
 def save_model(
-    model: Transformer, folder: Path, tokenizer: Tokenizer, *, state_dict: Mapping[str, Tensor] | None = None
+    model: Transformer,
+    folder: Path,
+    tokenizer: Tokenizer,
+    *,
+    template: ChatTemplate | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a model and its tokenizer, atomically and exactly.
 
     Args:
         model: its configuration and, unless `state_dict` is given, its weights.
         folder: replaced as a whole.
-        tokenizer: saved beside the weights.
+        tokenizer: saved beside the weights, with roles for its tokens. `<|endoftext|>` begins a text and
+            fills up rows; it also ends a text, and the template's end of a message ends an answer.
+        template: the layout of conversations that the model was tuned with; None for a model that was not.
         state_dict: whole weights, where the model itself holds only shards.
 
     Raises:
         OSError: the disk is full, or the like; nothing is left behind.
     """
+    config = model.config
     weights = {k: v.detach().cpu().contiguous() for k, v in (state_dict or model.state_dict()).items()}
+    stop_ids = _stop_ids(tokenizer, template)
+    description = hf_layout.describe(config)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        config = {"format": FORMAT, **model.config.model_dump(mode="json")}
-        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        _save_weights(weights, temporary / "model.safetensors")
-        tokenizer.save(temporary / "tokenizer.json")
+        if description is None:
+            _write(temporary / "config.json", {"format": OWN_FORMAT, **config.model_dump(mode="json")})
+            _save_weights(weights, temporary / "model.safetensors")
+        else:
+            own = {"format": FORMAT, **config.model_dump(mode="json")}
+            dtype = str(weights["embedding.weight"].dtype).removeprefix("torch.")
+            document = description | stop_ids | {"torch_dtype": dtype, "use_cache": True, "pylm": own}
+            _write(temporary / "config.json", document)
+            _save_weights(hf_layout.to_hf(weights, config), temporary / "model.safetensors")
+            if config.embedding_norm and not config.tie_embeddings:
+                raw = {"embedding.weight": weights["embedding.weight"]}
+                _save_weights(raw, temporary / _RAW_EMBEDDING)
+        roles = _roles(tokenizer, template)
+        # Not in config.json: there it would keep the row of the token from being trained.
+        _write(temporary / "generation_config.json", stop_ids | {"pad_token_id": roles.pad_id})
+        roles.save(temporary)
 
 
 def load_model(folder: Path, *, device: torch.device | str = "cpu") -> tuple[Transformer, Tokenizer]:
-    """Read what `save_model` wrote.
+    """Read what `save_model` wrote, or what `transformers` saved of it, in one file of weights.
 
     Args:
         folder: the model's folder.
@@ -61,36 +102,77 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> tuple[Tra
         if not (folder / name).is_file():
             raise InputError(f"{folder}: no {name} there; expected a model folder that pylm wrote")
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-            raise InputError(
-                f"{folder / 'config.json'}: expected format {FORMAT!r}; write it with save_model"
-            )
-        config = ModelConfig.model_validate(values)
-        weights = load_file(folder / "model.safetensors", device=str(device))
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError, SafetensorError) as error:
+        config, is_own = _read_config(folder / "config.json")
+        tensors = load_file(folder / "model.safetensors", device=str(device))
+        raw = folder / _RAW_EMBEDDING
+        raw_embedding = load_file(raw, device=str(device))["embedding.weight"] if raw.is_file() else None
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError, SafetensorError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder}: damaged model folder ({reason}); restore it from a copy") from error
     with torch.device("meta"):
         model = Transformer(config)
-    expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    actual = {k: tuple(v.shape) for k, v in weights.items()}
+    own = model.state_dict()
+    wanted = own if is_own else hf_layout.to_hf(own, config)
+    expected = {k: tuple(v.shape) for k, v in wanted.items()}
+    actual = {k: tuple(v.shape) for k, v in tensors.items()}
     for name in sorted(expected.keys() | actual.keys()):
         if expected.get(name) != actual.get(name):
             raise InputError(
                 f"{folder / 'model.safetensors'}: {name} has shape {actual.get(name, 'none')}, "
                 f"but config.json asks for {expected.get(name, 'none')}"
             )
+    weights: Mapping[str, Tensor] = tensors
+    if not is_own:
+        weights, actual_config = hf_layout.from_hf(tensors, config, raw_embedding=raw_embedding)
+        if actual_config != config:
+            with torch.device("meta"):
+                model = Transformer(actual_config)
     model.to_empty(device=device)
     model.reset_tables()
     model.load_state_dict(weights)
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size > len(model.output_weight):
         raise InputError(
             f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, but the model only "
             f"{len(model.output_weight)}; put the tokenizer there that the model was trained with"
         )
     return model.eval(), tokenizer
+
+
+def _read_config(path: Path) -> tuple[ModelConfig, bool]:
+    """Read a configuration; say whether the weights beside it have pylm's own names."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    is_own = isinstance(values, dict) and values.get("format") == OWN_FORMAT
+    if isinstance(values, dict) and not is_own:
+        values = values.get("pylm")
+    if not isinstance(values, dict) or values.pop("format", None) not in (FORMAT, OWN_FORMAT):
+        raise InputError(f"{path}: expected pylm.format {FORMAT!r}; write it with save_model")
+    return ModelConfig.model_validate(values), is_own
+
+
+def _stop_ids(tokenizer: Tokenizer, template: ChatTemplate | None) -> dict[str, Any]:
+    """Give the tokens that begin and end texts, by the names of a generation_config.json."""
+    end_of_text = tokenizer.special_tokens.get(END_OF_TEXT)
+    if template is None:
+        return {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+    return {"bos_token_id": end_of_text, "eos_token_id": list(template.stop_ids(tokenizer))}
+
+
+def _roles(tokenizer: Tokenizer, template: ChatTemplate | None) -> Tokenizer:
+    text = END_OF_TEXT if END_OF_TEXT in tokenizer.special_tokens else None
+    if template is None:
+        return tokenizer.with_roles(bos_token=text, eos_token=text, pad_token=text, add_bos=True)
+    return tokenizer.with_roles(
+        bos_token=text,
+        eos_token=template.end,
+        pad_token=text or template.end,
+        chat_template=template.jinja,
+        add_bos=True,
+    )
+
+
+def _write(path: Path, document: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _save_weights(weights: Mapping[str, Tensor], path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pylm.config import Config
+from pylm.data.chat import get_template
 from pylm.errors import InputError
 from pylm.model.hf import save_model
 from pylm.model.transformer import Transformer
@@ -217,7 +218,8 @@ class Trainer:
         """Publish the trained model in `out/model`."""
         weights = gather_state_dict(self.model)
         if self.world.is_main:
-            save_model(self.model, self.out / "model", self.tokenizer, state_dict=weights)
+            template = get_template(self.config.template)
+            save_model(self.model, self.out / "model", self.tokenizer, template=template, state_dict=weights)
         barrier()
 
     def __enter__(self) -> "Trainer":

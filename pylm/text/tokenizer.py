@@ -3,6 +3,7 @@
 import json
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -268,6 +269,35 @@ class Tokenizer(Decoding):
                 f"{', '.join(list(self._added.contents)[:8]) or 'none'}"
             )
         return self._added.contents[text]
+
+    def with_roles(
+        self,
+        *,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        pad_token: str | None = None,
+        unk_token: str | None = None,
+        chat_template: str | None = None,
+        add_bos: bool = False,
+    ) -> "Tokenizer":
+        """Give the same tokenizer with these roles, and no others, for `save` and `to_transformers`.
+
+        Args:
+            bos_token: begins a text.
+            eos_token: ends a text, or an answer.
+            pad_token: fills up a row of a batch.
+            unk_token: stands for what has no token.
+            chat_template: Jinja source.
+            add_bos: `add_special_tokens` puts `bos_token` before a text, in place of what it puts now.
+
+        Raises:
+            InputError: a token that is no added token of this tokenizer.
+        """
+        config = TokenizerConfig(bos_token, eos_token, pad_token, unk_token, chat_template)
+        parts = self._parts()
+        if add_bos and bos_token in self._added.contents:
+            parts = replace(parts, template=Template((self._added.contents[bos_token],)))
+        return self._of_parts("with_roles", parts, config)
 
     @property
     def fingerprint(self) -> str:

@@ -38,11 +38,28 @@ def saved(tmp_path: Path, tokenizer: Tokenizer) -> Path:
     return tmp_path / "model"
 
 
+FILES = {
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
 @pytest.mark.parametrize(
-    "options", [{}, {"tie_embeddings": True, "norm": "reordered"}, {"qk_norm": False, "rope_theta": 7.0}]
+    ("options", "more_files"),
+    [
+        ({}, set()),
+        ({"tie_embeddings": True, "norm": "reordered"}, set()),
+        ({"qk_norm": False, "rope_theta": 7.0, "head_dim": 6, "hidden_dim": 24}, set()),
+        ({"embedding_norm": True}, {"embedding.st"}),
+        ({"embedding_norm": True, "tie_embeddings": True}, set()),
+        ({"norm": "reordered", "qk_norm": False, "embedding_norm": True}, set()),
+    ],
 )
 def test_what_is_read_is_what_was_written(
-    tmp_path: Path, tokenizer: Tokenizer, options: dict[str, object]
+    tmp_path: Path, tokenizer: Tokenizer, options: dict[str, object], more_files: set[str]
 ) -> None:
     model = make(tokenizer, **options)
     save_model(model, tmp_path / "model", tokenizer)
@@ -58,9 +75,21 @@ def test_what_is_read_is_what_was_written(
     assert all(torch.equal(w, weights[name]) for name, w in loaded.state_dict().items())
     ids_BT = torch.arange(24).reshape(2, 12)
     assert torch.equal(loaded(ids_BT), model(ids_BT))
-    assert sorted(p.name for p in tmp_path.rglob("*")) == [
-        "config.json", "model", "model.safetensors", "tokenizer.json",
-    ]  # fmt: skip
+    assert {p.name for p in (tmp_path / "model").iterdir()} == FILES | more_files
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_folders_of_the_first_format_are_read(saved: Path, tokenizer: Tokenizer) -> None:
+    model = make(tokenizer)
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        (saved / name).unlink()
+    config = {"format": "pylm-1", **model.config.model_dump(mode="json")}
+    (saved / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file(model.state_dict(), saved / "model.safetensors")
+    loaded = load_model(saved)[0]
+    assert loaded.config == model.config
+    weights = model.state_dict()
+    assert all(torch.equal(w, weights[name]) for name, w in loaded.state_dict().items())
 
 
 def test_given_weights_are_written_and_the_folder_is_replaced(saved: Path, tokenizer: Tokenizer) -> None:
@@ -76,7 +105,8 @@ def test_given_weights_are_written_and_the_folder_is_replaced(saved: Path, token
 def edit_config(**values: object) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        (folder / "config.json").write_text(json.dumps(config | values), encoding="utf-8")
+        config["pylm"] |= values
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
     return edit
 
@@ -108,16 +138,23 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json there"),
     "empty config": (lambda f: (f / "config.json").write_bytes(b""), "damaged model folder"),
     "not UTF-8": (lambda f: (f / "config.json").write_bytes(b'{"\xff": 1}'), "damaged model folder"),
-    "a list": (lambda f: (f / "config.json").write_text("[]"), "expected format 'pylm-1'"),
-    "other format": (edit_config(format="pylm-99"), "expected format 'pylm-1'"),
+    "a list": (lambda f: (f / "config.json").write_text("[]"), "expected pylm.format 'pylm-2'"),
+    "other format": (edit_config(format="pylm-99"), "expected pylm.format 'pylm-2'"),
     "unknown field": (edit_config(colour="red"), "damaged model folder"),
     "no vocabulary": (edit_config(vocab_size=None), "vocab_size is not set"),
-    "other width": (edit_config(dim=24), r"k_norm\.weight has shape \(4,\), .* asks for \(6,\)"),
-    "more layers": (edit_config(num_layers=3), r"blocks\.2\.attention\.k_norm\.weight has shape none"),
+    "other width": (edit_config(dim=24), r"lm_head\.weight has shape \(261, 16\), .* asks for \(261, 24\)"),
+    "more layers": (edit_config(num_layers=3), r"model\.layers\.2\.input_layernorm\.weight has shape none"),
     "cut off": (cut_in_half, "damaged model folder"),
     "no bytes": (lambda f: (f / "model.safetensors").write_bytes(b""), "damaged model folder"),
+    "of transformers only": (
+        lambda f: (f / "config.json").write_text('{"model_type": "qwen3"}'),
+        "expected pylm.format 'pylm-2'",
+    ),
     "a tensor too many": (edit_weights(extra=torch.zeros(3)), r"extra has shape \(3,\), .* asks for none"),
-    "a tensor too few": (edit_weights(**{"norm.weight": None}), r"norm\.weight has shape none"),
+    "a tensor too few": (
+        edit_weights(**{"model.norm.weight": None}),
+        r"model\.norm\.weight has shape none",
+    ),
     "other tokenizer": (other_tokenizer, "tokenizer.json has 262 tokens, but the model only 261"),
 }
 

@@ -93,6 +93,9 @@ def test_training_teaches_the_answers(tmp_path: Path, model_dir: Path, write_row
         seed=1,
     )  # fmt: skip
     assert again.heldout_before.loss == result.heldout_after.loss
+    _, saved = load_model(tmp_path / "out" / "model")
+    assert saved.chat_template == PYLM.jinja
+    assert saved.eos_id == saved.special_tokens[PYLM.end]
 
 
 class KilledError(Exception):

@@ -144,6 +144,7 @@ def test_a_pattern_is_learned(tmp_path: Path, corpus) -> None:
     model, tokenizer = load_model(tmp_path / "model")
     assert result.num_parameters == model.num_params()
     assert model.config.vocab_size == tokenizer.vocab_size == 261
+    assert (tokenizer.chat_template, tokenizer.eos_id) == (None, tokenizer.special_tokens["<|endoftext|>"])
     assert gc.isenabled()
 
 
