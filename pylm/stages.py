@@ -1,10 +1,11 @@
 """The stages of a run: what each needs, when it is complete, how it is started.
 
 Every stage owns one folder of the run and leaves `stage.json` in it: `running` with a fingerprint while
-it works, `complete` with a summary and timings at the end. The fingerprint covers the stage's part of
-the recipe, the seed, the files it reads and the fingerprints of the stages it needs. So a stage is redone
-exactly when something that it depends on has changed, and continued when it was cut off. What it had
-completed stays beside it until the new output is complete, and comes back when the new input is refused.
+it works, `complete` with a summary and the time of all attempts at the end. The fingerprint covers the
+stage's part of the recipe, the seed, the files it reads and the fingerprints of the stages it needs. So a
+stage is redone exactly when something that it depends on has changed, and continued when it was cut off. What
+it had completed stays beside it until the new output is complete, and comes back when the new input is
+refused.
 """
 
 import errno
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pylm.config import Config
 from pylm.errors import InputError
 from pylm.files import atomic_path, lock_folder, read_json, write_json
 from pylm.recipe import Recipe, load_recipe
+from pylm.train.clock import StageClock
 from pylm.train.parallel import World, barrier, start_world
 from pylm.train.progress import Progress
 
@@ -37,11 +39,20 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Run:
-    """What a stage gets to work with."""
+    """What a stage gets to work with.
+
+    Attributes:
+        recipe: all of it.
+        folder: of the run.
+        world: ranks.
+        input_files: by stage, path, size and time of change of the files that its configuration names; a
+            call lists them once.
+    """
 
     recipe: Recipe
     folder: Path
     world: World
+    input_files: dict[str, list[tuple[str, int, int]]] = field(default_factory=dict)
 
     @property
     def train_documents(self) -> Path:
@@ -363,16 +374,21 @@ def _bring_up_to_date(run: Run, stage: Stage, *, redo: bool, explicit: bool) -> 
         resumed = int(known.get("resumed", 0)) + 1 if same and not redo else 0
         write_json(marker, {"status": "running", "fingerprint": fingerprint, "resumed": resumed})
     barrier()
-    start_s = time.monotonic()
+    summary: Summary = {}
+    clock = StageClock(folder, goes_on=same and not redo)
     try:
-        summary: Summary = stage.work(run) if stage.all_ranks or run.world.is_main else {}
+        if run.world.is_main:
+            with clock:
+                summary = stage.work(run)
+        elif stage.all_ranks:
+            stage.work(run)
     except (InputError, OSError) as error:
         if run.world.is_main and _is_refusal(error) and (set_aside or _is_complete(previous, fingerprint)):
             _restore(previous, folder)
         raise
-    elapsed_s = time.monotonic() - start_s
     barrier()
     if run.world.is_main:
+        elapsed_s = clock.elapsed_s
         done = {
             "status": "complete",
             "stage": stage.name,
@@ -385,7 +401,9 @@ def _bring_up_to_date(run: Run, stage: Stage, *, redo: bool, explicit: bool) -> 
         }
         write_json(marker, done)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        _say(run, f"{stage.name}: complete in {elapsed_s:.1f} s")
+        clock.remove()
+        attempts = f", in {resumed + 1} attempts" if resumed else ""
+        _say(run, f"{stage.name}: complete in {elapsed_s:.1f} s{attempts}")
         _discard(previous)
     barrier()
     return True
@@ -436,7 +454,10 @@ def _fingerprint(run: Run, stage: Stage) -> str:
                 f"from files that have changed since: run `pylm {name}` on this one first"
             )
         needed[name] = known["fingerprint"]
-    parts = [FORMAT, stage.name, config.model_dump_json(), run.recipe.seed, needed, _input_files(config)]
+    if stage.name not in run.input_files:  # many stages ask for those of the first
+        run.input_files[stage.name] = _input_files(config)
+    files = run.input_files[stage.name]
+    parts = [FORMAT, stage.name, config.model_dump_json(), run.recipe.seed, needed, files]
     return xxhash.xxh3_128_hexdigest(repr(parts).encode())
 
 

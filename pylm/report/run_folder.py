@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from pylm.errors import InputError
+from pylm.train.clock import read_clock
 from pylm.train.metrics import read_metrics
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -51,7 +52,7 @@ class RunFolder:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds that all stages took together."""
+        """Seconds that all stages took together, attempts that were cut off included."""
         return sum(number(stage.get("elapsed_s")) or 0.0 for stage in self.stages.values())
 
 
@@ -116,7 +117,11 @@ def _read_stages(path: Path) -> dict[str, Record]:
     """Read every stage's file, the known stages in order and others after them by name."""
     folders = {file.parent.name for file in path.glob("*/stage.json")}
     names = [name for name in _FOLDERS if name in folders] + sorted(folders - set(_FOLDERS))
-    return {name: _read_object(path / name / "stage.json") for name in names}
+    stages = {name: _read_object(path / name / "stage.json") for name in names}
+    for name, stage in stages.items():
+        if stage.get("status") == "running" and (elapsed_s := read_clock(path / name)):
+            stage["elapsed_s"] = elapsed_s
+    return dict(stages)
 
 
 def _read_recipe(path: Path) -> str:
