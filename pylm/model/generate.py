@@ -8,7 +8,7 @@ drawn from it, and rows that have stopped leave the batch.
 Shapes: R rows, T time, D model, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,9 @@ from torch import Tensor
 from pylm.errors import InputError
 from pylm.model.attention import KVCache
 from pylm.model.transformer import Transformer
+
+SamplingProgress = Callable[[int, int, int], object]
+"""Called with samples done, samples in all, and tokens of those that are not done."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ def generate(
     stop_ids: Sequence[int] = (),
     seed: int = 0,
     num_samples: int = 1,
+    progress: SamplingProgress | None = None,
 ) -> Generations:
     """Continue prompts.
 
@@ -62,6 +66,7 @@ def generate(
         stop_ids: tokens that end a sample.
         seed: of the noise.
         num_samples: samples of each prompt.
+        progress: called after each token.
 
     Returns:
         `len(prompts) * num_samples` samples; sample j of prompt i at i * num_samples + j.
@@ -101,6 +106,9 @@ def generate(
             ids[row].append(int(chosen[place]))
             logprobs[row].append(float(logprob[place]))
             finished[row] = bool(stopped[place])
+        if progress is not None:
+            is_last = step + 1 == max_new_tokens
+            progress(num_rows if is_last else num_rows - int((~stopped).sum()), num_rows, step + 1)
         if stopped.all() or step + 1 == max_new_tokens:
             break
         if stopped.any():

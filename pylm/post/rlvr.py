@@ -222,6 +222,7 @@ def rlvr(
                 rollouts = roll_out(
                     policy, [prompt.ids for prompt in mine], config.sampling, group_size=config.group_size,
                     stop_ids=stop_ids, seed=seed, step=step, rank=world.rank,
+                    progress=trainer.show_sampling("samples", config.sampling.max_new_tokens),
                 )  # fmt: skip
             judgements = examiner.judge(mine, rollouts)
             experience = collect_experience(
@@ -287,6 +288,7 @@ def accumulate_gradients(
     world = trainer.world
     sums = torch.zeros(5, dtype=torch.float64, device=world.device)
     for number, part in enumerate(experience.parts):
+        trainer.progress.update_within(batch=f"{number + 1}/{len(experience.parts)}")
         if not part:
             trainer.stand_by()
             continue
@@ -369,7 +371,10 @@ def measure(
     world, policy = trainer.world, trainer.whole_model()
     mine = list(prompts[world.rank :: world.size])
     with trainer.autocast():
-        rollouts = complete_greedily(policy, [x.ids for x in mine], config.sampling, stop_ids=stop_ids)
+        rollouts = complete_greedily(
+            policy, [x.ids for x in mine], config.sampling, stop_ids=stop_ids,
+            progress=trainer.show_sampling("held out", config.sampling.max_new_tokens),
+        )  # fmt: skip
     judgements = examiner.judge(mine, rollouts)
     datasets = sorted({prompt.dataset for prompt in prompts})
     correct = [0] * len(datasets)

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from pylm.config import Config
-from pylm.model.generate import generate
+from pylm.model.generate import SamplingProgress, generate
 from pylm.model.transformer import Transformer
 
 
@@ -67,6 +67,7 @@ def roll_out(
     seed: int,
     step: int,
     rank: int = 0,
+    progress: SamplingProgress | None = None,
 ) -> Rollouts:
     """Sample `group_size` completions of every prompt.
 
@@ -80,6 +81,7 @@ def roll_out(
         step: of the run; with `seed` and `rank` it fixes the random stream, so that a resumed run samples
             what the unbroken one would have.
         rank: of this process.
+        progress: called after each token.
 
     Returns:
         The completions.
@@ -100,6 +102,7 @@ def roll_out(
             stop_ids=stop_ids,
             seed=int(stream[0]) >> 1,
             num_samples=group_size,
+            progress=_shifted(progress, len(completions), len(prompts) * group_size),
         )
         completions += samples.ids
         logprobs += samples.logprobs
@@ -113,6 +116,7 @@ def complete_greedily(
     config: SamplingConfig,
     *,
     stop_ids: Sequence[int],
+    progress: SamplingProgress | None = None,
 ) -> Rollouts:
     """Take the most likely token at every place: one completion of every prompt, without chance.
 
@@ -121,6 +125,7 @@ def complete_greedily(
         prompts: token ids of every prompt.
         config: bounds on length and memory.
         stop_ids: tokens that end a completion.
+        progress: called after each token.
 
     Returns:
         The completions, in groups of one.
@@ -136,8 +141,16 @@ def complete_greedily(
             temperature=0.0,
             stop_ids=stop_ids,
             seed=0,
+            progress=_shifted(progress, len(completions), len(prompts)),
         )
         completions += samples.ids
         logprobs += samples.logprobs
         finished += samples.finished
     return Rollouts(list(prompts), completions, logprobs, finished, 1)
+
+
+def _shifted(progress: SamplingProgress | None, num_before: int, num_all: int) -> SamplingProgress | None:
+    """Count samples that are drawn together among all."""
+    if progress is None:
+        return None
+    return lambda done, _, num_tokens: progress(num_before + done, num_all, num_tokens)

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from pylm.config import Config
 from pylm.data.chat import get_template
 from pylm.errors import InputError
+from pylm.model.generate import SamplingProgress
 from pylm.model.hf import save_model
 from pylm.model.transformer import Transformer
 from pylm.text import Tokenizer
@@ -149,7 +150,7 @@ class Trainer:
         self._elapsed_before_s: float = self.saved.get("elapsed_s", 0.0)
         self._start_s = time.monotonic()
         self.metrics = Metrics(out / "metrics.jsonl", resume_step=self.first_step, enabled=world.is_main)
-        self.progress = Progress(num_steps, name, enabled=world.is_main)
+        self.progress = Progress(num_steps, name, start=self.first_step, enabled=world.is_main)
 
     @property
     def elapsed_s(self) -> float:
@@ -207,6 +208,16 @@ class Trainer:
         `num_steps`, of the final model.
         """
         self.metrics.write(step, **values, elapsed_s=round(self.elapsed_s, 3))
+
+    def show_sampling(self, name: str, max_new_tokens: int) -> SamplingProgress:
+        """Give what shows how many samples are done within the step at work, under a name."""
+
+        def show(done: int, total: int, num_tokens: int) -> None:
+            self.progress.update_within(
+                **{name: f"{done}/{total}", "token": f"{num_tokens}/{max_new_tokens}"}
+            )
+
+        return show
 
     def save_checkpoint(self, step: int, **state: object) -> None:
         """Save the run after the update of this step, where that is due."""

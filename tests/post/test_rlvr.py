@@ -16,6 +16,7 @@ from pylm.post.rlvr import RLVRConfig, accumulate_gradients, rlvr
 from pylm.post.rollout import Rollouts
 from pylm.post.trainer import Trainer
 from pylm.post.verifiers import Verdict
+from pylm.train import progress
 from pylm.train.metrics import read_metrics
 from pylm.train.parallel import World
 
@@ -228,6 +229,29 @@ def test_a_bandit_is_learned(tmp_path: Path, model_dir: Path, write_rows) -> Non
     samples = [json.loads(line) for line in (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [s["step"] for s in samples] == [step for step in (0, 4, 8, 12, 16) for _ in range(4)]
     assert {"prompt", "completion", "ground_truth", "reward", "correct", "finished"} <= samples[0].keys()
+
+
+def test_a_log_shows_what_happens_within_a_step(
+    tmp_path: Path, model_dir: Path, write_rows, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(progress, "LOG_INTERVAL_S", 0.0)
+    arguments = {"rows": [write_rows("rl", rows(8))], "heldout_rows": [write_rows("heldout", rows(6))]}
+    config = CONFIG.model_copy(update={"num_steps": 3})
+    rlvr(config, model_dir=model_dir, out=tmp_path / "out", seed=0, verifiers=BANDIT, **arguments)
+    lines = capsys.readouterr().err.splitlines()
+    longest = config.sampling.max_new_tokens
+    shown = [line.split("  ")[:3] for line in lines]
+    assert [x[:2] for x in shown if x[1] in ("held out 6/6", "samples 64/64")] == [
+        ["rlvr 0/3", "held out 6/6"],
+        ["rlvr 0/3", "samples 64/64"],
+        ["rlvr 1/3", "samples 64/64"],
+        ["rlvr 2/3", "samples 64/64"],
+        ["rlvr 3/3", "held out 6/6"],
+    ]
+    assert any(x[1].startswith("batch 1/") for x in shown)
+    assert any(
+        line.startswith(f"rlvr 1/3  samples 64/64  token {longest}/{longest}  reward ") for line in lines
+    )
 
 
 def test_a_step_that_teaches_nothing_changes_nothing(tmp_path: Path, model_dir: Path, write_rows) -> None:

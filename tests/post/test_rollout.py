@@ -71,6 +71,28 @@ def test_a_bound_on_memory_keeps_the_order(model: Transformer) -> None:
         assert rollouts.logprobs[i][0] == pytest.approx(expected.item(), abs=ROUNDING)
 
 
+@pytest.mark.parametrize(("max_sequences", "at_once"), [(4, 1), (8, 2), (100, 3)])
+def test_progress_counts_what_has_ended(model: Transformer, max_sequences: int, at_once: int) -> None:
+    calls: list[tuple[int, int, int]] = []
+    config = SamplingConfig(max_new_tokens=6, max_sequences=max_sequences)
+    rollouts = roll_out(
+        model, PROMPTS, config, group_size=4, stop_ids=list(range(200, 261)), seed=0, step=0,
+        progress=lambda *call: calls.append(call),
+    )  # fmt: skip
+    lengths = [len(x) for x in rollouts.completions]
+    assert min(lengths) < 6
+    expected = []
+    for start in range(0, 12, 4 * at_once):
+        together = lengths[start : start + 4 * at_once]
+        for num_tokens in range(1, max(together) + 1):
+            expected.append((start + sum(x <= num_tokens for x in together), 12, num_tokens))
+    assert calls == expected
+    assert calls[-1][:2] == (12, 12)
+    calls.clear()
+    complete_greedily(model, PROMPTS, config, stop_ids=[260], progress=lambda *call: calls.append(call))
+    assert calls[-1][:2] == (3, 3)
+
+
 @pytest.mark.parametrize("max_sequences", [1, 2, 100])
 def test_greedy_completions_take_the_likeliest_token(model: Transformer, max_sequences: int) -> None:
     config = SamplingConfig(max_new_tokens=5, max_sequences=max_sequences)

@@ -30,6 +30,34 @@ def test_a_log_gets_a_line_when_the_interval_has_passed(
     ]
 
 
+def test_a_log_gets_lines_within_a_long_step(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(40, "rlvr", start=2) as progress:
+        for done in range(1, 31):
+            clock[0] += 1.0
+            progress.update_within(samples=f"{done}/30")
+        progress.update(3, reward=0.5)  # within the interval
+        for done in range(1, 11):
+            clock[0] += 1.0
+            progress.update_within(samples=f"{done}/30")
+    assert capsys.readouterr().err.splitlines() == [
+        "rlvr 2/40  samples 10/30",
+        "rlvr 2/40  samples 20/30",
+        "rlvr 2/40  samples 30/30",
+        "rlvr 3/40  samples 10/30  reward 0.5",
+    ]
+
+
+def test_a_bar_shows_what_happens_within_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(
+        progress_module, "Console", lambda stderr: Console(file=file, force_terminal=True, width=100)
+    )
+    with Progress(8, "rlvr", start=5) as progress:
+        progress.update_within(samples="7/30")
+    assert "5/8" in file.getvalue()
+    assert "samples 7/30" in file.getvalue()
+
+
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
     monkeypatch.setattr(
