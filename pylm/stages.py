@@ -100,6 +100,7 @@ class Stage:
 
 
 def _prepare(run: Run) -> Summary:
+    from pylm.data.funnel import format_funnel
     from pylm.data.pipeline import prepare
 
     with Progress(1, "prepare", enabled=run.world.is_main) as progress:
@@ -115,6 +116,7 @@ def _prepare(run: Run) -> Summary:
             num_workers=run.recipe.num_threads,
             progress=show,
         )
+    _say(run, format_funnel(funnel))
     return {"funnel": funnel.to_dict()}
 
 

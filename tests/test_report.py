@@ -576,7 +576,9 @@ def test_numbers_are_written_for_people() -> None:
 def test_terminal_shows_the_figures_of_the_files(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     print_summary(run, run / "report.html")
     printed = capsys.readouterr().out
-    assert re.search(r"filter +4,313 +60\.00\n", printed)
+    assert re.search(r"read +5,206 +71\.40\n", printed)
+    assert re.search(r"filter +893 +4,313 +60\.00\n", printed)
+    assert re.search(r"held out +26 +3,391 +44\.00\n", printed)
     values = {stage: json.loads((run / f"eval/{stage}.json").read_text()) for stage in STAGES}
     for stage in STAGES:
         for key in ("bits_per_byte", "format", "arithmetic"):

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pylm import stages
@@ -46,6 +47,33 @@ def test_files_that_change_between_two_calls_are_noticed(
         stages.run_stages(MINI, overrides, only="tokenizer")
     stages.run_stages(MINI, overrides, only="prepare")
     assert "prepare: starts" in capsys.readouterr().err
+
+
+def test_prepare_shows_what_each_step_removed(
+    overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Held-out overlap too: 60 files share most of their words, 20 none."""
+    sources = tmp_path / "sources"
+    for number in range(20):
+        words = " ".join(f"word_{number}_{place}" for place in range(50))
+        (sources / f"apart_{number}.py").write_text(f"{words}\n", encoding="utf-8")
+    (sources / "empty.py").touch()
+    (sources / "copy.py").write_bytes((sources / "1.py").read_bytes())
+    overrides = [*overrides, "prepare.overlap.ngram=3"]
+    stages.run_stages(MINI, overrides, only="prepare")
+    rows = {line[:16].strip(): line[16:].split() for line in capsys.readouterr().err.splitlines()[1:-1]}
+    folder = tmp_path / "run" / "prepare"
+    heldout, train = (pq.read_metadata(folder / f"{name}.parquet").num_rows for name in ("heldout", "train"))
+    assert rows.pop("") == ["removed", "share", "left", "megabytes"]
+    assert {name: cells[:-1] for name, cells in rows.items() if name != "filter"} == {
+        "read": ["82"],
+        "exact duplicates": ["1", "1.2%", "80"],
+        "near duplicates": ["0", "0.0%", "80"],
+        "held out": [str(heldout), f"{heldout / 80:.1%}", str(80 - heldout)],
+        "held-out overlap": [str(80 - heldout - train), f"{1 - train / (80 - heldout):.1%}", str(train)],
+    }
+    assert rows["filter"] == ["1", "1.2%", "81", "0.03", "empty", "1"]
+    assert 0 < train < 80 - heldout
 
 
 def test_the_time_of_a_stage_is_that_of_all_its_attempts(

@@ -19,6 +19,7 @@ _ORDER = (*STEPS[:4], "in the index", "repeated substrings", *STEPS[4:])
 
 SAMPLES_PER_REASON = 3
 SAMPLE_CHARACTERS = 200
+SHOWN_REASONS = 3
 
 Key = tuple[str, str, str]
 """Step, reason, source."""
@@ -113,3 +114,33 @@ class Tally:
             for key in self.keys()
             for place, text in self.samples[key]
         ]
+
+
+def format_funnel(funnel: Funnel) -> str:
+    """Show a row for each step: what it removed, with the most frequent reasons, and what it left.
+
+    What could not be read is counted with the first step after reading.
+    """
+    table: list[tuple[str, ...]] = [("", "removed", "share", "left", "megabytes", "")]
+    num_before = funnel.steps[0].documents if funnel.steps else 0
+    waiting: Counter[str] = Counter()
+    for place, step in enumerate(funnel.steps):
+        for drop in funnel.drops:
+            if drop.step == step.name:
+                waiting[drop.reason] += drop.documents
+        removed, share, reasons = "", "", ""
+        if place:
+            num_removed = num_before - step.documents
+            removed, share = f"{num_removed:,}", f"{num_removed / num_before:.1%}" if num_before else ""
+            named = [f"{reason} {count:,}" for reason, count in waiting.most_common() if reason != step.name]
+            reasons = ", ".join(named[:SHOWN_REASONS]) + (", ..." if len(named) > SHOWN_REASONS else "")
+            waiting.clear()
+        table.append((step.name, removed, share, f"{step.documents:,}", f"{step.bytes / 1e6:.2f}", reasons))
+        num_before = step.documents
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for name, *cells, reasons in table:
+        shown = [name.ljust(widths[0])]
+        shown += [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=False)]
+        lines.append("  ".join([*shown, reasons]).rstrip())
+    return "\n".join(lines)

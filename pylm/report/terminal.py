@@ -43,10 +43,11 @@ def print_summary(folder: Path, report: Path) -> None:
 
 def summary_tables(run: RunFolder) -> Iterator[Table]:
     """Make the tables: documents by step, figures by stage, seconds by stage."""
-    funnel = _table("Documents", "step", "documents", "megabytes")
-    for step in read_funnel(run.funnel):
+    funnel = _table("Documents", "step", "removed", "left", "megabytes")
+    for place, step in enumerate(read_funnel(run.funnel)):
         size = "" if step.bytes_out is None else f"{step.bytes_out / 1e6:.2f}"
-        funnel.add_row(step.name, f"{step.num_out:,}", size)
+        removed = f"{step.num_in - step.num_out:,}" if place else ""
+        funnel.add_row(step.name, removed, f"{step.num_out:,}", size)
     yield funnel
     stages = evaluated_stages(run)
     figures = _table("Held out, by stage (95 % intervals)", "", *(TITLES[stage] for stage in stages))
