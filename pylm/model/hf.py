@@ -59,6 +59,7 @@ def save_model(
         state_dict: whole weights, where the model itself holds only shards.
 
     Raises:
+        InputError: the tokenizer lacks a token of the template.
         OSError: the disk is full, or the like; nothing is left behind.
     """
     config = model.config
@@ -155,7 +156,9 @@ def _stop_ids(tokenizer: Tokenizer, template: ChatTemplate | None) -> dict[str, 
     end_of_text = tokenizer.special_tokens.get(END_OF_TEXT)
     if template is None:
         return {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
-    return {"bos_token_id": end_of_text, "eos_token_id": list(template.stop_ids(tokenizer))}
+    # The end of a message first: some take the first only.
+    stop_ids = sorted(template.stop_ids(tokenizer), key=lambda i: i == end_of_text)
+    return {"bos_token_id": end_of_text, "eos_token_id": stop_ids}
 
 
 def _roles(tokenizer: Tokenizer, template: ChatTemplate | None) -> Tokenizer:

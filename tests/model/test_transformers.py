@@ -191,6 +191,7 @@ def test_roles_of_a_tuned_model(tmp_path: Path, tokenizer: Tokenizer, template: 
     assert (theirs.bos_token, theirs.eos_token, theirs.pad_token) == (END_OF_TEXT, template.end, END_OF_TEXT)
     assert theirs.chat_template == template.jinja
     config = transformers.GenerationConfig.from_pretrained(tmp_path / "model")
+    assert config.eos_token_id == [tokenizer.special_tokens[x] for x in (template.end, END_OF_TEXT)]
     assert set(config.eos_token_id) == set(template.stop_ids(tokenizer))
     assert config.pad_token_id == tokenizer.special_tokens[END_OF_TEXT]
     # Training there must reach the row of <|endoftext|>, which fills up rows but is more than that.
@@ -221,6 +222,9 @@ def test_without_end_of_text(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "model" / "generation_config.json").read_text(encoding="utf-8"))
     end = tokenizer.special_tokens["<|im_end|>"]
     assert document == {"bos_token_id": None, "eos_token_id": [end], "pad_token_id": end}
+    with pytest.raises(InputError, match="chat template 'pylm' needs the special tokens"):
+        save_model(make(tokenizer), tmp_path / "other", tokenizer, template=PYLM)
+    assert not (tmp_path / "other").exists()
     plain = save(tmp_path / "plain", make(tokenizer), tokenizer)
     assert (plain.bos_token, plain.eos_token, plain.pad_token) == (None, None, None)
 

@@ -284,6 +284,27 @@ def test_a_model_folder_names_roles_and_template(small: Tokenizer, tmp_path: Pat
     assert (plain.bos_id, plain.chat_template) == (None, None)
 
 
+def test_roles_are_given_and_replaced(small: Tokenizer, tmp_path: Path) -> None:
+    first = Tokenizer.load(_folder(small, tmp_path, unk_token="<s>", chat_template="{{ x }}"))
+    text = "some words"
+    ids = first.encode(text)
+    ours = first.with_roles(bos_token="<s>", eos_token="</s>", add_bos=True)
+    assert (ours.bos_id, ours.eos_id, ours.pad_id, ours.unk_id) == (480, 481, None, None)
+    assert ours.chat_template is None
+    assert ours.fingerprint == first.fingerprint
+    assert ours.encode(text) == ids
+    assert ours.encode(text, add_special_tokens=True) == [480, *ids]
+    ours.save(tmp_path / "roles")
+    theirs = pytest.importorskip("tokenizers").Tokenizer.from_file(str(tmp_path / "roles" / "tokenizer.json"))
+    assert theirs.encode(text).ids == [480, *ids]
+    again = Tokenizer.load(tmp_path / "roles").with_roles(chat_template="{{ y }}")
+    assert (again.bos_id, again.chat_template) == (None, "{{ y }}")
+    assert again.encode(text, add_special_tokens=True) == [480, *ids]  # which is no role
+    assert (first.unk_id, first.bos_id) == (480, None)
+    with pytest.raises(InputError, match="with_roles: pad_token is '<nobody>', which is no added token"):
+        ours.with_roles(pad_token="<nobody>", add_bos=True)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
