@@ -1,6 +1,6 @@
 """Cross entropy of an output layer with its gradients, made while the logits are there.
 
-The chunks, the kernel over their rows and the products are those of `linear_logprob`; dz takes the place of
+Chunks, the kernel over their rows and the products are those of `_logits`; dz takes the place of
 the float32 products that it came from. The gradients are those of the summed loss; the backward pass scales
 them. Shapes: N rows, D model dimension, V vocabulary.
 """
@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pylm.kernels._launch import Grid, Start, remembered, wide_dtype
-from pylm.kernels.linear_logprob import Gradients, chunks, go_over_rows, pad_classes
+from pylm.kernels._logits import Gradients, chunks, go_over_rows, pad_classes
 
 # Elements and warps of a program that scales.
 _TILE, _OTHERS = (4096, 4), ((1024, 4), (2048, 4), (8192, 8))
@@ -22,10 +22,17 @@ _TILE, _OTHERS = (4096, 4), ((1024, 4), (2048, 4), (8192, 8))
 
 @triton.jit(do_not_specialize=["size"])
 def _scale_kernel(grad_ptr, factor_ptr, out_ptr, size, BLOCK: tl.constexpr):
-    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    grad = tl.load(grad_ptr + offsets, mask=offsets < size, other=0.0)
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    offsets = first + tl.arange(0, BLOCK)
     factor = tl.load(factor_ptr)
-    tl.store(out_ptr + offsets, (grad * factor).to(out_ptr.dtype.element_ty), mask=offsets < size)
+    # Only the last program needs a mask, which would have all others load element by element.
+    if first + BLOCK <= size:
+        scaled = tl.load(grad_ptr + offsets) * factor
+        tl.store(out_ptr + offsets, scaled.to(out_ptr.dtype.element_ty))
+    else:
+        mask = offsets < size
+        scaled = tl.load(grad_ptr + offsets, mask=mask) * factor
+        tl.store(out_ptr + offsets, scaled.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @remembered

@@ -34,6 +34,7 @@ from pylm.kernels._grouped import (
     weight_tile,
 )
 from pylm.kernels._launch import Start, cdiv, remembered, rows_of, wide_dtype
+from pylm.kernels._math import sigmoid
 
 
 @triton.jit(do_not_specialize=["bound"])
@@ -98,7 +99,7 @@ def _gate_up_kernel(
             tl.store(kept_ptr + kept_offsets, gate.to(gate_up_ptr.dtype.element_ty), mask=mask)
             tl.store(kept_ptr + hidden_dim + kept_offsets, up.to(gate_up_ptr.dtype.element_ty), mask=mask)
         if ACTIVATES:
-            hidden = gate * tl.sigmoid(gate) * up
+            hidden = gate * sigmoid(gate) * up
             tl.store(hidden_ptr + start + offsets, hidden.to(hidden_ptr.dtype.element_ty), mask=mask)
 
 
@@ -115,8 +116,8 @@ def _activate_back(
     kept_offsets = offsets + tl.arange(0, BLOCK_M)[:, None] * hidden_dim
     gate = tl.load(gate_up_ptr + kept_offsets, mask=mask, other=0.0).to(back.dtype)
     up = tl.load(gate_up_ptr + hidden_dim + kept_offsets, mask=mask, other=0.0).to(back.dtype)
-    sigmoid = tl.sigmoid(gate)
-    silu = gate * sigmoid
+    share_of_gate = sigmoid(gate)
+    silu = gate * share_of_gate
     part = tl.sum(tl.where(mask, back * silu * up, 0.0), axis=1)
     if NEEDS_DOWN:
         weighted = silu * up * share[:, None]
@@ -124,7 +125,7 @@ def _activate_back(
     if NEEDS_GATE_UP:
         back *= share[:, None]
         element = grad_gate_up_ptr.dtype.element_ty
-        grad_gate = back * up * (sigmoid + silu * (1.0 - sigmoid))
+        grad_gate = back * up * (share_of_gate + silu * (1.0 - share_of_gate))
         tl.store(grad_gate_up_ptr + kept_offsets, grad_gate.to(element), mask=mask)
         tl.store(grad_gate_up_ptr + hidden_dim + kept_offsets, (back * silu).to(element), mask=mask)
     return part

@@ -6,9 +6,11 @@
     GELU:       a(g) = g P(g),  a'(g) = P(g) + g p(g),            P, p: normal distribution and density
 
 Where there is a limit, the gate is first cut from above and up on both sides; what is cut off has no
-gradient. Shazeer, "GLU Variants Improve Transformer", 2020; alpha, offset and limit are gpt-oss's. Shapes: N
-rows, F hidden dimension. Gate and up are two tensors, two halves of a row, or lie in turn (interleaved).
-Nothing is kept for the backward pass but the inputs.
+gradient. Shazeer, "GLU Variants Improve Transformer", 2020; alpha, offset and limit are gpt-oss's.
+
+Shapes: N rows, F hidden dimension. Gate and up are two tensors, two halves of a row, or lie in turn
+(interleaved). Where all tensors are contiguous they are one run of elements, and rows do not matter. Nothing
+is kept for the backward pass but the inputs.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -31,6 +33,7 @@ from pylm.kernels._launch import (
     rows_of,
     wide_dtype,
 )
+from pylm.kernels._math import exp, sigmoid, sigmoid_and_rest
 
 
 class _Tile(NamedTuple):
@@ -41,9 +44,19 @@ class _Tile(NamedTuple):
     num_warps: int
 
 
-_TILE = _Tile(1024, 4096, 4)
+class _Run(NamedTuple):
+    """What a program takes of a run of elements, and how many warps share it."""
+
+    elements: int
+    num_warps: int
+
+
 # No element depends on another, so the result does not on these.
+_TILE = _Tile(1024, 4096, 4)
 _OTHER_TILES = _Tile(1024, 2048, 4), _Tile(512, 4096, 4), _Tile(1024, 4096, 8), _Tile(2048, 8192, 8)
+# A run of few elements is cut into more programs, so that all multiprocessors have some.
+_RUN, _SHORT_RUN, _SHORT = _Run(4096, 4), _Run(1024, 4), 1 << 20
+_OTHER_RUNS = _Run(1024, 4), _Run(2048, 4), _Run(4096, 8), _Run(8192, 8)
 
 
 @triton.jit
@@ -52,16 +65,16 @@ def _activate(gate, ACTIVATION: tl.constexpr, ALPHA: tl.constexpr):
     if ACTIVATION == "gelu":
         # 1 / sqrt(2) and 1 / sqrt(2 pi)
         share = 0.5 + 0.5 * tl.erf(0.7071067811865476 * gate)
-        derivative = share + gate * 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
+        derivative = share + gate * 0.3989422804014327 * exp(-0.5 * gate * gate)
     elif ACTIVATION == "gelu_tanh":
         # 1.5957691216057308 = 2 sqrt(2 / pi)
         square = gate * gate
         slope = 1.5957691216057308 * (1.0 + 0.134145 * square)
-        share = tl.sigmoid(1.5957691216057308 * gate * (1.0 + 0.044715 * square))
-        derivative = share * (1.0 + gate * slope * (1.0 - share))
+        share, rest = sigmoid_and_rest(1.5957691216057308 * gate * (1.0 + 0.044715 * square))
+        derivative = share * (1.0 + gate * slope * rest)
     else:
         scaled = gate if ALPHA == 1.0 else ALPHA * gate
-        share = tl.sigmoid(scaled)
+        share = sigmoid(scaled)
         derivative = share * (1.0 + scaled * (1.0 - share))
     return gate * share, derivative
 
@@ -108,10 +121,35 @@ def _load_gate_up(
 def _cut(gate, up, LIMIT: tl.constexpr, UP_OFFSET: tl.constexpr):
     """Return the gate within the limit and the factor beside it."""
     if LIMIT is not None:
-        limit = tl.full((1, 1), LIMIT, gate.dtype)
+        limit = tl.full((1,), LIMIT, gate.dtype)
         gate = tl.where(gate > limit, limit, gate)
         up = tl.where(up > limit, limit, tl.where(up < -limit, -limit, up))
     return gate, up + UP_OFFSET if UP_OFFSET != 0.0 else up
+
+
+@triton.jit
+def _gated(
+    gate, up, ACTIVATION: tl.constexpr, ALPHA: tl.constexpr, LIMIT: tl.constexpr, UP_OFFSET: tl.constexpr
+):
+    """Return y."""
+    gate, factor = _cut(gate, up, LIMIT, UP_OFFSET)
+    value, _ = _activate(gate, ACTIVATION, ALPHA)
+    return value * factor
+
+
+@triton.jit
+def _gated_back(
+    grad, gate, up,
+    ACTIVATION: tl.constexpr, ALPHA: tl.constexpr, LIMIT: tl.constexpr, UP_OFFSET: tl.constexpr,
+):  # fmt: skip
+    """Return the gradients of gate and up."""
+    cut_gate, factor = _cut(gate, up, LIMIT, UP_OFFSET)
+    value, slope = _activate(cut_gate, ACTIVATION, ALPHA)
+    grad_gate, grad_up = grad * factor * slope, grad * value
+    if LIMIT is not None:
+        grad_gate = tl.where(gate > LIMIT, 0.0, grad_gate)
+        grad_up = tl.where(tl.abs(up) > LIMIT, 0.0, grad_up)
+    return grad_gate, grad_up
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -147,11 +185,10 @@ def _forward_kernel(
         BLOCK_N,
         BLOCK_F,
     )
-    gate, factor = _cut(gate, up, LIMIT, UP_OFFSET)
-    value, _ = _activate(gate, ACTIVATION, ALPHA)
+    y = _gated(gate, up, ACTIVATION, ALPHA, LIMIT, UP_OFFSET)
     columns = first + tl.arange(0, BLOCK_F)[None, :]
-    y = (value * factor).to(y_ptr.dtype.element_ty)
-    tl.store(y_ptr + rows * dim + columns, y, mask=row_mask & (columns < dim))
+    mask = row_mask & (columns < dim)
+    tl.store(y_ptr + rows * dim + columns, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -180,7 +217,7 @@ def _backward_kernel(
     columns = first + tl.arange(0, BLOCK_F)[None, :]
     mask = row_mask & (columns < dim)
     grad = tl.load(grad_ptr + rows * stride_yn + columns, mask=mask, other=0.0).to(WIDE)
-    given_gate, given_up = _load_gate_up(
+    gate, up = _load_gate_up(
         gate_ptr,
         up_ptr,
         stride_gn,
@@ -194,12 +231,7 @@ def _backward_kernel(
         BLOCK_N,
         BLOCK_F,
     )
-    gate, factor = _cut(given_gate, given_up, LIMIT, UP_OFFSET)
-    value, slope = _activate(gate, ACTIVATION, ALPHA)
-    grad_gate, grad_up = grad * factor * slope, grad * value
-    if LIMIT is not None:
-        grad_gate = tl.where(given_gate > LIMIT, 0.0, grad_gate)
-        grad_up = tl.where(tl.abs(given_up) > LIMIT, 0.0, grad_up)
+    grad_gate, grad_up = _gated_back(grad, gate, up, ACTIVATION, ALPHA, LIMIT, UP_OFFSET)
     if INTERLEAVED:
         pair_columns = 2 * first + tl.arange(0, 2 * BLOCK_F)[None, :]
         pairs = tl.reshape(tl.join(grad_gate, grad_up), (BLOCK_N, 2 * BLOCK_F)).to(
@@ -211,6 +243,82 @@ def _backward_kernel(
         offsets = rows * stride_on + columns
         tl.store(grad_gate_ptr + offsets, grad_gate.to(grad_gate_ptr.dtype.element_ty), mask=mask)
         tl.store(grad_up_ptr + offsets, grad_up.to(grad_up_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _run_forward(
+    gate_ptr, up_ptr, y_ptr, offsets, mask,
+    WIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr, ALPHA: tl.constexpr, LIMIT: tl.constexpr, UP_OFFSET: tl.constexpr,
+):  # fmt: skip
+    gate, up = tl.load(gate_ptr + offsets, mask=mask).to(WIDE), tl.load(up_ptr + offsets, mask=mask).to(WIDE)
+    y = _gated(gate, up, ACTIVATION, ALPHA, LIMIT, UP_OFFSET)
+    tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["size"])
+def _run_forward_kernel(
+    gate_ptr,
+    up_ptr,
+    y_ptr,
+    size,
+    WIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    ALPHA: tl.constexpr,
+    LIMIT: tl.constexpr,
+    UP_OFFSET: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    offsets = first + tl.arange(0, BLOCK)
+    # Only the last program needs a mask, which would have all others load element by element.
+    if first + BLOCK <= size:
+        _run_forward(gate_ptr, up_ptr, y_ptr, offsets, None, WIDE, ACTIVATION, ALPHA, LIMIT, UP_OFFSET)
+    else:
+        mask = offsets < size
+        _run_forward(gate_ptr, up_ptr, y_ptr, offsets, mask, WIDE, ACTIVATION, ALPHA, LIMIT, UP_OFFSET)
+
+
+@triton.jit
+def _run_backward(
+    grad_ptr, gate_ptr, up_ptr, grad_gate_ptr, grad_up_ptr, offsets, mask,
+    WIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr, ALPHA: tl.constexpr, LIMIT: tl.constexpr, UP_OFFSET: tl.constexpr,
+):  # fmt: skip
+    grad = tl.load(grad_ptr + offsets, mask=mask).to(WIDE)
+    gate, up = tl.load(gate_ptr + offsets, mask=mask).to(WIDE), tl.load(up_ptr + offsets, mask=mask).to(WIDE)
+    grad_gate, grad_up = _gated_back(grad, gate, up, ACTIVATION, ALPHA, LIMIT, UP_OFFSET)
+    tl.store(grad_gate_ptr + offsets, grad_gate.to(grad_gate_ptr.dtype.element_ty), mask=mask)
+    tl.store(grad_up_ptr + offsets, grad_up.to(grad_up_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["size"])
+def _run_backward_kernel(
+    grad_ptr,
+    gate_ptr,
+    up_ptr,
+    grad_gate_ptr,
+    grad_up_ptr,
+    size,
+    WIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    ALPHA: tl.constexpr,
+    LIMIT: tl.constexpr,
+    UP_OFFSET: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    offsets = first + tl.arange(0, BLOCK)
+    if first + BLOCK <= size:
+        _run_backward(
+            grad_ptr, gate_ptr, up_ptr, grad_gate_ptr, grad_up_ptr, offsets, None,
+            WIDE, ACTIVATION, ALPHA, LIMIT, UP_OFFSET,
+        )  # fmt: skip
+    else:
+        _run_backward(
+            grad_ptr, gate_ptr, up_ptr, grad_gate_ptr, grad_up_ptr, offsets, offsets < size,
+            WIDE, ACTIVATION, ALPHA, LIMIT, UP_OFFSET,
+        )  # fmt: skip
 
 
 _Form: TypeAlias = tuple[
@@ -241,6 +349,31 @@ def _start(
         (tl.float64 if dtypes[-2] == torch.float64 else tl.float32, *form, block_n, block_f),
         others=others if tile is _TILE else None,
         num_warps=tile.num_warps,
+        **FUSED_MULTIPLY_ADD,
+    )
+
+
+@remembered
+def _run_start(
+    backward: bool, is_short: bool, dtypes: tuple[torch.dtype, ...], form: _Form, run: _Run | None = None
+) -> Start:
+    """Return the start of one of both kernels, for contiguous tensors of these dtypes."""
+    chosen = (_SHORT_RUN if is_short else _RUN) if run is None else run
+
+    def others() -> dict[str, Start]:
+        return {
+            f"{r.elements} elements, {r.num_warps} warps": _run_start(backward, is_short, dtypes, form, r)
+            for r in _OTHER_RUNS
+            if r != chosen
+        }
+
+    return Start(
+        _run_backward_kernel if backward else _run_forward_kernel,
+        Grid(chosen.elements),
+        (),
+        (tl.float64 if dtypes[-2] == torch.float64 else tl.float32, *form[1:], chosen.elements),
+        others=others if run is None else None,
+        num_warps=chosen.num_warps,
         **FUSED_MULTIPLY_ADD,
     )
 
@@ -281,7 +414,12 @@ def forward(
     _refuse_keep(keep)
     y = torch.empty_like(gate, memory_format=torch.contiguous_format)
     form = False, activation, alpha, limit, up_offset
-    return y, _launch_forward(rows_of(gate), rows_of(up), y, form)
+    if not (gate.is_contiguous() and up.is_contiguous()):
+        return y, _launch_forward(rows_of(gate), rows_of(up), y, form)
+    size = y.numel()
+    if size:
+        _run_start(False, size <= _SHORT, (gate.dtype, up.dtype), form)(size, (gate, up, y), size)
+    return y, torch.empty((0, 0), dtype=wide_dtype(y), device=y.device)
 
 
 def backward(
@@ -298,7 +436,13 @@ def backward(
     grad_gate = torch.empty_like(gate, memory_format=torch.contiguous_format)
     grad_up = torch.empty_like(grad_gate)
     form = False, activation, alpha, limit, up_offset
-    _launch_backward(rows_of(grad_gate), rows_of(grad_up), grad, rows_of(gate), rows_of(up), form)
+    if not (grad.is_contiguous() and gate.is_contiguous() and up.is_contiguous()):
+        _launch_backward(rows_of(grad_gate), rows_of(grad_up), grad, rows_of(gate), rows_of(up), form)
+        return grad_gate, grad_up
+    size = grad.numel()
+    if size:
+        start = _run_start(True, size <= _SHORT, (grad.dtype, gate.dtype, up.dtype), form)
+        start(size, (grad, gate, up, grad_gate, grad_up), size)
     return grad_gate, grad_up
 
 

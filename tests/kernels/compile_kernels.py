@@ -6,6 +6,7 @@ without one.
 """
 
 import json
+import re
 import sys
 
 import torch
@@ -152,19 +153,40 @@ def launch_length(dtype: torch.dtype, num_rows: int) -> None:
     moe_experts.backward(x, x, weight, order, offsets, *weights, kept, [True] * 4)
 
 
+def launch_odd(dtype: torch.dtype) -> None:
+    """Launch what reads long rows of a length that nothing divides."""
+    from pylm.kernels import linear_cross_entropy, linear_logprob, swiglu
+
+    hidden, weight = torch.empty(2, 8, dtype=dtype), torch.empty(50257, 8, dtype=dtype)
+    targets, row = torch.zeros(2, dtype=torch.int64), torch.empty(2)
+    *_, kept = linear_logprob.forward(hidden, weight, targets, None, 1.0, None, -100, True, False, True)
+    linear_logprob.backward(
+        row, None, None, None, hidden, weight, targets, None, row, row, row, kept, 1.0, None, -100,
+        [True, True, False],
+    )  # fmt: skip
+    grads = linear_cross_entropy.forward(hidden, weight, targets, None, -100, 0.1, 0.0, [False, True])
+    linear_cross_entropy.backward(*grads, hidden, weight)
+    x = torch.empty(3, 4097, dtype=dtype)
+    swiglu.forward(x, x, "silu", 1.0, None, 0.0, False)
+    swiglu.backward(x, x, x, x, "silu", 1.0, None, 0.0)
+
+
 def main() -> None:
     capability, dtype = int(sys.argv[1]), getattr(torch, sys.argv[2])
     triton.runtime.driver.set_active(AbsentGPU(capability))
     JITFunction.run = compile_only
-    lengths = [int(n) for n in sys.argv[3:]]
+    if sys.argv[3:] == ["odd"]:
+        launch_odd(dtype)
+    lengths = [] if sys.argv[3:] == ["odd"] else [int(n) for n in sys.argv[3:]]
     for num_rows in lengths:
         launch_length(dtype, num_rows)
-    if not lengths:
+    if len(sys.argv) == 3:
         launch_all(dtype)
         launch_mixture(dtype)
     for name, kernel in compiled:
         row = {"kernel": name, "shared_bytes": kernel.metadata.shared, "has_cubin": "cubin" in kernel.asm}
-        sys.stdout.write(json.dumps(row | {"hash": kernel.hash}) + "\n")
+        accesses = re.findall(r"\b(?:ld|st)\.global\.(\S+)", kernel.asm["ptx"])
+        sys.stdout.write(json.dumps(row | {"hash": kernel.hash, "accesses": accesses}) + "\n")
 
 
 if __name__ == "__main__":

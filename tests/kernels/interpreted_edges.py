@@ -12,7 +12,7 @@ from oracles import moe as moe_oracle
 from torch import Tensor
 
 from pylm import ops
-from pylm.kernels import _grouped, linear_logprob, moe_route, rms_norm, swiglu
+from pylm.kernels import _grouped, _logits, moe_route, rms_norm, swiglu
 from pylm.kernels._launch import row_strides
 from pylm.ops import logprob
 
@@ -60,9 +60,9 @@ def test_logprob_of_many_blocks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Two chunks of rows, five blocks of classes.
-    monkeypatch.setattr(linear_logprob, "_CHUNK_BYTES", 1)
-    monkeypatch.setattr(linear_logprob, "_MIN_CHUNK_ROWS", 1)
-    monkeypatch.setattr(linear_logprob, "_BLOCK_V", 256)
+    monkeypatch.setattr(_logits, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(_logits, "_MIN_CHUNK_ROWS", 1)
+    monkeypatch.setattr(_logits, "_BLOCK_V", 256)
     monkeypatch.setattr(logprob, "_KEEP_BYTES", {"cpu": 1 << 30 if keeps else 0})
     hidden, weight, bias, targets = _rows(num_rows, 37, num_classes)
     targets[1::3] = -100
@@ -86,9 +86,9 @@ def test_cross_entropy_of_many_blocks(
 ) -> None:
     monkeypatch.setattr(logprob, "_KEEP_BYTES", {"cpu": 0})
     # Two chunks of rows, four blocks of classes, the last of which the padding fills.
-    monkeypatch.setattr(linear_logprob, "_CHUNK_BYTES", 1)
-    monkeypatch.setattr(linear_logprob, "_MIN_CHUNK_ROWS", 1)
-    monkeypatch.setattr(linear_logprob, "_BLOCK_V", 64)
+    monkeypatch.setattr(_logits, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(_logits, "_MIN_CHUNK_ROWS", 1)
+    monkeypatch.setattr(_logits, "_BLOCK_V", 64)
     hidden, weight, _, targets = _rows(130, 37, 193)
     targets[::3] = -100
     wide = [t.double().requires_grad_() for t in (hidden, weight)]
@@ -107,7 +107,7 @@ def test_cross_entropy_of_many_blocks(
 
 
 def test_logprob_of_blocks_that_are_masked_or_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_logprob, "_BLOCK_V", 64)
+    monkeypatch.setattr(_logits, "_BLOCK_V", 64)
     hidden, weight, bias, targets = _rows(70, 5, 200)
     bias[:130] = -math.inf  # two whole blocks of classes
     targets.clamp_(min=130)

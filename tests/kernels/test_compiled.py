@@ -61,3 +61,22 @@ def test_other_lengths_compile_nothing_again(tmp_path: Path, monkeypatch: pytest
     rows = compile_kernels("90", "bfloat16", *map(str, lengths), cache=tmp_path, monkeypatch=monkeypatch)
     first = rows[: len(rows) // len(lengths)]
     assert {row["hash"] for row in rows} == {row["hash"] for row in first}
+
+
+def test_rows_of_odd_lengths_are_moved_16_bytes_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = compile_kernels("90", "bfloat16", "odd", cache=tmp_path, monkeypatch=monkeypatch)
+    assert [row["kernel"] for row in rows] == [
+        "_logits._row_kernel",
+        "linear_logprob._gradient_kernel",
+        "_logits._row_kernel",
+        "linear_cross_entropy._scale_kernel",
+        "swiglu._run_forward_kernel",
+        "swiglu._run_backward_kernel",
+    ]
+    wide = [row["accesses"].count("v4.b32") for row in rows]
+    # Of a row there is one target, its logit, statistics, and what comes from upstream.
+    assert all(len(row["accesses"]) - n <= 8 <= n for row, n in zip(rows[:3], wide[:3], strict=True))
+    # All programs of a run but the last: as many float32 as 8 loads take, and one access for each tensor.
+    assert wide[3:] == [8 + 4, 3, 5]

@@ -51,6 +51,11 @@ def bf16(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.bfloat16)
 
 
+def rows(num_rows: int, dim: int) -> Tensor:
+    """Return rows that are no run of elements."""
+    return bf16(num_rows, dim + 16)[:, :dim]
+
+
 def launch(x: Tensor) -> Launch:
     """Return the launch of the work itself, after those that were timed."""
     return launches_of(lambda: swiglu.forward(x, x, *FORM, False))[-1]
@@ -61,7 +66,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def test_nothing_is_timed_unless_asked_for(clock: Clock, tmp_path: Path) -> None:
-    x = bf16(40, 1024)
+    x = rows(40, 1024)
     checked_in = launch(x)
     with ops.autotune(False):
         assert launch(x).function == checked_in.function
@@ -70,7 +75,7 @@ def test_nothing_is_timed_unless_asked_for(clock: Clock, tmp_path: Path) -> None
 
 
 def test_the_fastest_is_taken_from_then_on(clock: Clock, tmp_path: Path) -> None:
-    x = bf16(40, 1024)
+    x = rows(40, 1024)
     checked_in = launch(x)
     with ops.autotune():
         launches = launches_of(lambda: swiglu.forward(x, x, *FORM, False))
@@ -84,38 +89,38 @@ def test_the_fastest_is_taken_from_then_on(clock: Clock, tmp_path: Path) -> None
     # 4 rows of 1,024 columns a program, and 8 of 512.
     assert (checked_in.grid, chosen.grid) == ((10, 1, 1), (2 * 5, 1, 1))
     assert launch(x).function == chosen.function
-    assert launch(bf16(50, 1024)).function == chosen.function
+    assert launch(rows(50, 1024)).function == chosen.function
     with ops.autotune():
-        assert launch(bf16(33, 1024)).function == chosen.function
+        assert launch(rows(33, 1024)).function == chosen.function
         assert len(clock.timed) == 1
-        launch(bf16(1000, 1024))
+        launch(rows(1000, 1024))
         assert len(clock.timed) == 2
-        launch(bf16(40, 4096))
+        launch(rows(40, 4096))
         assert len(clock.timed) == 3
     assert len(files(tmp_path)) == 3
 
 
 def test_rows_of_another_class_take_what_is_checked_in_after_the_block(clock: Clock) -> None:
-    x = bf16(7, 2048)
-    before = launch(bf16(7000, 2048))
+    x = rows(7, 2048)
+    before = launch(rows(7000, 2048))
     with ops.autotune():
         chosen = launch(x)
-    assert launch(bf16(7000, 2048)).function == before.function != chosen.function
+    assert launch(rows(7000, 2048)).function == before.function != chosen.function
     assert len(clock.timed) == 1
 
 
 def test_other_strides_of_a_class_take_what_is_known(clock: Clock) -> None:
     with ops.autotune():
-        chosen = launch(bf16(40, 768))
+        chosen = launch(rows(40, 768))
     wide = bf16(40, 1520)[:, :768]  # rows as far apart in powers of two
-    narrow = bf16(40, 784)[:, :768]
+    narrow = bf16(40, 800)[:, :768]
     assert launch(narrow).function == chosen.function
     assert launch(wide).function != chosen.function
     assert len(clock.timed) == 1
 
 
 def test_what_is_on_disk_is_not_timed_again(clock: Clock, tmp_path: Path) -> None:
-    x = bf16(40, 1024)
+    x = rows(40, 1024)
     with ops.autotune():
         chosen = launch(x)
     (path,) = files(tmp_path)
@@ -135,7 +140,7 @@ def test_what_is_on_disk_is_not_timed_again(clock: Clock, tmp_path: Path) -> Non
     ["", "{", "[]", "null", '{"name": "(512, 4096, 4)"}', "name", "ms", "about"],
 )
 def test_a_damaged_file_is_timed_and_written_again(damage: str, clock: Clock, tmp_path: Path) -> None:
-    x = bf16(40, 1024)
+    x = rows(40, 1024)
     with ops.autotune():
         chosen = launch(x)
     (path,) = files(tmp_path)
@@ -154,7 +159,7 @@ def test_a_damaged_file_is_timed_and_written_again(damage: str, clock: Clock, tm
 def test_another_device_or_version_is_timed_on_its_own(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x = bf16(40, 1024)
+    x = rows(40, 1024)
     with ops.autotune():
         launch(x)
     for target, name, value in (
@@ -169,7 +174,7 @@ def test_another_device_or_version_is_timed_on_its_own(
 
 
 def test_a_gain_within_the_noise_is_none(clock: Clock) -> None:
-    x = bf16(40, 1024)
+    x = rows(40, 1024)
     checked_in = launch(x)
     clock.ms = 0.99
     with ops.autotune():
@@ -178,7 +183,7 @@ def test_a_gain_within_the_noise_is_none(clock: Clock) -> None:
 
 
 def test_nothing_is_timed_while_a_graph_is_captured(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = bf16(40, 1024)
+    x = rows(40, 1024)
     checked_in = launch(x)
     with ops.autotune():
         with monkeypatch.context() as patch:
@@ -194,7 +199,7 @@ def test_nothing_is_timed_while_a_graph_is_captured(clock: Clock, monkeypatch: p
 
 def test_a_folder_that_cannot_be_written_to_is_said(clock: Clock, tmp_path: Path) -> None:
     (tmp_path / "pylm").write_text("a file")
-    x = bf16(40, 1024)
+    x = rows(40, 1024)
     with ops.autotune(), pytest.warns(UserWarning, match="set XDG_CACHE_HOME to a folder"):
         chosen = launch(x)
     assert launch(x).function == chosen.function
@@ -250,7 +255,7 @@ def test_a_file_appears_whole(clock: Clock, tmp_path: Path) -> None:
 
 
 def test_threads_time_once(clock: Clock) -> None:
-    x = bf16(40, 1024)
+    x = rows(40, 1024)
     swiglu.forward(x, x, *FORM, False)
     with ops.autotune():
         threads = [threading.Thread(target=lambda: swiglu.forward(x, x, *FORM, False)) for _ in range(8)]
@@ -264,9 +269,9 @@ def test_threads_time_once(clock: Clock) -> None:
 def test_blocks_within_blocks(clock: Clock) -> None:
     with ops.autotune():
         with ops.autotune(False):
-            launch(bf16(40, 640))
+            launch(rows(40, 640))
             assert not clock.timed
-        launch(bf16(40, 640))
+        launch(rows(40, 640))
         assert len(clock.timed) == 1
     assert not _autotune.STATE.measures
 
@@ -278,11 +283,19 @@ def test_every_kernel_that_is_tuned(clock: Clock) -> None:
     weights = bf16(5, 64, 64), bf16(5, 64, 32)
     given = x, torch.empty(24, 2), order, offsets, *weights
     with ops.autotune():
+        swiglu.forward(x, x, *FORM, False)
+        swiglu.backward(x, x, x, x, *FORM)
+        swiglu.packed_forward(x, False, *FORM, False)
+        swiglu.packed_backward(x[:, :32], x, x, False, *FORM)
         rms_norm.backward(x, None, x, bf16(64), torch.empty(24), 0.0, True)
         rope.rotate(q, q, cos, cos, None, False, False)
         moe_experts.forward(*given, True)
         moe_experts.backward(x, *given, bf16(48, 64), [True] * 4)
     assert {choice.about["kernel"] for choice in _autotune.choices()} == {
+        "swiglu._forward_kernel",
+        "swiglu._backward_kernel",
+        "swiglu._run_forward_kernel",
+        "swiglu._run_backward_kernel",
         "rms_norm._backward_kernel",
         "rope._rope_kernel",
         "moe_experts._gate_up_kernel",
