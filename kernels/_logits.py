@@ -138,9 +138,9 @@ def _row_kernel(
     num_columns = as_multiple(num_columns)
     temperature_1, softcap_1 = tl.full((1,), temperature, wide), tl.full((1,), softcap, wide)
     local_row = tl.program_id(0).to(tl.int64)
-    row = first_row + local_row + tl.zeros((1,), tl.int64)
+    row = first_row + local_row
     product_ptr += local_row * stride_product
-    target = tl.load(target_ptr + row).to(tl.int64)
+    target = tl.load(target_ptr + row).to(tl.int64) + tl.zeros((1,), tl.int64)
     is_kept = target != ignore_index
     # An ignored row costs nothing here.
     is_read = tl.max(is_kept.to(tl.int32), axis=0)
@@ -174,6 +174,7 @@ def _row_kernel(
     total = tl.sum(scales * totals, axis=0) + tl.zeros((1,), wide)
     log_total = tl.log(total)
     lse = log_total + peak
+    row += tl.zeros((1,), tl.int64)
     tl.store(logprob_ptr + row, tl.where(is_kept, target_logit - peak - log_total, 0.0))
     tl.store(lse_ptr + row, tl.where(is_kept, lse, 0.0))
     if WITH_ENTROPY:

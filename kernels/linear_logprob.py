@@ -82,10 +82,10 @@ def _gradient_kernel(
     stride_source, stride_grad = as_multiple(stride_source), as_multiple(stride_grad)
     num_columns = as_multiple(num_columns)
     local_row = tl.program_id(0).to(tl.int64)
-    row = first_row + local_row + tl.zeros((1,), tl.int64)
+    row = first_row + local_row
     offsets = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     mask, column_mask = offsets < num_classes, offsets < num_columns
-    target = tl.load(target_ptr + row).to(tl.int64)
+    target = tl.load(target_ptr + row).to(tl.int64) + tl.zeros((1,), tl.int64)
     is_kept = target != ignore_index
     temperature_1, softcap_1 = tl.full((1,), temperature, WIDE), tl.full((1,), softcap, WIDE)
     source_ptr += local_row * stride_source

@@ -67,7 +67,7 @@ def _rotate_heads(
         tl.store(y_ptr + heads * num_features + rest, unchanged, mask=rest_mask)
 
 
-@triton.jit(do_not_specialize=["time", "table_size"])
+@triton.jit(do_not_specialize=["time", "num_positions"])
 def _rope_kernel(
     q_ptr,
     k_ptr,
@@ -77,7 +77,7 @@ def _rope_kernel(
     q_out_ptr,
     k_out_ptr,
     time,
-    table_size,
+    num_positions,
     stride_qb,
     stride_qt,
     stride_qh,
@@ -107,10 +107,11 @@ def _rope_kernel(
     position = t
     if HAS_POSITIONS:
         position = tl.load(position_ptr + b * stride_pb + t * stride_pt).to(tl.int64)
+    position += tl.zeros((1,), tl.int64)
     pairs = tl.arange(0, BLOCK_R)
     # A position outside the tables gives NaN: the host is not asked, and the mistake is not silent.
     offsets = position * half + pairs
-    mask = (pairs < half) & (offsets >= 0) & (offsets < table_size)
+    mask = (pairs < half) & (position >= 0) & (position < num_positions)
     cos = tl.load(cos_ptr + offsets, mask=mask, other=float("nan")).to(WIDE)[None, :]
     sin = tl.load(sin_ptr + offsets, mask=mask, other=float("nan")).to(WIDE)[None, :]
     if INVERSE:
@@ -214,5 +215,5 @@ def rotate(
     dtypes = q.dtype, k.dtype, cos.dtype, sin.dtype, None if position_ids is None else position_ids.dtype
     heads = num_q_heads, k_BTKC.shape[2]
     start = _start(heads, num_features, cos.shape[1], strides, dtypes, interleaved, inverse)
-    start(batch * time, (q_BTHC, k_BTKC, cos, sin, positions_BT, q_out, k_out), time, cos.numel())
+    start(batch * time, (q_BTHC, k_BTKC, cos, sin, positions_BT, q_out, k_out), time, cos.shape[0])
     return q_out, k_out
