@@ -38,6 +38,7 @@ FORMAT = "pylm-2"
 OWN_FORMAT = "pylm-1"
 """Of folders whose weights have pylm's names."""
 _RAW_EMBEDDING = "embedding.st"
+_INDEX = "model.safetensors.index.json"
 
 
 def save_model(
@@ -99,6 +100,11 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> tuple[Tra
     Raises:
         InputError: a file is missing or damaged, or the weights do not fit the configuration.
     """
+    if (folder / _INDEX).is_file():  # a model.safetensors beside it may be an older one
+        raise InputError(
+            f"{folder}: {_INDEX} says that the weights are in several files, expected one; "
+            "save the model with a max_shard_size that holds it, in an empty folder"
+        )
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         if not (folder / name).is_file():
             raise InputError(f"{folder}: no {name} there; expected a model folder that pylm wrote")
@@ -142,13 +148,19 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> tuple[Tra
 
 def _read_config(path: Path) -> tuple[ModelConfig, bool]:
     """Read a configuration; say whether the weights beside it have pylm's own names."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    is_own = isinstance(values, dict) and values.get("format") == OWN_FORMAT
-    if isinstance(values, dict) and not is_own:
-        values = values.get("pylm")
+    values = document = json.loads(path.read_text(encoding="utf-8"))
+    is_own = isinstance(document, dict) and document.get("format") == OWN_FORMAT
+    if isinstance(document, dict) and not is_own:
+        values = document.get("pylm")
     if not isinstance(values, dict) or values.pop("format", None) not in (FORMAT, OWN_FORMAT):
         raise InputError(f"{path}: expected pylm.format {FORMAT!r}; write it with save_model")
-    return ModelConfig.model_validate(values), is_own
+    config = ModelConfig.model_validate(values)
+    if is_own:
+        return config, True
+    try:
+        return hf_layout.take_over(config, document), False
+    except InputError as error:
+        raise InputError(f"{path.parent}: {error}") from error
 
 
 def _stop_ids(tokenizer: Tokenizer, template: ChatTemplate | None) -> dict[str, Any]:

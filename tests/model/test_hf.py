@@ -102,10 +102,11 @@ def test_given_weights_are_written_and_the_folder_is_replaced(saved: Path, token
     assert not (saved / "old").exists()
 
 
-def edit_config(**values: object) -> Callable[[Path], None]:
+def edit_config(*, top: dict[str, object] | None = None, **values: object) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config["pylm"] |= values
+        config |= top or {}
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
     return edit
@@ -141,9 +142,32 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a list": (lambda f: (f / "config.json").write_text("[]"), "expected pylm.format 'pylm-2'"),
     "other format": (edit_config(format="pylm-99"), "expected pylm.format 'pylm-2'"),
     "unknown field": (edit_config(colour="red"), "damaged model folder"),
-    "no vocabulary": (edit_config(vocab_size=None), "vocab_size is not set"),
+    "no vocabulary": (edit_config(top={"vocab_size": None}), "vocab_size is not set"),
     "other width": (edit_config(dim=24), r"lm_head\.weight has shape \(261, 16\), .* asks for \(261, 24\)"),
     "more layers": (edit_config(num_layers=3), r"model\.layers\.2\.input_layernorm\.weight has shape none"),
+    "other vocabulary": (
+        edit_config(top={"vocab_size": 300}),
+        r"lm_head\.weight has shape \(261, 16\), .* asks for \(300, 16\)",
+    ),
+    "no number": (edit_config(top={"rms_norm_eps": "small"}), "damaged model folder"),
+    "stretched rotation": (
+        edit_config(top={"rope_scaling": {"type": "linear", "factor": 2.0}}),
+        "rope_type is 'linear', but pylm only computes 'default'",
+    ),
+    "stretched rotation, lately": (
+        edit_config(top={"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}),
+        "rope_type is 'yarn', but pylm only computes 'default'",
+    ),
+    "window": (
+        edit_config(top={"layer_types": ["full_attention", "sliding_attention"]}),
+        r"layer_types is \['full_attention', 'sliding_attention'\], but pylm only computes",
+    ),
+    "other window": (edit_config(top={"use_sliding_window": True}), "use_sliding_window is True"),
+    "other activation": (edit_config(top={"hidden_act": "gelu"}), "hidden_act is 'gelu'"),
+    "several files": (
+        lambda f: (f / "model.safetensors.index.json").write_text("{}"),
+        r"model\.safetensors\.index\.json says that the weights are in several files, expected one",
+    ),
     "cut off": (cut_in_half, "damaged model folder"),
     "no bytes": (lambda f: (f / "model.safetensors").write_bytes(b""), "damaged model folder"),
     "of transformers only": (

@@ -104,6 +104,77 @@ def test_what_transformers_saves_is_read(
             torch.testing.assert_close(logits_of(ours, ids_BT), theirs(ids_BT).logits, **LOGITS)
 
 
+def widen(theirs: Any, _: Any) -> None:
+    theirs.resize_token_embeddings(512)
+
+
+def add_tokens(theirs: Any, reader: Any) -> None:
+    reader.add_tokens(["<think>", "</think>"])
+    theirs.resize_token_embeddings(len(reader))
+
+
+def change_config(**values: object) -> Any:
+    return lambda theirs, _: [setattr(theirs.config, name, value) for name, value in values.items()]
+
+
+def untie(theirs: Any, _: Any) -> None:
+    theirs.config.tie_word_embeddings = False
+    theirs.lm_head.weight = torch.nn.Parameter(theirs.lm_head.weight.detach() * 2)
+
+
+def tie(theirs: Any, _: Any) -> None:
+    theirs.config.tie_word_embeddings = True
+    theirs.tie_weights()
+
+
+EDITS = {
+    "longer context": change_config(max_position_embeddings=128),
+    "larger epsilon": change_config(rms_norm_eps=0.5),
+    "slower rotation": change_config(rope_parameters={"rope_type": "default", "rope_theta": 7.0}),
+    "rows more than tokens": widen,
+    "more tokens": add_tokens,
+    "tied": tie,
+    "untied": untie,
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize("name", ["reordered", "tied", "normed embeddings", "normed and tied"])
+def test_what_transformers_has_changed_is_followed(
+    tmp_path: Path, tokenizer: Tokenizer, name: str, edit: Any
+) -> None:
+    """Beside the raw table of before, which must not come back where it is not that of these weights."""
+    folder = tmp_path / "model"
+    save_model(make(tokenizer, **ARCHITECTURES[name][0]), folder, tokenizer)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    reader = transformers.AutoTokenizer.from_pretrained(folder)
+    edit(theirs, reader)
+    theirs.save_pretrained(folder)
+    reader.save_pretrained(folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    ours, ours_tokenizer = load_model(folder)
+    assert ours.config.vocab_size == theirs.config.vocab_size
+    assert ours.config.max_seq_len == theirs.config.max_position_embeddings
+    assert ours_tokenizer.vocab_size == len(reader)
+    ids_BT = torch.arange(tokenizer.vocab_size - 40, tokenizer.vocab_size).reshape(2, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(ours, ids_BT), theirs(ids_BT).logits, **LOGITS)
+    save_model(ours, tmp_path / "again", ours_tokenizer)
+    assert load_model(tmp_path / "again")[0].config == ours.config
+
+
+def test_a_small_step_is_not_undone(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Rows that have moved little are not made from the raw table again."""
+    save_model(make(tokenizer, embedding_norm=True), tmp_path / "model", tokenizer)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        theirs.get_input_embeddings().weight.mul_(1 + 2e-5)
+    theirs.save_pretrained(tmp_path / "model")
+    ours, _ = load_model(tmp_path / "model")
+    assert not ours.config.embedding_norm
+    assert torch.equal(ours.embedding.weight, theirs.get_input_embeddings().weight)
+
+
 def test_a_model_that_transformers_lacks_is_said_to_be_one(tmp_path: Path, tokenizer: Tokenizer) -> None:
     save_model(make(tokenizer, norm="reordered", qk_norm=False), tmp_path / "model", tokenizer)
     with pytest.raises(ValueError, match="model_type"):
