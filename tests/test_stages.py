@@ -80,7 +80,7 @@ def test_the_time_of_a_stage_is_that_of_all_its_attempts(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [1000.0]
-    ends: list[type[BaseException] | None] = [KeyboardInterrupt, MemoryError, None, None]
+    ends: list[type[BaseException] | None] = [KeyboardInterrupt, MemoryError, None, None, KeyboardInterrupt]
 
     def work(run: stages.Run) -> dict[str, object]:
         now[0] += 100.0
@@ -103,3 +103,8 @@ def test_the_time_of_a_stage_is_that_of_all_its_attempts(
     stages.run_stages(MINI, overrides, only="prepare", redo=True)  # other work, another time
     assert read_json(tmp_path / "run" / "prepare" / "stage.json")["elapsed_s"] == 100.0
     assert "prepare: complete in 100.0 s\n" in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt):  # what was complete is kept, its time does not count here
+        stages.run_stages(MINI, [*overrides, "seed=4"], only="prepare")
+    assert (tmp_path / "run" / ".prepare.previous" / "stage.json").is_file()
+    assert read_run(tmp_path / "run").elapsed_s == 100.0
+    assert list(read_run(tmp_path / "run").stages) == ["prepare"]

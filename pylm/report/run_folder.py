@@ -114,8 +114,11 @@ def column(records: Sequence[Record], name: str) -> tuple[list[float], list[floa
 
 
 def _read_stages(path: Path) -> dict[str, Record]:
-    """Read every stage's file, the known stages in order and others after them by name."""
-    folders = {file.parent.name for file in path.glob("*/stage.json")}
+    """Read every stage's file, the known stages in order and others after them by name.
+
+    What a stage had completed before the recipe changed lies in a hidden folder and is no part of this run.
+    """
+    folders = {file.parent.name for file in path.glob("[!.]*/stage.json")}
     names = [name for name in _FOLDERS if name in folders] + sorted(folders - set(_FOLDERS))
     stages = {name: _read_object(path / name / "stage.json") for name in names}
     for name, stage in stages.items():
