@@ -35,16 +35,16 @@ def _forward_cpu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide, (num_rows, num_classes) = compute_dtype(hidden), (hidden.shape[0], weight.shape[0])
     needs_hidden, needs_weight = needs
-    wide_weight = weight.to(hidden.dtype).to(wide)
+    weight = weight.to(hidden.dtype)
     loss = torch.zeros((), dtype=wide)
     grad_hidden = torch.zeros(hidden.shape if needs_hidden else (0, 0), dtype=hidden.dtype)
     grad_weight = torch.zeros(weight.shape if needs_weight else (0,), dtype=wide)
     options = 1.0, softcap, ignore_index
     step = max(rows_to_keep(num_classes, wide), chunk_rows(num_classes, wide.itemsize))
     for chunk in chunks(num_rows, step):
-        rows = hidden[chunk], wide_weight, targets[chunk], None
+        rows = hidden[chunk], weight, targets[chunk], None
         logprob, lse, entropy, mean, total, kept = forward_cpu(
-            *rows, *options, False, label_smoothing > 0.0, softcap is None
+            *rows, *options, False, label_smoothing > 0.0, softcap is None, wide
         )
         loss += (label_smoothing * (lse - mean) - (1.0 - label_smoothing) * logprob).sum()
         loss += z_loss * lse.square().sum()
@@ -55,11 +55,10 @@ def _forward_cpu(
             torch.full_like(lse, -label_smoothing) if label_smoothing > 0.0 else None,
         )
         sums = lse, entropy, total, kept
-        grads = backward_cpu(*upstream, *rows, *sums, *options, [needs_hidden, needs_weight, False])
+        needs_of_chunk = [needs_hidden, needs_weight, False]
+        grads = backward_cpu(*upstream, *rows, *sums, *options, needs_of_chunk, grad_weight)
         if needs_hidden:
             grad_hidden[chunk] = grads[0]
-        if needs_weight:
-            grad_weight += grads[1]
     return loss, grad_hidden, grad_weight
 
 

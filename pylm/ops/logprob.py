@@ -10,8 +10,9 @@ and for upstream gradients g of the three, with o the one-hot target,
 
 Shapes: N rows (all leading dimensions), D model dimension, V vocabulary.
 
-On the CPU rows are taken in chunks whose logits stay near the cache. The exponentials of the logits (on a
-GPU the probabilities) are kept for the backward pass while they fit into `_KEEP_BYTES`, which saves one of
+On the CPU rows are taken in chunks whose logits stay near the cache, and the weight in parts, so that a
+narrow one is never whole in float32. The exponentials of the logits (on a GPU the probabilities) are kept for
+the backward pass while they fit into `_KEEP_BYTES`, for inputs of 16 bits in bfloat16, which saves one of
 four matrix products and one of two exponentials; past it they are computed again.
 """
 
@@ -41,6 +42,8 @@ from pylm.ops._library import (
 _CHUNK_BYTES = 8 << 20
 _MIN_CHUNK_ROWS = 256  # fewer make the matrix products slower
 _BLOCK_BYTES = 1 << 20
+_WEIGHT_BYTES = 2 << 20
+_MIN_WEIGHT_ROWS = 256
 _KEEP_BYTES = {"cpu": 512 << 20, "cuda": 3 << 30}
 # Logits further below the largest count as this far. e^-60 is lost in a sum of at least 1 even in float64,
 # while a subnormal result makes exp 20 times slower (MKL on AVX2), and the -inf of a masked class would
@@ -77,16 +80,30 @@ def _blocks(rows: slice, logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield slice(rows.start + part.start, rows.start + part.stop), logits[part]
 
 
+def _kept_dtype(hidden: Tensor) -> torch.dtype:
+    return torch.bfloat16 if hidden.dtype == torch.float16 else hidden.dtype
+
+
 def may_keep(hidden: Tensor, weight: Tensor) -> bool:
     """Return whether what the backward pass needs of all logits of hidden (N, D) fits the budget."""
-    device = hidden.device.type
-    itemsize = compute_dtype(hidden).itemsize if device == "cpu" else hidden.element_size()
-    return hidden.shape[0] * weight.shape[0] * itemsize <= _KEEP_BYTES.get(device, 0)
+    size = hidden.shape[0] * weight.shape[0] * hidden.element_size()
+    return size <= _KEEP_BYTES.get(hidden.device.type, 0)
 
 
 def rows_to_keep(num_classes: int, dtype: torch.dtype) -> int:
-    """Return for how many rows the budget of the CPU suffices."""
+    """Return for how many rows of hidden states the budget of the CPU suffices."""
     return _KEEP_BYTES.get("cpu", 0) // max(1, num_classes * dtype.itemsize)
+
+
+def _weight_parts(weight: Tensor, wide: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Cut (V, D) by classes into parts in the dtype `wide` that stay in the cache; one is valid at a time."""
+    num_classes, dim = weight.shape
+    step = max(_MIN_WEIGHT_ROWS, _WEIGHT_BYTES // max(1, dim * wide.itemsize))
+    is_wide = weight.dtype == wide
+    buffer = torch.empty(0 if is_wide else min(step, num_classes), dim, dtype=wide)
+    for classes in chunks(num_classes, step):
+        part = weight[classes]
+        yield classes, part if is_wide else buffer[: part.shape[0]].copy_(part)
 
 
 def _write_logits(
@@ -98,7 +115,8 @@ def _write_logits(
     softcap: float | None,
 ) -> None:
     """Write the logits of a chunk into `out`, given inputs from `_divide_by_temperature`."""
-    torch.mm(hidden, weight.t(), out=out)
+    for classes, part in _weight_parts(weight, out.dtype):
+        torch.mm(hidden, part.t(), out=out[:, classes])
     if bias is not None:
         out += bias
     if softcap is not None:
@@ -139,27 +157,28 @@ def forward_cpu(
     with_entropy: bool,
     with_mean: bool,
     keep: bool,
+    kept_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return logprob, lse, entropy, mean logit and sum of exponentials (N,), and what is kept."""
     wide = compute_dtype(hidden)
     num_rows, num_classes = hidden.shape[0], weight.shape[0]
     logprob, lse, entropy, mean, total = (torch.zeros(num_rows, dtype=wide) for _ in range(5))
-    kept = torch.empty((num_rows, num_classes) if keep else (0, 0), dtype=wide)
+    kept = torch.empty((num_rows, num_classes) if keep else (0, 0), dtype=kept_dtype or _kept_dtype(hidden))
     rows = _selected_rows(targets, ignore_index, num_classes)
     outputs = [logprob, lse, entropy, mean, total]
     if rows is not None:
         hidden, targets = hidden[rows], targets[rows]
         kept[rows.numel() :] = 0.0
         outputs = [torch.zeros(rows.numel(), dtype=wide) for _ in range(5)]
-    weight = weight.to(wide)
     hidden, bias = _divide_by_temperature(
         hidden.to(wide), None if bias is None else bias.to(wide), temperature, softcap
     )
     step = min(chunk_rows(num_classes, wide.itemsize), max(1, targets.numel()))
-    scratch = torch.empty(0 if keep and not with_entropy else step, num_classes, dtype=wide)
+    is_in_place = keep and not with_entropy and kept.dtype == wide
+    scratch = torch.empty(0 if is_in_place else step, num_classes, dtype=wide)
     for chunk in chunks(targets.numel(), step):
         size = chunk.stop - chunk.start
-        chunk_logits = scratch[:size] if scratch.numel() else kept[chunk]
+        chunk_logits = kept[chunk] if is_in_place else scratch[:size]
         _write_logits(chunk_logits, hidden[chunk], weight, bias, temperature, softcap)
         for block, logits in _blocks(chunk, chunk_logits):
             target_logit = logits.gather(1, targets[block].unsqueeze(1))
@@ -167,10 +186,14 @@ def forward_cpu(
                 torch.mean(logits, 1, out=outputs[3][block])
             peak = logits.amax(1, keepdim=True)
             logits.sub_(peak).clamp_(min=_LOWEST)
-            if with_entropy:
-                exponentials = torch.exp(logits, out=kept[block]) if keep else logits.exp()
-            else:
+            if not with_entropy:
                 exponentials = logits.exp_()
+            elif keep and kept.dtype == wide:
+                exponentials = torch.exp(logits, out=kept[block])
+            else:
+                exponentials = logits.exp()
+            if keep and kept.dtype != wide:
+                kept[block] = exponentials
             total_row = exponentials.sum(1)
             log_total = total_row.log()
             outputs[0][block] = target_logit.sub_(peak).squeeze(1) - log_total
@@ -198,11 +221,10 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     wide = compute_dtype(hidden)
     logprob, lse, entropy, mean, total = (hidden.new_empty(hidden.shape[0], dtype=wide) for _ in range(5))
-    kept_dtype, num_columns = wide, weight.shape[0]
+    num_columns = weight.shape[0]
     if hidden.device.type == "cuda":
-        kept_dtype = torch.bfloat16 if hidden.dtype == torch.float16 else hidden.dtype
         num_columns = (num_columns + 7) // 8 * 8
-    kept = hidden.new_empty((hidden.shape[0], num_columns) if keep else (0, 0), dtype=kept_dtype)
+    kept = hidden.new_empty((hidden.shape[0], num_columns) if keep else (0, 0), dtype=_kept_dtype(hidden))
     return logprob, lse, entropy, mean, total, kept
 
 
@@ -223,8 +245,12 @@ def backward_cpu(
     softcap: float | None,
     ignore_index: int,
     needs: list[bool],
+    grad_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of hidden (N, D), weight (V, D) and bias (V,), empty where not needed."""
+    """Return the gradients of hidden (N, D), weight (V, D) and bias (V,), empty where not needed.
+
+    That of the weight is added to `grad_weight` where one is given, which has the dtype of `lse`.
+    """
     wide = lse.dtype
     num_classes, (needs_hidden, needs_weight, needs_bias) = weight.shape[0], needs
     is_kept = targets != ignore_index
@@ -244,11 +270,15 @@ def backward_cpu(
         factor -= g_logprob
     if g_lse is not None:
         factor += g_lse
-    wide_hidden, wide_weight = select(hidden).to(wide), weight.to(wide)
+    wide_hidden = select(hidden).to(wide)
     wide_bias = None if bias is None else bias.to(wide)
     divided_hidden, divided_bias = _divide_by_temperature(wide_hidden, wide_bias, temperature, softcap)
     grad_rows = torch.empty(wide_hidden.shape if needs_hidden else (0, 0), dtype=wide)
-    grad_weight = torch.zeros(weight.shape if needs_weight else (0,), dtype=wide)
+    if grad_weight is None:
+        grad_weight = torch.zeros(weight.shape if needs_weight else (0,), dtype=wide)
+        weight_dtype = weight.dtype
+    else:
+        weight_dtype = wide
     grad_bias = torch.zeros(num_classes if needs_bias else 0, dtype=wide)
     reads_kept = kept.shape[0] == hidden.shape[0] and g_entropy is None
     if reads_kept:
@@ -258,7 +288,7 @@ def backward_cpu(
     for chunk in chunks(targets.shape[0], step):
         chunk_grad = scratch[: chunk.stop - chunk.start]
         if not reads_kept:
-            _write_logits(chunk_grad, divided_hidden[chunk], wide_weight, divided_bias, temperature, softcap)
+            _write_logits(chunk_grad, divided_hidden[chunk], weight, divided_bias, temperature, softcap)
         for block, grad in _blocks(chunk, chunk_grad):
             slope = None
             if reads_kept:
@@ -279,7 +309,9 @@ def backward_cpu(
             if slope is not None:
                 grad *= slope
         if needs_hidden:
-            torch.mm(chunk_grad, wide_weight, out=grad_rows[chunk])
+            grad_rows[chunk] = 0.0
+            for classes, part in _weight_parts(weight, wide):
+                grad_rows[chunk].addmm_(chunk_grad[:, classes], part)
         if needs_weight:
             grad_weight.addmm_(chunk_grad.t(), wide_hidden[chunk])
         if needs_bias:
@@ -288,7 +320,7 @@ def backward_cpu(
     if rows is not None and needs_hidden:
         grad_hidden = torch.zeros(hidden.shape, dtype=hidden.dtype).index_copy_(0, rows, grad_hidden)
     bias_dtype = weight.dtype if bias is None else bias.dtype
-    return grad_hidden, grad_weight.to(weight.dtype), grad_bias.to(bias_dtype)
+    return grad_hidden, grad_weight.to(weight_dtype), grad_bias.to(bias_dtype)
 
 
 def _backward_fake(
