@@ -68,6 +68,11 @@ _PLAIN = frozenset({int, float, bool, str, type(None), list, tuple, torch.dtype}
 ORDINARY = set(ordinary_keys("CUDA"))
 
 
+def is_transformed() -> bool:
+    """Return whether torch.func is at work."""
+    return _TRANSFORM() is not None
+
+
 def is_observed() -> bool:
     """Return whether something wants to see what is dispatched."""
     return bool(

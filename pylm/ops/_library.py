@@ -100,6 +100,13 @@ def register_autograd(
         def backward(ctx: Any, *grads: Any) -> Any:
             return backward(ctx, *grads)
 
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            raise NotImplementedError(
+                f"pylm::{name} has no derivative in forward mode (jvp, jacfwd, hessian); "
+                f"take grad, vjp or jacrev"
+            )
+
     class Direct(Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Tensor | tuple[Tensor, ...]:
@@ -108,8 +115,28 @@ def register_autograd(
                 setup_context(ctx, args, output)
             return output
 
+    class Transformed(Function):
+        """The same under torch.func, whose levels it passes one by one."""
+
+        @staticmethod
+        def forward(*args: Any) -> Tensor | tuple[Tensor, ...]:
+            output: Tensor | tuple[Tensor, ...] = op(*args)
+            return output
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            if setup_context is not None:
+                setup_context(ctx, inputs, output)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+            return _one_by_one(op, info.batch_size, in_dims, args)
+
     # What Function.apply does beforehand is for torch.func alone, and takes 2 microseconds.
     _appliers[name] = super(torch.autograd.Function, Direct).apply
+
+    def transformed(*args: Any) -> Any:
+        return Transformed.apply(*args)  # type: ignore[no-untyped-call]
 
     def autograd(*args: Any) -> Any:
         needs_grad = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
@@ -120,6 +147,42 @@ def register_autograd(
             return op(*args)
 
     LIBRARY.impl(name, autograd, "Autograd")  # type: ignore[no-untyped-call]
+    # The key that all calls pass first while torch.func is at work, and only then.
+    LIBRARY.impl(name, transformed, "FuncTorchDynamicLayerFrontMode")  # type: ignore[no-untyped-call]
+
+
+def _one_by_one(
+    op: Callable[..., Any], size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """Call an op on every element of a batch of torch.vmap and stack the outputs along a first dimension."""
+
+    dims = [dim if isinstance(dim, int) else None for dim in in_dims]  # lists of numbers have lists of None
+
+    def element(i: int, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        output = op(*(a if d is None else a.select(d, i) for a, d in zip(args, dims, strict=True)))
+        return (output,) if isinstance(output, Tensor) else output
+
+    if size:
+        elements = [element(i, args) for i in range(size)]
+        stacked = tuple(torch.stack(parts) for parts in zip(*elements, strict=True))
+    else:
+        stacked = _empty_batch(element, dims, args)
+    return (stacked[0], 0) if len(stacked) == 1 else (stacked, (0,) * len(stacked))
+
+
+def _empty_batch(
+    element: Callable[[int, tuple[Any, ...]], tuple[Tensor, ...]],
+    dims: list[int | None],
+    args: tuple[Any, ...],
+) -> tuple[Tensor, ...]:
+    """Return outputs for no element; their shapes are those of an element on the meta device."""
+    device = next(a.device for a, d in zip(args, dims, strict=True) if d is not None)
+    args = tuple(a.to("meta") if isinstance(a, Tensor) else a for a in args)
+    args = tuple(
+        a if d is None else a.new_empty((*a.shape[:d], 1, *a.shape[d + 1 :]))
+        for a, d in zip(args, dims, strict=True)
+    )
+    return tuple(torch.empty((0, *y.shape), dtype=y.dtype, device=device) for y in element(0, args))
 
 
 def refuse_second_derivative(name: str) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pylm.errors import InputError
+from pylm.ops._direct import is_transformed
 from pylm.ops._library import (
     check_device,
     check_float,
@@ -71,7 +72,9 @@ def linear_cross_entropy(
         softcap=softcap,
         reduction=reduction,
     )
-    if reduction != "none" and makes_gradients_early(hidden, weight, softcap):
+    # A batch of torch.vmap does not say whether its elements want gradients.
+    is_early = not is_transformed() and makes_gradients_early(hidden, weight, softcap)
+    if reduction != "none" and is_early:
         total = summed_cross_entropy(
             hidden,
             weight,

@@ -25,9 +25,12 @@ class _Replicate(torch.autograd.Function):
     """Hand a tensor that all ranks have to computations that differ: its gradient is the sum of theirs."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
+    def forward(x: Tensor, group: dist.ProcessGroup) -> Tensor:
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, dist.ProcessGroup], output: Tensor) -> None:
+        _, ctx.group = inputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -42,11 +45,14 @@ class _Gather(torch.autograd.Function):
     """Stack a tensor of each rank. What follows is the same on all ranks, so each takes its own gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.rank = dist.get_rank(group)
+    def forward(x: Tensor, group: dist.ProcessGroup) -> Tensor:
         stacked = x.new_empty(dist.get_world_size(group), *x.shape)
         dist.all_gather(list(stacked.unbind(0)), x.contiguous(), group=group)
         return stacked
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, dist.ProcessGroup], output: Tensor) -> None:
+        ctx.rank = dist.get_rank(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
