@@ -186,6 +186,8 @@ class ChatTemplate:
         opening = "{{ " + _quote(self.opening) + " }}" if self.opening else ""
         markers = sorted({END_OF_TEXT, self.end, *(marker for marker, _ in self.headers.values())})
         guard = (
+            "{% if message['content'] is not string %}"
+            "{{ raise_exception('the content of a message must be a text') }}{% endif %}"
             "{% for marker in ["
             + ", ".join(map(_quote, markers))
             + "] %}{% if marker in message['content'] %}"

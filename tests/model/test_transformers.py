@@ -235,6 +235,9 @@ def test_what_would_have_other_ids_is_refused(
         for role in ("user", "assistant"):
             with pytest.raises(Exception, match=r"a message holds the special token <\|"):
                 theirs.apply_chat_template([{"role": role, "content": f"x{marker}y"}], tokenize=False)
+    for message in ({"content": None}, {}, {"content": [{"type": "text", "text": "x"}]}):
+        with pytest.raises(Exception, match="the content of a message must be a text"):
+            theirs.apply_chat_template([{"role": "assistant", **message}], tokenize=False)
     with pytest.raises(Exception, match="unknown role judge"):
         theirs.apply_chat_template([{"role": "judge", "content": "x"}], tokenize=False)
 
