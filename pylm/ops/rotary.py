@@ -41,6 +41,15 @@ def _rotate_halves(y: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
     y[..., half:].addcmul_(x[..., :half], sin)
 
 
+def _pairs(x: Tensor) -> Tensor:
+    """Return x (..., R) as complex numbers (..., R / 2), a view where it lies as those have to."""
+    x = x.contiguous()
+    # Contiguous tensors may start anywhere, and have any stride along a dimension of one.
+    if x.storage_offset() % 2 or any(stride % 2 for stride in x.stride()[:-1]):
+        x = x.clone(memory_format=torch.contiguous_format)
+    return torch.view_as_complex(_split(x, x.shape[-1] // 2))
+
+
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """Rotate x (..., T, H, C) by cos and sin of shape (T, R / 2) or (..., T, R / 2)."""
     time, num_heads, num_features = x.shape[-3:]
@@ -54,7 +63,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     cos, sin = cos.reshape(tables, time, 1, half), sin.reshape(tables, time, 1, half)
     if interleaved:
         # A pair is a complex number: one pass.
-        pairs = torch.view_as_complex(_split(x_rot.contiguous(), half))
+        pairs = _pairs(x_rot)
         if 2 * half == num_features:
             torch.mul(pairs, torch.complex(cos, sin), out=torch.view_as_complex(_split(y, half)))
         else:
@@ -163,9 +172,9 @@ def rope(
         k: (..., T, K, C); the dimensions before the last two are those of `q`.
         cos: (P, R / 2) cosines from `rope_cache`; R <= C, features from R on pass unchanged.
         sin: (P, R / 2) sines. Cosines and sines receive no gradient.
-        position_ids: integer rows of the table, (T,) or of the shape of q without its last two
-            dimensions; None means 0 .. T - 1. Out of range is an error on the CPU and NaN on a GPU,
-            which cannot be asked without waiting for it.
+        position_ids: integer rows of the table, (T,), or (..., T) like q without its last two dimensions
+            or of a shape that broadcasts to theirs, as (1, T) does; None means 0 .. T - 1. Out of range
+            is an error on the CPU and NaN on a GPU, which cannot be asked without waiting for it.
         interleaved: pair features (2 i, 2 i + 1) and not (i, i + R / 2).
 
     Returns:
@@ -196,10 +205,27 @@ def rope(
                 f"rope: q has {q.shape[-3]} positions but cos only {cos.shape[0]} rows; "
                 f"build a longer table with rope_cache"
             )
-    elif not is_integral(position_ids) or position_ids.shape not in (q.shape[-3:-2], q.shape[:-2]):
-        raise InputError(
-            f"rope: position_ids must be integers of shape ({q.shape[-3]},) or {tuple(q.shape[:-2])}, "
-            f"got {position_ids.dtype} {tuple(position_ids.shape)}"
-        )
+    else:
+        position_ids = _check_positions(q, position_ids)
+    if cos.shape[1] == 0:
+        copy = torch.contiguous_format
+        return q.clone(memory_format=copy), k.clone(memory_format=copy)
     rotated_q, rotated_k = _ROPE(q, k, cos, sin, position_ids, interleaved, False)
     return rotated_q, rotated_k
+
+
+def _check_positions(q: Tensor, position_ids: Tensor) -> Tensor:
+    """Return positions of shape (T,), or like q (..., T, H, C) without its last two dimensions."""
+    shape, expected = position_ids.shape, q.shape[:-2]
+    if shape in (expected[-1:], expected) and is_integral(position_ids):
+        return position_ids
+    leading = list(zip(shape[-2::-1], expected[-2::-1], strict=False))
+    fits = 1 <= len(shape) <= len(expected) and shape[-1] == expected[-1]
+    if not (fits and is_integral(position_ids) and all(size in (1, full) for size, full in leading)):
+        raise InputError(
+            f"rope: position_ids must be integers of shape ({expected[-1]},) or {tuple(expected)}, "
+            f"got {position_ids.dtype} {tuple(shape)}"
+        )
+    # The same for all rows: looked up once.
+    same = all(size == 1 for size in shape[:-1])
+    return position_ids.reshape(shape[-1]) if same else position_ids.expand(expected)

@@ -143,6 +143,53 @@ def test_any_strides_give_the_same_bits() -> None:
     assert cos.shape == sin.shape == (5, 3)
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_tensors_may_start_and_step_anywhere(interleaved: bool) -> None:
+    # Storage offsets and strides that are odd: of inputs, and of the gradient that comes back.
+    memory = torch.randn(1 + 2 * 3 * 7 * 8, generator=torch.Generator().manual_seed(5))
+    whole = memory[1:].view(2, 3, 7, 8)
+    one_of_time = whole.view(1, 1, 42, 8)[..., :7][:, :, 1:2].transpose(1, 2)
+    for x, rotated in ((whole, 8), (whole, 4), (one_of_time, 6), (whole[..., 1:], 6)):
+        cos, sin = ops.rope_cache(3, rotated)
+        angles = torch.outer(torch.arange(x.shape[-3]).double(), ops.rope_frequencies(rotated)[0])
+        leaf = x.detach().requires_grad_()
+        y, _ = ops.rope(leaf, leaf.detach(), cos, sin, interleaved=interleaved)
+        (grad,) = torch.autograd.grad(y, leaf, x)
+        for actual, sign in ((y, 1), (grad, -1)):
+            expected = _rotated(x, sign * angles, interleaved)
+            assert float((actual.detach().double() - expected).abs().max()) <= _limit(torch.float32, x)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("time", [3, 5000])
+def test_a_table_of_no_feature_changes_nothing(time: int, interleaved: bool) -> None:
+    x = torch.randn(1, time, 5, 8).transpose(2, 3).requires_grad_()
+    tables = torch.empty(time, 0), torch.empty(time, 0)
+    q, k = ops.rope(x, x, *tables, interleaved=interleaved)
+    assert torch.equal(q, x)
+    assert torch.equal(k, x)
+    assert q.is_contiguous()
+    assert q.data_ptr() != x.data_ptr()
+    assert torch.equal(torch.autograd.grad(q, x, x.detach())[0], x)
+
+
+def test_positions_broadcast_over_leading_dimensions() -> None:
+    generator = torch.Generator().manual_seed(6)
+    q, k = (torch.randn(2, 3, 4, heads, 6, generator=generator) for heads in (2, 1))
+    table = ops.rope_cache(9, 6)
+    for shape in ((1, 4), (3, 4), (1, 1, 4), (2, 1, 4), (1, 3, 4), (2, 3, 4)):
+        ids = torch.randint(0, 9, shape, generator=generator)
+        actual = ops.rope(q, k, *table, position_ids=ids)
+        for i in range(2):
+            for j in range(3):
+                row = ids.expand(2, 3, 4)[i, j]
+                expected = ops.rope(q[i, j], k[i, j], *table, position_ids=row)
+                assert all(torch.equal(a[i, j], e) for a, e in zip(actual, expected, strict=True))
+    for shape in ((2, 4), (1, 1, 1, 4), (2, 3, 1), (1,), ()):
+        with pytest.raises(InputError, match=r"position_ids must be integers of shape \(4,\) or \(2, 3, 4\)"):
+            ops.rope(q, k, *table, position_ids=torch.zeros(shape, dtype=torch.int64))
+
+
 def test_scores_depend_on_distance_only() -> None:
     generator = torch.Generator().manual_seed(3)
     q, k = (torch.randn(1, 1, 1, 64, generator=generator).expand(1, 50, 1, 64) for _ in range(2))
