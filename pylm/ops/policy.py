@@ -21,6 +21,8 @@ from pylm.ops._library import (
 )
 
 Reduction: TypeAlias = Literal["sequence", "token", "constant", "none"]
+# The largest whole numbers whose exponentials are finite.
+_MAX_EXPONENT = {torch.float32: 88.0, torch.float64: 709.0}
 AdvantageKind: TypeAlias = Literal["standardised", "centred"]
 
 
@@ -84,8 +86,8 @@ def grpo_loss(
     kl_coefficient: float = 0.0,
     reduction: Reduction = "sequence",
     row_weight: Tensor | None = None,
-    num_sequences: int | Tensor | None = None,
-    num_tokens: int | Tensor | None = None,
+    num_sequences: float | Tensor | None = None,
+    num_tokens: float | Tensor | None = None,
     max_tokens: int | None = None,
 ) -> PolicyLoss:
     """Compute GRPO's clipped objective from the log-probabilities of sampled tokens.
@@ -101,7 +103,8 @@ def grpo_loss(
         constant:  1 / (num_sequences * max_tokens)          no length bias (Dr. GRPO)
 
     Denominators that count a whole step, all micro-batches and ranks, make the losses of the parts add up to
-    the loss of the step, however it was cut. Nothing outside the mask is looked at.
+    the loss of the step, however it was cut. A denominator of 0 is taken for 1. Nothing outside the mask is
+    looked at. Where logprob - old is above 88 (709 in float64) the ratio is exp(88), without a gradient.
 
     Args:
         logprob: (B, T) under the policy that is trained.
@@ -114,7 +117,7 @@ def grpo_loss(
         clip_high: how far above 1 the ratio still counts; DAPO takes 0.28.
         kl_coefficient: weight of the divergence from the reference; at least 0.
         reduction: which of the three, or "none" for the tokens' losses times their row's weight.
-        row_weight: (B,), how often each row counts; None means once.
+        row_weight: (B,), how often each row counts, of at least 0, also fractions; None means once.
         num_sequences: None counts the rows given, by their weight.
         num_tokens: None counts the mask, by the weight of its rows.
         max_tokens: the longest completion that sampling allows; for "constant".
@@ -153,7 +156,9 @@ def grpo_loss(
         advantages = advantages.unsqueeze(1)
     old = logprob.detach() if old_logprob is None else old_logprob.detach().to(wide)
     # Where nothing was sampled there may be anything, even infinities: 0 is put there before it is used.
-    ratio = torch.exp((logprob - old).where(is_sampled, 0.0))
+    log_ratio = (logprob - old).where(is_sampled, 0.0)
+    # An infinite ratio would give 0 * inf: as the gradient where the clip applies, as the loss where A is 0.
+    ratio = torch.exp(log_ratio.clamp(max=_MAX_EXPONENT[wide]))
     unclipped = ratio * advantages
     bounded = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
     token_loss = -torch.minimum(unclipped, bounded)
@@ -181,22 +186,22 @@ def grpo_loss(
 def _reduce(
     loss: Tensor,
     reduction: Reduction,
-    num_sequences: int | Tensor | None,
-    num_tokens: int | Tensor | None,
+    num_sequences: float | Tensor | None,
+    num_tokens: float | Tensor | None,
     max_tokens: int | None,
 ) -> Tensor:
     if reduction == "none":
         return loss
     if reduction == "token" and num_tokens is not None:
-        return loss.sum() / _at_least_one(num_tokens)
+        return loss.sum() / _unless_zero(num_tokens)
     if reduction == "sequence" and num_sequences is not None:
-        return loss.sum() / _at_least_one(num_sequences)
+        return loss.sum() / _unless_zero(num_sequences)
     if reduction == "constant" and num_sequences is not None:
         if not is_integer(max_tokens) or max_tokens < 1:
             raise InputError(
                 f'grpo_loss: reduction "constant" needs max_tokens of at least 1, got {max_tokens}'
             )
-        return loss.sum() / (_at_least_one(num_sequences) * max_tokens)
+        return loss.sum() / (_unless_zero(num_sequences) * max_tokens)
     raise InputError(
         f'grpo_loss: reduction must be "sequence", "token", "constant" or "none", got {reduction!r}'
     )
@@ -210,8 +215,11 @@ def _check_count(name: str, count: object) -> None:
         raise InputError(f"grpo_loss: {name} must be one number of at least 0, or None, got {got}")
 
 
-def _at_least_one(count: int | Tensor) -> int | Tensor:
-    return count.clamp(min=1) if isinstance(count, Tensor) else max(1, count)
+def _unless_zero(count: float | Tensor) -> float | Tensor:
+    """Return a denominator: 1 in place of 0, where there is nothing to divide either."""
+    if isinstance(count, Tensor):
+        return count.masked_fill(count == 0, 1)
+    return 1 if count == 0 else count
 
 
 def _check_inputs(

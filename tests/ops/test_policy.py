@@ -157,6 +157,60 @@ def test_a_row_that_counts_twice_is_two_rows(reduction: Reduction) -> None:
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("scale", [1.0, 0.1, 1e-3])
+def test_a_mean_does_not_depend_on_the_scale_of_weights(reduction: Reduction, scale: float) -> None:
+    (logprob, mask), (old, _) = random_tokens(1), random_tokens(2)
+    copies = torch.tensor([1, 3, 2, 1])
+    options = {"old_logprob": old, "reduction": reduction, "max_tokens": 9}
+    inputs = logprob, torch.tensor(ADVANTAGES), mask
+    loss = ops.grpo_loss(*inputs, row_weight=copies, **options).loss
+    scaled = ops.grpo_loss(*inputs, row_weight=scale * copies.double(), **options).loss
+    torch.testing.assert_close(scaled, loss, rtol=EXACT, atol=EXACT)
+    # The denominators of a step are sums of such weights.
+    num_sequences, num_tokens = scale * 7, scale * (copies * torch.tensor(LENGTHS)).sum()
+    for counts in ((num_sequences, num_tokens), (torch.tensor(num_sequences).double(), float(num_tokens))):
+        step = dict(zip(("num_sequences", "num_tokens"), counts, strict=True))
+        parts = [
+            ops.grpo_loss(
+                *(x[part] for x in inputs), row_weight=scale * copies[part].double(),
+                **{**options, **step, "old_logprob": old[part]},
+            ).loss
+            for part in (slice(0, 1), slice(1, 4))
+        ]  # fmt: skip
+        torch.testing.assert_close(sum(parts), loss, rtol=1e-6, atol=1e-6)  # float32 counts
+
+
+@pytest.mark.parametrize("count", [0, 0.0, torch.tensor(0), torch.tensor(0.0)])
+def test_a_denominator_of_zero_is_one(count: float | Tensor) -> None:
+    logprob, mask = random_tokens(1)
+    for reduction in REDUCTIONS:
+        inputs, options = (logprob, torch.tensor(ADVANTAGES), mask), {"reduction": reduction, "max_tokens": 9}
+        actual, expected = (
+            ops.grpo_loss(*inputs, num_sequences=n, num_tokens=n, **options).loss for n in (count, 1)
+        )
+        assert torch.equal(actual, expected)
+        assert ops.grpo_loss(*inputs, row_weight=torch.zeros(4), **options).loss.item() == 0.0
+
+
+@pytest.mark.parametrize(("dtype", "highest"), [(torch.float32, 88.0), (torch.float64, 709.0)])
+def test_ratios_that_overflow_leave_what_is_clipped_finite(dtype: torch.dtype, highest: float) -> None:
+    old = torch.tensor([[0.0, -highest, -highest - 1.0, -2000.0, -math.inf]], dtype=dtype)
+    logprob, mask = torch.zeros(1, 5, dtype=dtype).requires_grad_(), torch.ones(1, 5)
+    for advantage, expected in ((1.0, [-1.0, *[-1.2] * 4]), (0.0, [0.0] * 5)):
+        result = ops.grpo_loss(logprob, torch.tensor([advantage]), mask, old_logprob=old, reduction="none")
+        assert result.loss[0].tolist() == pytest.approx(expected)
+        assert result.clipped[0].tolist() == [False, *[advantage > 0.0] * 4]
+        (grad,) = torch.autograd.grad(result.loss.sum(), logprob)
+        assert grad[0].tolist() == [-advantage, 0.0, 0.0, 0.0, 0.0]
+    # Where nothing is clipped the loss is as large as the ratio; the gradient ends with the numbers.
+    result = ops.grpo_loss(logprob, torch.tensor([-0.5]), mask, old_logprob=old, reduction="none")
+    largest = 0.5 * math.exp(highest)
+    assert result.loss[0].tolist() == pytest.approx([0.5, *[largest] * 4], rel=1e-5)
+    (grad,) = torch.autograd.grad(result.loss.sum(), logprob)
+    assert grad[0].tolist() == pytest.approx([0.5, largest, 0.0, 0.0, 0.0], rel=1e-5)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradient_equals_finite_differences(reduction: Reduction) -> None:
     (logprob, mask), (old, _), (reference, _) = (random_tokens(seed) for seed in (1, 2, 3))
     advantages = torch.tensor(ADVANTAGES, dtype=torch.float64)
