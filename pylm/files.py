@@ -47,11 +47,11 @@ def _sync(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` that replaces it when the block ends without an error.
 
-    Works for files and for folders (a folder that is replaced is removed). A reader sees the old
-    content, the new content, or nothing; never a part. Writers of the same path on several machines do not
-    disturb each other, the last one stays. What a killed process leaves behind is named `.NAME.tmp-HOST-PID`
-    and is removed by the next writer of the same path on that machine or in that container, or elsewhere
-    after a day.
+    Works for files and for folders (a folder that is replaced is moved aside, then removed). A reader sees
+    the old content, the new content, or for a moment nothing; never a part. Writers of the same path on
+    several machines do not disturb each other, the last one stays. What a killed process leaves behind is
+    named `.NAME.tmp-HOST-PID` or `.NAME.tmp-old.tmp-HOST-PID` and is removed by the next writer of the same
+    path on that machine or in that container, or elsewhere after a day.
 
     Args:
         path: the final place; its parent is created.
@@ -64,19 +64,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if _is_stale(stale):
             _remove(stale)
     temporary = path.parent / f".{path.name}.tmp-{_HOST}-{os.getpid()}"
+    old = path.parent / f".{path.name}.tmp-old.tmp-{_HOST}-{os.getpid()}"
     try:
         yield temporary
         if temporary.is_dir():
             for child in temporary.rglob("*"):
                 _sync(child)
-            if path.exists():
-                _remove(path)
         _sync(temporary)
+        if temporary.is_dir() and path.exists():  # to remove it takes long enough for a kill to leave a part
+            path.rename(old)
         temporary.replace(path)
         _sync(path.parent)
     except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        _remove(old)
         _remove(temporary)
         raise
+    _remove(old)
 
 
 def _is_stale(temporary: Path) -> bool:
@@ -101,7 +106,7 @@ def is_running(pid: int) -> bool:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -1,4 +1,6 @@
+import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +48,57 @@ def test_two_machines_write_the_same_path(tmp_path: Path, monkeypatch: pytest.Mo
         assert first.read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "first"
+
+
+def write_folder(path: Path, content: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.mkdir()
+        for name in ("x", "y"):
+            (temporary / name).write_text(content)
+
+
+def contents(path: Path) -> list[str]:
+    return [(path / name).read_text() for name in ("x", "y")]
+
+
+def test_a_kill_while_the_old_folder_is_removed_leaves_the_new_one(tmp_path: Path) -> None:
+    write_folder(tmp_path / "a", "old")
+    child = os.fork()
+    if child == 0:
+
+        def remove_a_part(path: Path) -> None:
+            (path / "x").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        files.shutil.rmtree = remove_a_part
+        write_folder(tmp_path / "a", "new")
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert contents(tmp_path / "a") == ["new", "new"]
+    write_folder(tmp_path / "a", "newer")
+    assert contents(tmp_path / "a") == ["newer", "newer"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_cannot_be_replaced_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "a", "old")
+
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(target))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_folder(tmp_path / "a", "new")
+    assert contents(tmp_path / "a") == ["old", "old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_link_to_a_folder_is_replaced_and_its_target_stays(tmp_path: Path) -> None:
+    write_folder(tmp_path / "elsewhere", "old")
+    (tmp_path / "a").symlink_to("elsewhere")
+    write_folder(tmp_path / "a", "new")
+    assert contents(tmp_path / "a") == ["new", "new"]
+    assert contents(tmp_path / "elsewhere") == ["old", "old"]
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "elsewhere"}
 
 
 def refused(folder: Path, names: list[str]) -> None:
