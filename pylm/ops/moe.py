@@ -76,8 +76,8 @@ def _select(key: Tensor, top_k: int, num_groups: int, topk_groups: int, group_sc
     key = torch.where(key.isnan(), torch.inf, key)  # a NaN shows in the weights
     order = key.sort(dim=1, descending=True, stable=True).indices
     if topk_groups < num_groups:
-        groups = key.view(key.shape[0], num_groups, -1)
-        size = groups.shape[2]
+        size = key.shape[1] // num_groups
+        groups = key.view(key.shape[0], num_groups, size)
         best = groups.topk(2 if group_score == "top2" and size > 1 else 1, 2).values.sum(2)
         best = torch.where(best.isnan(), torch.inf, best)
         chosen = best.sort(dim=1, descending=True, stable=True).indices[:, :topk_groups]
@@ -103,6 +103,8 @@ def _route_cpu(
     num_tokens, num_experts = logits.shape
     logits = logits.to(wide)
     lse = logits.logsumexp(1)
+    # As softmax has it, and the kernels: inf - inf where a logit is inf, or all are -inf.
+    lse = lse.masked_fill(lse.isinf(), torch.nan)
     scores = _scores(logits, score)
     key = scores if bias is None else scores + bias.to(wide)
     expert = _select(key, top_k, num_groups, topk_groups, group_score).contiguous()
@@ -266,7 +268,8 @@ def moe_route(
     Returns:
         Routing(weight, expert, order, offsets, load, aux_loss, z_loss), float64 for float64 logits. The
         losses have no coefficient. `aux_loss` counts choices by token, as Hugging Face's models do;
-        divide it by K for the loss of DeepSeek-V3 and MegaBlocks, which is 1 where balanced.
+        divide it by K for the loss of DeepSeek-V3 and MegaBlocks, which is 1 where balanced. Where a logit
+        is NaN or inf, or all of a row are -inf, `z_loss` is NaN, for softmax `aux_loss` too.
 
     Raises:
         InputError: a shape, dtype, device or option does not fit.
@@ -350,7 +353,13 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 def _gather_sum(rows: Tensor, order: Tensor, weight: Tensor) -> Tensor:
     """Return sum_k weight[t, k] rows[place of choice (t, k) in order], (N, H)."""
-    place = torch.empty_like(order).scatter_(0, order.long(), torch.arange(order.numel(), dtype=order.dtype))
+    rows_in_order = torch.arange(order.numel(), dtype=order.dtype)
+    place = torch.full_like(order, -1).scatter_(0, order.long(), rows_in_order)
+    if bool((place < 0).any()):
+        raise InputError(
+            "moe_experts: the order of routing must hold every choice once, got some twice; "
+            "pass what moe_route gives"
+        )
     return F.embedding_bag(place.view(weight.shape), rows, per_sample_weights=weight, mode="sum")
 
 

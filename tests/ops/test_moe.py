@@ -261,6 +261,40 @@ def test_nothing_to_do(shape: tuple[int, int, int, int]) -> None:
         assert routing.aux_loss.item() == routing.z_loss.item() == 0.0
 
 
+@pytest.mark.parametrize("name", list(OPTIONS))
+@pytest.mark.parametrize("shape", [(0,), (2, 0)])
+def test_no_token_goes_nowhere(name: str, shape: tuple[int, ...]) -> None:
+    logits = torch.randn(*shape, 12, requires_grad=True)
+    routing = ops.moe_route(logits, 3, **_options(name, 12))
+    assert routing.weight.shape == routing.expert.shape == (0, 3)
+    assert routing.load.tolist() == [0] * 12
+    assert routing.offsets.tolist() == [0] * 13
+    assert routing.order.numel() == 0
+    assert routing.aux_loss.item() == routing.z_loss.item() == 0.0
+    (grad,) = torch.autograd.grad(routing.weight.sum() + routing.aux_loss + routing.z_loss, logits)
+    assert grad.shape == logits.shape
+    moe = ops.MoE(4, 3, num_experts=12, top_k=3, num_groups=4, topk_groups=2)
+    assert moe(torch.randn(*shape, 4))[0].shape == (*shape, 4)
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("row", [[torch.inf, 0.0, 1.0], [-torch.inf] * 3, [0.0, torch.nan, 0.0]])
+def test_logits_without_a_finite_sum_show_in_the_losses(score: str, row: list[float]) -> None:
+    routing = ops.moe_route(torch.tensor([row, [1.0, 2.0, 3.0]]), 2, score=score)
+    assert bool(routing.z_loss.isnan())
+    assert bool(routing.aux_loss.isnan()) == (score == "softmax" or bool(torch.tensor(row).isnan().any()))
+    assert bool(routing.weight[1].isfinite().all())
+
+
+def test_an_order_that_is_none_is_refused() -> None:
+    logits, x, gate_up, down = _tensors(4, 6, 2, 5, 3)
+    routing = ops.moe_route(logits, 2)
+    twice = routing.order.clone()
+    twice[3] = twice[4]
+    with pytest.raises(InputError, match="order of routing must hold every choice once"):
+        ops.moe_experts(x, routing._replace(order=twice), gate_up, down)
+
+
 def test_any_strides_are_accepted() -> None:
     logits, x, gate_up, down = _tensors(21, 6, 2, 5, 4)
     routing = ops.moe_route(logits, 2)
