@@ -286,7 +286,7 @@ def test_logits_without_a_finite_sum_show_in_the_losses(score: str, row: list[fl
     assert bool(routing.weight[1].isfinite().all())
 
 
-def test_an_order_that_is_none_is_refused() -> None:
+def test_choices_that_come_twice_are_refused() -> None:
     logits, x, gate_up, down = _tensors(4, 6, 2, 5, 3)
     routing = ops.moe_route(logits, 2)
     twice = routing.order.clone()
