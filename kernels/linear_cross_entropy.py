@@ -21,18 +21,20 @@ _TILE, _OTHERS = (4096, 4), ((1024, 4), (2048, 4), (8192, 8))
 
 
 @triton.jit(do_not_specialize=["size"])
-def _scale_kernel(grad_ptr, factor_ptr, out_ptr, size, BLOCK: tl.constexpr):
+def _scale_kernel(grad_ptr, factor_ptr, out_ptr, size, BLOCK: tl.constexpr, LAST: tl.constexpr):
     first = tl.program_id(0).to(tl.int64) * BLOCK
-    offsets = first + tl.arange(0, BLOCK)
     factor = tl.load(factor_ptr)
     # Only the last program needs a mask, which would have all others load element by element.
     if first + BLOCK <= size:
+        offsets = first + tl.arange(0, BLOCK)
         scaled = tl.load(grad_ptr + offsets) * factor
         tl.store(out_ptr + offsets, scaled.to(out_ptr.dtype.element_ty))
     else:
-        mask = offsets < size
-        scaled = tl.load(grad_ptr + offsets, mask=mask) * factor
-        tl.store(out_ptr + offsets, scaled.to(out_ptr.dtype.element_ty), mask=mask)
+        for part in range(0, BLOCK, LAST):
+            offsets = first + part + tl.arange(0, LAST)
+            mask = offsets < size
+            scaled = tl.load(grad_ptr + offsets, mask=mask) * factor
+            tl.store(out_ptr + offsets, scaled.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @remembered
@@ -46,7 +48,7 @@ def _scale_start(dtypes: tuple[torch.dtype, ...], tile: tuple[int, int] = _TILE)
         _scale_kernel,
         Grid(tile[0]),
         (),
-        (tile[0],),
+        (tile[0], 32 * tile[1]),
         others=others if tile == _TILE else None,
         num_warps=tile[1],
     )

@@ -268,15 +268,19 @@ def _run_forward_kernel(
     LIMIT: tl.constexpr,
     UP_OFFSET: tl.constexpr,
     BLOCK: tl.constexpr,
+    LAST: tl.constexpr,
 ):
     first = tl.program_id(0).to(tl.int64) * BLOCK
-    offsets = first + tl.arange(0, BLOCK)
-    # Only the last program needs a mask, which would have all others load element by element.
+    # Only the last program needs a mask, which would have all others load element by element. It takes a
+    # little at a time, so that these loads do not take registers, which others would lack.
     if first + BLOCK <= size:
+        offsets = first + tl.arange(0, BLOCK)
         _run_forward(gate_ptr, up_ptr, y_ptr, offsets, None, WIDE, ACTIVATION, ALPHA, LIMIT, UP_OFFSET)
     else:
-        mask = offsets < size
-        _run_forward(gate_ptr, up_ptr, y_ptr, offsets, mask, WIDE, ACTIVATION, ALPHA, LIMIT, UP_OFFSET)
+        for part in range(0, BLOCK, LAST):
+            offsets = first + part + tl.arange(0, LAST)
+            mask = offsets < size
+            _run_forward(gate_ptr, up_ptr, y_ptr, offsets, mask, WIDE, ACTIVATION, ALPHA, LIMIT, UP_OFFSET)
 
 
 @triton.jit
@@ -306,19 +310,22 @@ def _run_backward_kernel(
     LIMIT: tl.constexpr,
     UP_OFFSET: tl.constexpr,
     BLOCK: tl.constexpr,
+    LAST: tl.constexpr,
 ):
     first = tl.program_id(0).to(tl.int64) * BLOCK
-    offsets = first + tl.arange(0, BLOCK)
     if first + BLOCK <= size:
+        offsets = first + tl.arange(0, BLOCK)
         _run_backward(
             grad_ptr, gate_ptr, up_ptr, grad_gate_ptr, grad_up_ptr, offsets, None,
             WIDE, ACTIVATION, ALPHA, LIMIT, UP_OFFSET,
         )  # fmt: skip
     else:
-        _run_backward(
-            grad_ptr, gate_ptr, up_ptr, grad_gate_ptr, grad_up_ptr, offsets, offsets < size,
-            WIDE, ACTIVATION, ALPHA, LIMIT, UP_OFFSET,
-        )  # fmt: skip
+        for part in range(0, BLOCK, LAST):
+            offsets = first + part + tl.arange(0, LAST)
+            _run_backward(
+                grad_ptr, gate_ptr, up_ptr, grad_gate_ptr, grad_up_ptr, offsets, offsets < size,
+                WIDE, ACTIVATION, ALPHA, LIMIT, UP_OFFSET,
+            )  # fmt: skip
 
 
 _Form: TypeAlias = tuple[
@@ -371,7 +378,12 @@ def _run_start(
         _run_backward_kernel if backward else _run_forward_kernel,
         Grid(chosen.elements),
         (),
-        (tl.float64 if dtypes[-2] == torch.float64 else tl.float32, *form[1:], chosen.elements),
+        (
+            tl.float64 if dtypes[-2] == torch.float64 else tl.float32,
+            *form[1:],
+            chosen.elements,
+            32 * chosen.num_warps,
+        ),
         others=others if run is None else None,
         num_warps=chosen.num_warps,
         **FUSED_MULTIPLY_ADD,
