@@ -9,9 +9,9 @@ import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
 
-# Left out: bfloat16, whose rounding the interpreter cuts off; errors, which a GPU gives as NaN; what is kept
-# for the CPU's backward pass; finite differences of rope, 5 minutes of one program a position, and some that
-# others cover; what is not about kernels.
+# Left out: bfloat16, whose rounding the interpreter cuts off, as "narrow" allows for; errors, which a GPU
+# gives as NaN; what is kept for the CPU's backward pass; finite differences of rope, 5 minutes of one program
+# a position, and some that others cover; what is not about kernels.
 ROWS = (
     "not (low_precision or bfloat16 or errors or dpo or ipo or follows_torch or outputs1 or outputs2"
     " or outputs0-None or outputs3-2 or kto or robust or preference or transformers or kept-sigmoid)"
@@ -31,6 +31,7 @@ RUNS = {
         ],
     ),
     "moe": (MOE, ["ops/test_moe.py"]),
+    "narrow": ("test", ["ops/test_narrow_dtypes.py"]),
 }
 GRADIENTS = [
     *("rms_norm_backward", "gated_backward", "gated_packed_backward", "linear_logprob_backward"),
@@ -42,6 +43,7 @@ LAUNCHERS = {
     "offsets": set(),  # calls them itself
     "rest": {"add_rms_norm", "rope", *GRADIENTS, *MIXTURE},
     "moe": MIXTURE,
+    "narrow": {"add_rms_norm", "rope", *GRADIENTS, *MIXTURE},
 }
 
 

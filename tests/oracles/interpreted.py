@@ -8,10 +8,15 @@ before anything imports triton, whose functions are made for the interpreter or 
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 
 assert "triton" not in sys.modules, "load this plugin before triton"
+
+import triton.language as tl  # noqa: E402
+from triton.runtime import interpreter  # noqa: E402
 
 from pylm.kernels import (  # noqa: E402
     linear_cross_entropy,
@@ -56,9 +61,25 @@ def _counted(name: str, launcher: Callable[..., object]) -> Callable[..., object
     return launch
 
 
+def _multiply_bfloat16(create_dot: Callable[..., Any]) -> Callable[..., Any]:
+    """Give products bfloat16 in float32: the interpreter multiplies its bits as those of integers."""
+
+    def widened(x: Any) -> Any:
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        return interpreter.TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def dot(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return create_dot(builder, widened(a), widened(b), *rest)
+
+    return dot
+
+
 def pytest_configure() -> None:
     import pylm.ops  # noqa: F401  (defines the ops)
 
+    builder = interpreter.InterpreterBuilder
+    builder.create_dot = _multiply_bfloat16(builder.create_dot)
     for name, launcher in LAUNCHERS.items():
         _library.impl(name, _counted(name, launcher), "CPU", allow_override=True)
 
