@@ -70,7 +70,9 @@ ModelArgument = Annotated[
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")]
 TopPOption = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of the mass.")]
 SeedOption = Annotated[int, typer.Option(help="Decides the samples.")]
-TemplateOption = Annotated[str, typer.Option(help="Chat template that the model was tuned with.")]
+TemplateOption = Annotated[
+    str | None, typer.Option(help="Chat template, pylm or chatml; the one that the model was saved with.")
+]
 
 
 def _print_version(value: bool) -> None:
@@ -160,7 +162,7 @@ def generate_command(
     top_p: TopPOption = 1.0,
     seed: SeedOption = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Answer each prompt as a user's message.")] = False,
-    template: TemplateOption = "pylm",
+    template: TemplateOption = None,
 ) -> None:
     """Continue texts, or answer messages with --chat."""
     from pylm.conversation import Sampling, answer_messages, continue_texts, open_speaker
@@ -179,7 +181,7 @@ def chat_command(
     top_p: TopPOption = 1.0,
     seed: SeedOption = 0,
     system: Annotated[str | None, typer.Option(help="A system message to start with.")] = None,
-    template: TemplateOption = "pylm",
+    template: TemplateOption = None,
 ) -> None:
     """Talk to a model; an empty line or Ctrl-D ends it."""
     from pylm.conversation import Sampling, open_speaker, talk

@@ -8,7 +8,7 @@ from typing import TextIO
 
 import torch
 
-from pylm.data.chat import END_OF_TEXT, ChatTemplate, Message, get_template
+from pylm.data.chat import END_OF_TEXT, ChatTemplate, Message, get_template, recognise_template
 from pylm.errors import InputError
 from pylm.model.generate import generate, stream
 from pylm.model.hf import load_model
@@ -58,22 +58,24 @@ class Speaker:
         return self.template.render(messages, self.tokenizer, add_generation_prompt=True).ids
 
 
-def open_speaker(path: Path, *, template: str = "pylm") -> Speaker:
+def open_speaker(path: Path, *, template: str | None = None) -> Speaker:
     """Load a model for use.
 
     Args:
         path: folder of a model, or of a run, whose last trained model is taken.
-        template: name of the chat template that the model was tuned with.
+        template: name of a chat template; None for the one that the model was saved with.
 
     Raises:
-        InputError: there is no model.
+        InputError: there is no model, or no such template.
     """
     folders = [path, *(path / stage / "model" for stage in _STAGES)]
     found = next((x for x in folders if (x / "config.json").is_file()), None)
     if found is None:
         raise InputError(f"{path}: no model there; give the folder of a run (runs/NAME) or of a model")
     model, tokenizer = load_model(found, device="cuda" if torch.cuda.is_available() else "cpu")
-    return Speaker(model, tokenizer, get_template(template))
+    if template is not None:
+        return Speaker(model, tokenizer, get_template(template))
+    return Speaker(model, tokenizer, recognise_template(tokenizer.chat_template))
 
 
 def continue_texts(speaker: Speaker, texts: Sequence[str], sampling: Sampling) -> list[str]:

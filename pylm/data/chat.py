@@ -45,6 +45,7 @@ __all__ = [
     "read_chat_rows",
     "read_preference_rows",
     "read_verifiable_rows",
+    "recognise_template",
 ]
 
 END_OF_TEXT = "<|endoftext|>"
@@ -271,6 +272,22 @@ def get_template(name: str) -> ChatTemplate:
     if name not in TEMPLATES:
         raise InputError(f"no chat template {name!r}; choose one of {', '.join(TEMPLATES)}")
     return TEMPLATES[name]
+
+
+def recognise_template(source: str | None) -> ChatTemplate:
+    """Find a template by the Jinja source that a model was saved with; `PYLM` where it has none.
+
+    Raises:
+        InputError: it is that of no template here.
+    """
+    if source is None:
+        return PYLM
+    for template in TEMPLATES.values():
+        if source.strip() == template.jinja.strip():
+            return template
+    raise InputError(
+        f"the model's chat template is none of {', '.join(TEMPLATES)}; name the one that is nearest to it"
+    )
 
 
 def encode_preference(

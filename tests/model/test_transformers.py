@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pylm.conversation import open_speaker
 from pylm.data.chat import CHATML, END, END_OF_TEXT, PYLM, SPECIAL_TOKENS, TEMPLATES, ChatTemplate, Message
 from pylm.errors import InputError
 from pylm.model.config import ModelConfig
@@ -277,6 +278,24 @@ def test_roles_of_a_tuned_model(tmp_path: Path, tokenizer: Tokenizer, template: 
     )  # fmt: skip
     assert ours.chat_template == template.jinja
     assert ours.fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=lambda t: t.name)
+def test_a_tuned_model_is_spoken_to_in_its_own_layout(
+    tmp_path: Path, tokenizer: Tokenizer, template: ChatTemplate
+) -> None:
+    theirs = save(tmp_path, make(tokenizer), tokenizer, template)
+    assert open_speaker(tmp_path).template is template
+    assert open_speaker(tmp_path, template="chatml").template is CHATML
+    theirs.save_pretrained(tmp_path)
+    assert open_speaker(tmp_path).template is template
+    theirs.chat_template = "{{ messages[0].content }}"
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="chat template is none of pylm, chatml; name the one"):
+        open_speaker(tmp_path)
+    assert open_speaker(tmp_path, template="pylm").template is PYLM
+    save(tmp_path, make(tokenizer), tokenizer)
+    assert open_speaker(tmp_path).template is PYLM
 
 
 def test_roles_do_not_outlive_another_save(tmp_path: Path, tokenizer: Tokenizer) -> None:
