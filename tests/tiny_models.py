@@ -1,9 +1,12 @@
 """Tiny random transformers models, as the tests of patching use them."""
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from pylm import ops
 
 VOCABULARY, LAYERS = 61, 2
 DENSE = {"rms_norm": 5, "rope": 2, "swiglu": 2, "linear_cross_entropy": 1}
@@ -57,6 +60,14 @@ def build(family: str, **settings: Any) -> Any:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.add_(0.2 * noise) if "norm" in name else parameter.copy_(0.15 * noise)
     return model.train()
+
+
+def both(family: str = "Llama") -> tuple[Any, Any]:
+    """Make a model, and the same model patched."""
+    plain = build(family)
+    patched = copy.deepcopy(plain)
+    ops.patch(patched)
+    return plain, patched
 
 
 def batch(size: int = 3, length: int = 17) -> dict[str, Tensor]:

@@ -35,6 +35,16 @@ def _product_dtype(hidden: Tensor) -> torch.dtype:
     return hidden.dtype
 
 
+def _parameters(head: nn.Module) -> list[Tensor]:
+    """Return what an output layer's weight is, or is made of at each look (torch's parametrizations)."""
+    weight = head._parameters.get("weight")
+    return list(head.parameters()) if weight is None else [weight]
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version  # what inference mode makes counts no writes
+
+
 class DeferredLogits:
     """Stand in for the logits `head(hidden)` while a model's own forward computes its loss from them.
 
@@ -59,9 +69,10 @@ class DeferredLogits:
         self._logits: Tensor | None = None
         self._computed = [False]  # shared by all that is noted from here on
         # A weight that changes before the logits are asked for would give those of another model.
-        weight: Any = head.weight
         self._seen = (
-            None if torch.compiler.is_compiling() else (id(weight), weight._version, is_plain(weight))
+            None
+            if torch.compiler.is_compiling()
+            else [(id(tensor), _version(tensor), is_plain(tensor)) for tensor in _parameters(head)]
         )
 
     def _noted(
@@ -110,7 +121,7 @@ class DeferredLogits:
         if self._logits is not None:
             return self._logits
         weight: Any = self._head.weight
-        if self._seen is not None and self._has_changed(weight):
+        if self._seen is not None and self._has_changed():
             raise InputError(
                 "patch: logits were asked for after the weights of the model had changed; "
                 "look at outputs.logits before optimizer.step(), or copy them"
@@ -137,13 +148,16 @@ class DeferredLogits:
             self._logits = logits.to(self._dtype)
         return self._logits
 
-    def _has_changed(self, weight: Any) -> bool:
+    def _has_changed(self) -> bool:
         assert self._seen is not None
-        seen_id, seen_version, was_plain = self._seen
-        if seen_id == id(weight):
-            return bool(seen_version != weight._version)
-        # FSDP2 puts the whole weight in the place of its part and back; otherwise it is another model's.
-        return was_plain and is_plain(weight)
+        now = _parameters(self._head)
+        return len(now) != len(self._seen) or any(
+            seen_version != _version(tensor)
+            if seen_id == id(tensor)
+            # FSDP2 puts the whole weight in the place of its part and back; otherwise it is another model's.
+            else was_plain and is_plain(tensor)
+            for (seen_id, seen_version, was_plain), tensor in zip(self._seen, now, strict=True)
+        )
 
     def float(self) -> "DeferredLogits":
         """Note the conversion to float32."""

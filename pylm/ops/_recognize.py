@@ -36,6 +36,7 @@ def probing() -> Iterator[None]:
     with (
         torch.device("cpu"),
         torch.random.fork_rng(devices=[]),
+        torch.inference_mode(False),  # its tensors count no writes, which DeferredLogits looks at
         torch.no_grad(),
         torch.autocast("cpu", enabled=False),
     ):

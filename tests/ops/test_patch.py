@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import DENSE, FAMILIES, LAYERS, VOCABULARY, batch, build, error, kinds, run
+from tiny_models import DENSE, FAMILIES, LAYERS, VOCABULARY, batch, both, build, error, kinds, run
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -106,13 +106,6 @@ def test_training_computes_no_logits(family: str) -> None:
 # The loss
 
 
-def both(family: str = "Llama") -> tuple[Any, Any]:
-    plain = build(family)
-    patched = copy.deepcopy(plain)
-    ops.patch(patched)
-    return plain, patched
-
-
 LOSS_ARGUMENTS: dict[str, dict[str, Any]] = {
     "mean": {},
     "number of items": {"num_items_in_batch": 71},
@@ -190,61 +183,6 @@ def test_a_loss_of_the_users_own_is_kept() -> None:
     outputs.loss.backward()
     expected.loss.backward()
     torch.testing.assert_close(patched.lm_head.weight.grad, plain.lm_head.weight.grad)
-
-
-def test_deferred_logits_are_logits() -> None:
-    plain, patched = both("Gemma2")
-    inputs = batch()
-    expected, outputs = plain(**inputs), patched(**inputs)
-    logits = outputs.logits
-    assert (logits.shape, logits.dtype, logits.device) == (
-        expected.logits.shape,
-        torch.float32,
-        torch.device("cpu"),
-    )
-    assert "DeferredLogits(shape=(3, 17, 61)" in repr(logits)
-    assert not logits.is_computed
-    with torch.no_grad():
-        assert not logits.argmax(-1).requires_grad
-        torch.testing.assert_close(logits[..., :-1, :], expected.logits[..., :-1, :])
-    # What was asked for without gradients does not cut them off later.
-    assert logits.softmax(-1).requires_grad
-    for function in (
-        lambda x: x.logsumexp(-1).sum(),
-        lambda x: torch.log_softmax(x, -1)[:, 0].sum(),
-        lambda x: (2.0 - x / 3.0 + x * 2.0 - 1.0).square().sum(),
-        lambda x: F.cross_entropy(x.transpose(1, 2), inputs["labels"], reduction="sum"),
-        lambda x: torch.cat([x, x]).sum(),
-        lambda x: x.to(torch.float64).sum(),
-        lambda x: x.to("cpu").float().contiguous().view(-1, VOCABULARY).reshape(-1).sum(),
-    ):
-        weights = plain.model.embed_tokens.weight, patched.model.embed_tokens.weight
-        (want,) = torch.autograd.grad(function(expected.logits), weights[0], retain_graph=True)
-        (got,) = torch.autograd.grad(function(logits), weights[1], retain_graph=True)
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
-    assert torch.equal(pickle.loads(pickle.dumps(patched(**inputs).logits)), logits)
-    assert torch.equal(logits == logits.materialize(), torch.ones(logits.shape, dtype=torch.bool))
-    assert len(list(logits)) == len(logits) == 3
-
-
-def test_deferred_logits_of_changed_weights_are_refused() -> None:
-    _, patched = both()
-    outputs = patched(**batch())
-    outputs.loss.backward()
-    with torch.no_grad():
-        patched.lm_head.weight.mul_(2.0)
-    with pytest.raises(InputError, match=r"look at outputs.logits before optimizer.step\(\)"):
-        outputs.logits.sum()
-
-
-def test_deferred_logits_keep_the_autocast_of_the_forward() -> None:
-    plain, patched = both()
-    inputs = batch()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        expected, outputs = plain(**inputs), patched(**inputs)
-    assert outputs.logits.dtype == expected.logits.dtype == torch.bfloat16
-    assert outputs.logits.materialize().dtype == torch.bfloat16
-    assert error(outputs.logits.double(), expected.logits.double()) < 0.02
 
 
 def test_an_output_layer_that_is_replaced_later_is_used() -> None:
@@ -415,27 +353,6 @@ def test_swapped_modules_keep_the_names_of_their_inputs() -> None:
     assert torch.equal(layer.mlp(x=x), layer.mlp(x))
 
 
-def test_logits_look_as_they_would_have_been_made() -> None:
-    model = build("Llama").train()
-    ops.patch(model)
-    with torch.no_grad():
-        quiet = model(**batch()).logits
-    loud = model(**batch()).logits
-    with torch.inference_mode():
-        inferred = model(**batch()).logits
-    assert not quiet.requires_grad
-    assert inferred.sum().isfinite()
-    with torch.no_grad():
-        assert loud.requires_grad
-    quiet[..., 0] = 0.0
-    assert float(quiet[..., 0].abs().max()) == 0.0
-    assert bool(((quiet // 2.0) * 2.0 + quiet % 2.0 - quiet).abs().max() < 1e-5)
-    later = model(**batch()).logits
-    model.lm_head.weight = nn.Parameter(torch.zeros_like(model.lm_head.weight))
-    with pytest.raises(InputError, match="after the weights of the model had changed"):
-        later.sum()
-
-
 def test_rotations_that_compute_something_else_are_left() -> None:
     for family in ("Cohere", "Glm"):  # pairs (2 i, 2 i + 1)
         config = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
@@ -596,47 +513,3 @@ def test_gradient_checkpointing(use_reentrant: bool) -> None:
     ops.patch(plain)
     actual = run(plain, batch())
     assert all(torch.equal(actual[name], expected[name]) for name in expected if name in actual)
-
-
-COMPILED = ["Llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Gemma2", "Qwen3", "Olmo2"))]
-COMPILED += [pytest.param(name, marks=pytest.mark.slow) for name in ("Mixtral", "Olmoe")]
-
-
-@pytest.mark.parametrize("family", COMPILED)
-@pytest.mark.parametrize("order", ["compile first", "patch first"])
-def test_compiles_into_one_graph(family: str, order: str) -> None:
-    torch._dynamo.reset()
-    model, inputs = build(family), batch()
-    expected = run(copy.deepcopy(model), inputs)
-    if order == "patch first":
-        ops.patch(model)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    if order == "compile first":
-        compiled(**inputs)
-        assert ops.patch(compiled).counts == FAMILIES[family][1]
-    outputs = compiled(**inputs)
-    assert isinstance(outputs.logits, DeferredLogits)
-    assert not outputs.logits.is_computed
-    actual = {k.removeprefix("_orig_mod."): v for k, v in run(compiled, inputs).items()}
-    assert all(error(actual[name], expected[name]) < 1e-5 for name in expected)
-
-
-@pytest.mark.slow
-def test_a_compiled_model_follows_shapes_and_unpatch() -> None:
-    torch._dynamo.reset()
-    plain, patched = both()
-    compiled = torch.compile(patched, fullgraph=True, backend="aot_eager")
-    for size, length in ((3, 17), (2, 11), (1, 5), (4, 9)):
-        inputs = batch(size, length)
-        torch.testing.assert_close(compiled(**inputs).loss, plain(**inputs).loss, rtol=1e-5, atol=1e-5)
-    ops.unpatch(compiled)
-    assert type(compiled(**inputs).logits) is Tensor
-
-
-@pytest.mark.slow
-def test_compiles_under_inductor() -> None:
-    plain, patched = both()
-    compiled = torch.compile(patched, fullgraph=True)
-    actual = {k.removeprefix("_orig_mod."): v for k, v in run(compiled, batch()).items()}
-    expected = run(plain, batch())
-    assert all(error(actual[name], expected[name]) < 1e-5 for name in expected)
