@@ -34,6 +34,10 @@ def test_compiles_into_one_graph(family: str, order: str) -> None:
     torch._dynamo.reset()
     model, inputs = build(family), batch()
     expected = run(copy.deepcopy(model), inputs)
+    if FAMILIES[family][0].get("output_router_logits"):
+        # transformers puts the hooks that record a model's router logits on in its first forward, under a lock
+        # that Dynamo does not follow.
+        model(**inputs)
     if order == "patch first":
         ops.patch(model)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -54,7 +58,11 @@ def test_a_compiled_model_follows_shapes_and_unpatch() -> None:
     compiled = torch.compile(patched, fullgraph=True, backend="aot_eager")
     for size, length in ((3, 17), (2, 11), (1, 5), (4, 9)):
         inputs = batch(size, length)
-        torch.testing.assert_close(compiled(**inputs).loss, plain(**inputs).loss, rtol=1e-5, atol=1e-5)
+        expected = plain(**inputs).loss
+        if bool((inputs["labels"] == -100)[:, 1:].all()):
+            assert bool(expected.isnan())
+            expected = torch.zeros(())  # as pylm has it
+        torch.testing.assert_close(compiled(**inputs).loss, expected, rtol=1e-5, atol=1e-5)
     ops.unpatch(compiled)
     assert type(compiled(**inputs).logits) is Tensor
 
