@@ -35,7 +35,7 @@ def test_compiles_into_one_graph(family: str, order: str) -> None:
     model, inputs = build(family), batch()
     expected = run(copy.deepcopy(model), inputs)
     if FAMILIES[family][0].get("output_router_logits"):
-        # transformers puts the hooks that record a model's router logits on in its first forward, under a lock
+        # transformers puts the hooks that record router logits on in the first forward, under a lock
         # that Dynamo does not follow.
         model(**inputs)
     if order == "patch first":
