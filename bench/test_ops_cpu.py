@@ -1,6 +1,7 @@
 """The ops on the CPU against the same formulas in torch, eager and compiled; forward and backward together.
 
-Float32, the sizes of a small model's training step. Outputs and gradients must agree before a run is timed.
+Float32, the sizes of a small model's training step, and an output layer of a large vocabulary. Outputs and
+gradients must agree before a run is timed.
 `compiled` is skipped where torch finds no C++ compiler.
 """
 
@@ -16,6 +17,8 @@ from pylm import ops
 
 NUM_ROWS, DIM, HIDDEN, VOCAB = 2048, 384, 1024, 8192
 HEADS, FEATURES = 6, 64
+# Vocabularies of large models, and as many rows as plain torch has the memory for.
+LARGE_VOCABS, FEW_ROWS = (32768, 65536), 512
 # Relative to the largest value: sums of up to 8192 float32 terms, in another order.
 TOLERANCE = 64 * torch.finfo(torch.float32).eps
 
@@ -28,6 +31,10 @@ def _rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tenso
         return torch.cat((a * cos[:, None] - b * sin[:, None], b * cos[:, None] + a * sin[:, None]), -1)
 
     return rotate(q), rotate(k)
+
+
+def _logprob(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return F.log_softmax(hidden @ weight.T, -1).gather(1, targets[:, None]).squeeze(1)
 
 
 def _cases() -> dict[str, tuple[Callable[..., Any], Callable[..., Any], list[Tensor]]]:
@@ -62,6 +69,18 @@ def _cases() -> dict[str, tuple[Callable[..., Any], Callable[..., Any], list[Ten
     }
 
 
+def _logprob_case(num_classes: int) -> tuple[Callable[..., Any], Callable[..., Any], list[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(0, num_classes, (FEW_ROWS,), generator=generator)
+    hidden = torch.randn(FEW_ROWS, DIM, generator=generator).requires_grad_()
+    weight = torch.randn(num_classes, DIM, generator=generator).div_(DIM**0.5).requires_grad_()
+    return (
+        lambda h, w: ops.linear_logprob(h, w, targets).logprob,
+        lambda h, w: _logprob(h, w, targets),
+        [hidden, weight],
+    )
+
+
 def _step(call: Callable[..., Any], inputs: list[Tensor], upstream: list[Tensor]) -> Step:
     def step() -> list[Tensor]:
         outputs = call(*inputs)
@@ -74,7 +93,22 @@ def _step(call: Callable[..., Any], inputs: list[Tensor], upstream: list[Tensor]
 @pytest.mark.parametrize("kind", ["pylm", "torch", "compiled"])
 @pytest.mark.parametrize("name", ["rms_norm", "swiglu", "geglu", "rope", "linear_cross_entropy"])
 def test_forward_and_backward(name: str, kind: str, benchmark: Any) -> None:
-    op, torch_op, inputs = _cases()[name]
+    _compare(name, kind, _cases()[name], benchmark)
+
+
+@pytest.mark.parametrize("kind", ["pylm", "torch", "compiled"])
+@pytest.mark.parametrize("num_classes", LARGE_VOCABS)
+def test_logprob_of_large_vocabularies(num_classes: int, kind: str, benchmark: Any) -> None:
+    _compare(f"linear_logprob of {num_classes}", kind, _logprob_case(num_classes), benchmark)
+
+
+def _compare(
+    name: str,
+    kind: str,
+    case: tuple[Callable[..., Any], Callable[..., Any], list[Tensor]],
+    benchmark: Any,
+) -> None:
+    op, torch_op, inputs = case
     call = {"pylm": op, "torch": torch_op, "compiled": torch.compile(torch_op)}[kind]
     outputs = torch_op(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
