@@ -1,4 +1,4 @@
-"""What the GPU benchmarks share: the device, the clock, the ceilings, the tables."""
+"""What the GPU benchmarks share: the device, times, the ceilings, the tables."""
 
 import importlib.metadata
 import json
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+import pylm
 
 # Dense bfloat16 peaks in FLOP/s, from NVIDIA's data sheets (without sparsity); the first match counts.
 BF16_PEAKS = {
@@ -41,20 +43,11 @@ def find_device(dry_run: bool) -> torch.device:
 
 
 def bf16_peak(device: torch.device) -> float | None:
-    """Return the GPU's dense bfloat16 peak in FLOP/s, None where it is not in the table."""
+    """Return the GPU's dense bfloat16 peak in FLOP/s; None for a slice of one, or where no table has it."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    if "MIG" in name.split():
+        return None
     return next((peak for key, peak in BF16_PEAKS.items() if key in name), None)
-
-
-class Clock:
-    """How much is left of the seconds that a program was given."""
-
-    def __init__(self, seconds: float) -> None:
-        self._end = time.perf_counter() + seconds
-
-    def left(self) -> float:
-        """Return the seconds that are left, negative when they are over."""
-        return self._end - time.perf_counter()
 
 
 def median_ms(call: Callable[[], object], device: torch.device, *, rounds: int) -> tuple[float, float]:
@@ -108,7 +101,9 @@ def describe(device: torch.device) -> dict[str, Any]:
     except FileNotFoundError:
         checkout = ""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
-    for name in ("triton", "liger-kernel", "pylm-llm"):
+    # What was imported: it need not be installed.
+    versions["pylm-llm"] = pylm.__version__
+    for name in ("triton", "liger-kernel"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -119,12 +114,36 @@ def describe(device: torch.device) -> dict[str, Any]:
     return {"hardware": hardware, "versions": versions, "checkout": checkout or "no git"}
 
 
+def describe_error(error: Exception) -> str:
+    """Return an error as a note of one line."""
+    lines = str(error).splitlines() or [""]
+    return f"fails: {type(error).__name__}: {lines[0][:160]}".replace("|", "/")
+
+
+def is_lost(device: torch.device) -> bool:
+    """Return whether this process can use the GPU no more: after a bad access all later calls fail too."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that it is whole, or as it was, when the program is stopped meanwhile."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
 def write_results(
     folder: Path, name: str, result: dict[str, Any], table: list[list[str]], *, show: bool = True
 ) -> None:
     """Write NAME.json and NAME.md, and print the latter; the first row of the table is its head."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    replace_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
     about = result["about"]
     versions = ", ".join(f"{key} {value}" for key, value in about["versions"].items())
     lines = [f"# {name}", "", f"{about['hardware']}; {versions}; commit {about['checkout']}", ""]
@@ -138,6 +157,6 @@ def write_results(
     lines += ["| " + " | ".join(table[0]) + " |", "|" + "---|" * len(table[0])]
     lines += ["| " + " | ".join(row) + " |" for row in table[1:]]
     text = "\n".join(lines) + "\n"
-    (folder / f"{name}.md").write_text(text)
+    replace_text(folder / f"{name}.md", text)
     if show:
-        print(text)
+        print(text, flush=True)

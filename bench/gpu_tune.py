@@ -3,7 +3,8 @@
     python bench/gpu_tune.py --out FOLDER [--seconds N] [--dry-run]
 
 The sizes are those of `gpu_ops.py`, forward and backward. Every kernel is timed in all its configurations, by
-`pylm.ops.autotune` itself, with an empty memory of its own. A dry run goes through Triton's interpreter.
+`pylm.ops.autotune` itself, with an empty memory of its own. A dry run goes through Triton's interpreter. What
+fails is a line of the table; the others go on, and the program ends with 1.
 """
 
 import argparse
@@ -14,17 +15,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gpu_clock
 import torch
-from gpu_common import Clock, describe, find_device, write_results
+from gpu_common import describe, describe_error, find_device, is_lost, write_results
 
 from pylm import ops
 from pylm.kernels import _autotune
 
 Launch = Callable[[], object]
 
-# Tens of configurations of large tiles are compiled for the experts: not begun with less time.
+# A case is not begun with less time; for the experts tens of configurations of large tiles are compiled.
 _SECONDS = 10.0
-_EXPERTS, _EXPERTS_SECONDS = "moe_experts 32768 x 2048 x 768, 8 of 128", 100.0
+_EXPERTS, _EXPERTS_SECONDS = "moe_experts 32768 x 2048 x 768, 8 of 128", 50.0
 
 
 def _random(device: torch.device, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -107,9 +109,39 @@ def tabulate(rows: list[dict[str, Any]]) -> list[list[str]]:
     """Format the rows for the Markdown table."""
     table = [["op", "kernel", "checked in ms", "best ms", "best / checked in", "best"]]
     for row in rows:
-        figures = f"{row['checked_in_ms']:.4f}", f"{row['best_ms']:.4f}", f"{row['ratio']:.3f}"
+        if "note" in row:
+            table.append([row["case"], row["note"], "", "", "", ""])
+            continue
+        ms, ratio = row["checked_in_ms"], row["ratio"]
+        checked_in, share = ("does not fit", "") if ms is None else (f"{ms:.4f}", f"{ratio:.3f}")
+        figures = checked_in, f"{row['best_ms']:.4f}", share
         table.append([row["case"], row["kernel"], *figures, row["best"]])
     return table
+
+
+def describe_choice(name: str, choice: _autotune.Choice) -> dict[str, Any]:
+    """Return the row of a kernel: its time as checked in, None where that needs more than the GPU has."""
+    kernel, ms = choice.about["kernel"], choice.ms
+    if not ms:
+        return {"case": name, "note": f"fails: no configuration of {kernel} fits"}
+    best = min(ms, key=lambda key: ms[key])
+    # The first of the names is the one in the code.
+    checked_in_ms = ms.get(choice.about["names"][0])
+    row = {"case": name, "kernel": kernel, "best": best, "best_ms": ms[best], "checked_in_ms": checked_in_ms}
+    return row | {"ratio": None if checked_in_ms is None else ms[best] / checked_in_ms, "ms": ms}
+
+
+def measure(name: str, build: Callable[[], Launch]) -> list[dict[str, Any]]:
+    """Return a row for each kernel of a case, what was timed before anything fails included."""
+    rows: list[dict[str, Any]] = []
+    _autotune.forget()
+    try:
+        launch = build()
+        with ops.autotune():
+            launch()
+    except Exception as error:
+        rows.append({"case": name, "note": describe_error(error)})
+    return [describe_choice(name, choice) for choice in _autotune.choices()] + rows
 
 
 def main() -> None:
@@ -118,36 +150,34 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU; figures mean nothing")
     parser.add_argument("--seconds", type=float, default=120.0, help="that it may take")
     options = parser.parse_args()
-    clock = Clock(options.seconds)
+    clock = gpu_clock.Clock(options.seconds, since=gpu_clock.STARTED)
     if options.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
     device = find_device(options.dry_run)
     rows: list[dict[str, Any]] = []
-    result: dict[str, Any] = {"about": describe(device), "rows": rows}
+    left_out: list[str] = []
+    result: dict[str, Any] = {"about": describe(device), "left_out": left_out, "rows": rows}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
-        builders = cases(device, dry_run=options.dry_run)
-        for i, (name, build) in enumerate(builders.items()):
-            if clock.left() <= (_EXPERTS_SECONDS if name == _EXPERTS else _SECONDS):
-                print(f"the time was over: {len(builders) - i} cases left out", flush=True)
-                result["cases_left_out"] = len(builders) - i
-                break
-            start, launch = time.perf_counter(), build()
-            _autotune.forget()
-            with ops.autotune():
-                launch()
-            for choice in _autotune.choices():
-                best = min(choice.ms, key=lambda key, ms=choice.ms: ms[key])
-                checked_in_ms, best_ms = choice.ms[next(iter(choice.ms))], choice.ms[best]
-                row = {"case": name, "kernel": choice.about["kernel"], "best": best, "best_ms": best_ms}
-                row |= {"checked_in_ms": checked_in_ms, "ratio": best_ms / checked_in_ms, "ms": choice.ms}
-                rows.append(row)
+        lost = False
+        for name, build in cases(device, dry_run=options.dry_run).items():
+            if lost or clock.left() <= (_EXPERTS_SECONDS if name == _EXPERTS else _SECONDS):
+                reason = "the GPU is lost" if lost else f"{clock.left():.0f} s are left"
+                print(f"{name}: left out, {reason}", flush=True)
+                left_out.append(name)
+                write_results(options.out, "tune", result, tabulate(rows), show=False)
+                continue
+            start = time.perf_counter()
+            rows += measure(name, build)
             write_results(options.out, "tune", result, tabulate(rows), show=False)
             print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-            del launch
             if device.type == "cuda":
-                torch.cuda.empty_cache()
+                lost = is_lost(device)
+                if not lost:
+                    torch.cuda.empty_cache()
     write_results(options.out, "tune", result, tabulate(rows))
+    if failed := [f"{row['case']}: {row['note']}" for row in rows if "note" in row]:
+        raise SystemExit(f"failed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":
