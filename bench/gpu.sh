@@ -35,7 +35,8 @@ case $phase in
   *) fail "--phase must be build, test, ops, train, tune or all, got '$phase'" ;;
 esac
 case $seconds in ''|*[!0-9]*) fail "--seconds must be a whole number, got '$seconds'" ;; esac
-command -v "$PYTHON" > /dev/null || fail "no $PYTHON here; name an interpreter: PYTHON=/path/to/python bench/gpu.sh"
+command -v "$PYTHON" > /dev/null \
+  || fail "no $PYTHON here; name an interpreter: PYTHON=/path/to/python bench/gpu.sh"
 # Relative paths are those of the caller.
 case $out in ''|/*) ;; *) out=$began_in/$out ;; esac
 case $wheels in ''|/*) ;; *) wheels=$began_in/$wheels ;; esac
@@ -51,7 +52,8 @@ if torch.cuda.is_available():
     print(torch.cuda.get_device_name().replace("NVIDIA ", "").replace(" ", "-"))
 END
 ) || exit 1
-[ -n "$gpu" ] || [ -n "$dry_run" ] || fail "torch sees no CUDA GPU here; --dry-run tries the steps without one"
+[ -n "$gpu" ] || [ -n "$dry_run" ] \
+  || fail "torch sees no CUDA GPU here; --dry-run tries the steps without one"
 if [ -z "$out" ] && [ -n "$dry_run" ]; then out=$(mktemp -d); fi
 out=${out:-$PWD/bench/results/$(date +%F)-$gpu}
 mkdir -p "$out"
@@ -106,18 +108,18 @@ limited() {
   return "$code"
 }
 
-# Run pytest for so many seconds, then interrupt it, so that it tells of what failed until then. Two threads a
-# process, and nothing from the current folder, which has a pylm without kernels. The options of pyproject.toml
-# refuse to run where a plugin is absent. A test that hangs shows where.
+# Run pytest for so many seconds, then interrupt it, so that it tells of what failed until then. Two threads
+# a process, and nothing from the current folder, which has a pylm without kernels. The options of
+# pyproject.toml refuse to run where a plugin is absent. A test that hangs shows where.
 run_pytest() {
   local options='--import-mode=importlib --strict-markers'
   PYTHONSAFEPATH=1 TORCHINDUCTOR_COMPILE_THREADS=2 OMP_NUM_THREADS=2 limited -s INT "$1" \
     "$PYTHON" -m pytest -o addopts="$options" -o faulthandler_timeout=60 -p no:cacheprovider -m gpu "${@:2}"
 }
 
-# Tests of tensors past 2^31 elements take much of the GPU's memory, so they are a process of their own, beside
-# as many as half of the cores, which share the GPU. Neighbours in the list are alike, and so are those at the
-# distances of its parameters: the rotation deals both out evenly.
+# Tests of tensors past 2^31 elements take much of the GPU's memory, so they are a process of their own,
+# beside as many as half of the cores, which share the GPU. Neighbours in the list are alike, and so are those
+# at the distances of its parameters: the rotation deals both out evenly.
 pids=()
 check() {
   local ids files own=() broken='' cut='' code=0 i mode=-v pid shard shards started=$SECONDS
@@ -210,12 +212,13 @@ run() {
   set -e
   case $code in
     0) echo "== $1 took $((SECONDS - began)) s" ;;
-    124) cut_off="$cut_off $1"; echo "== $1 was cut off after $((SECONDS - began)) s: what is written counts" ;;
+    124) cut_off="$cut_off $1"
+         echo "== $1 was cut off after $((SECONDS - began)) s: what is written counts" ;;
     *) failed="$failed $1"; echo "== $1 failed ($code) after $((SECONDS - began)) s" ;;
   esac
 }
 
-# Run a phase in its share of what is left; arguments: its name, its weight, and those of it and all behind it.
+# Run a phase in its share of what is left: its name, its weight, and the weights of it and all behind it.
 run_in_share() {
   limit=$(((seconds - SECONDS) * $2 / $3))
   if [ "$limit" -ge 20 ]; then run "$1"; else left_out="$left_out $1"; echo "== $1 is left out: $limit s"; fi
