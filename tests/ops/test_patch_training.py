@@ -1,6 +1,7 @@
 """Patched models in training: curves, trainers, adapters, shards; and a real model."""
 
 import copy
+import itertools
 import json
 import struct
 from collections.abc import Iterator
@@ -30,38 +31,83 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(num_threads)
 
 
-def curve(model: Any, num_steps: int) -> Tensor:
-    """Train on arithmetic progressions, two micro-batches an update, and return the losses."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+def steps(num_steps: int) -> Iterator[list[Tensor]]:
+    """Yield arithmetic progressions, two micro-batches a step."""
     generator = torch.Generator().manual_seed(2)
-    losses = []
     for _ in range(num_steps):
-        optimizer.zero_grad()
-        total = 0.0
-        for length in (9, 14):  # the loss is over the tokens of both
+        pairs = []
+        for length in (9, 14):
             start, step = (torch.randint(3, high, (4, 1), generator=generator) for high in (VOCABULARY, 7))
-            ids = (start + step * torch.arange(length)) % VOCABULARY
-            loss = model(input_ids=ids, labels=ids, num_items_in_batch=4 * (8 + 13)).loss
-            loss.backward()
-            total += float(loss.detach())
+            pairs.append((start + step * torch.arange(length)) % VOCABULARY)
+        yield pairs
+
+
+def backward(model: Any, micro_batches: list[Tensor]) -> float:
+    """Leave the gradients of a step in the model, and return its loss, over the tokens of all."""
+    model.zero_grad()
+    total = 0.0
+    for ids in micro_batches:
+        loss = model(input_ids=ids, labels=ids, num_items_in_batch=4 * (8 + 13)).loss
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
+def curve(model: Any, num_steps: int) -> Tensor:
+    """Train and return the losses."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for micro_batches in steps(num_steps):
+        losses.append(backward(model, micro_batches))
         optimizer.step()
-        losses.append(total)
     return torch.tensor(losses)
 
 
-@pytest.mark.parametrize(
-    ("family", "num_steps"),
-    [("Llama", 40), *(pytest.param(name, 200, marks=pytest.mark.slow) for name in FAMILIES)],
-)
+def perturbed(model: Any, seed: int) -> Any:
+    """Copy a model with weights changed by about their rounding."""
+    copied, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.mul_(1.0 + torch.finfo(torch.float32).eps / 2 * noise)
+    return copied
+
+
+# A run of 200 steps takes seconds.
+RUNS = [("Llama", 40), *(pytest.param(name, 200, marks=pytest.mark.slow) for name in FAMILIES)]
+# At a step near 196 this model's router has two experts so near to each other that rounding chooses:
+# unpatched runs of weights that were perturbed by half a rounding end on two branches, 4 % apart. On one of
+# them a patched run must stay.
+NEAR_TIES = ("Olmoe",)
+
+
+@pytest.mark.parametrize(("family", "num_steps"), RUNS)
 def test_training_curves_overlap(family: str, num_steps: int) -> None:
     plain = build(family)
     patched = copy.deepcopy(plain)
     ops.patch(patched)
+    others = [perturbed(plain, seed) for seed in range(6 if family in NEAR_TIES else 0)]
     expected, actual = curve(plain, num_steps), curve(patched, num_steps)
     assert expected[-5:].mean() < expected[:5].mean() - 0.5
-    # AdamW turns rounding into steps where gradients are near 0, so curves part slowly: 1 % is far less than
-    # what another seed makes.
-    torch.testing.assert_close(actual, expected, rtol=0.01, atol=0.01)
+    # AdamW turns rounding into steps where gradients are near 0: 8e-7 apart at most where this was measured.
+    curves = itertools.chain([expected], (curve(model, num_steps) for model in others))
+    assert any(torch.allclose(actual, other, rtol=1e-4, atol=1e-4) for other in curves)
+
+
+@pytest.mark.parametrize(("family", "num_steps"), RUNS)
+def test_gradients_are_the_same_all_along_a_run(family: str, num_steps: int) -> None:
+    plain = build(family)
+    patched = copy.deepcopy(plain)
+    ops.patch(patched)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3)
+    for micro_batches in steps(num_steps):
+        patched.load_state_dict(plain.state_dict())
+        expected, actual = backward(plain, micro_batches), backward(patched, micro_batches)
+        assert actual == pytest.approx(expected, rel=1e-5)
+        for p, q in zip(plain.parameters(), patched.parameters(), strict=True):
+            # A hundred roundings on the way; 39 were measured at most.
+            assert error(q.grad, p.grad) < 100 * torch.finfo(torch.float32).eps
+        optimizer.step()
 
 
 # Trainers
