@@ -11,13 +11,17 @@ TESTS = Path(__file__).resolve().parents[1]
 
 # Left out: bfloat16, whose rounding the interpreter cuts off, as "narrow" allows for; errors, which a GPU
 # gives as NaN; what is kept for the CPU's backward pass; finite differences of rope, 5 minutes of one program
-# a position, and some that others cover; what is not about kernels.
+# a position, and some that others cover; thousands of programs; what is not about kernels.
 ROWS = (
     "not (low_precision or bfloat16 or errors or dpo or ipo or follows_torch or outputs1 or outputs2"
-    " or outputs0-None or outputs3-2 or kto or robust or preference or transformers or kept-sigmoid)"
+    " or outputs0-None or outputs3-2 or kto or robust or preference or transformers or kept-sigmoid"
+    " or thousands)"
 )
 REST = "not (bfloat16 or errors or cache or gradcheck or gated-cpu or packed-cpu or logprob-cpu or triton)"
-MOE = "not (bfloat16 or errors or gradcheck or balances or transformers or choices or keeps or cpu)"
+MOE = (
+    "not (bfloat16 or errors or gradcheck or balances or transformers or choices or keeps or cpu"
+    " or thousands)"
+)
 RUNS = {
     "rows": (ROWS, ["ops/test_norm.py", "ops/test_gated.py", "ops/test_logprob.py", "ops/test_losses.py"]),
     "offsets": ("test", ["kernels/interpreted_offsets.py"]),

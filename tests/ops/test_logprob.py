@@ -30,7 +30,9 @@ def _inputs(
     return hidden, weight, bias, targets
 
 
-@pytest.mark.parametrize(("num_rows", "dim", "num_classes"), [(1, 1, 1), (3, 127, 5), (5, 3, 257)])
+@pytest.mark.parametrize(
+    ("num_rows", "dim", "num_classes"), [(1, 1, 1), (3, 127, 5), (5, 3, 257), (2, 1000, 3), (2, 3, 4097)]
+)
 @pytest.mark.parametrize(("temperature", "softcap"), [(1.0, None), (0.7, None), (0.7, 5.0)])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_values(
@@ -107,6 +109,39 @@ def _reference(h: Tensor, w: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, T
     kept = (targets != -100).double()
     picked = logprobs.gather(1, targets.clamp(min=0)[:, None]).squeeze(1)
     return picked * kept, lse * kept, -(logprobs.exp() * logprobs).sum(-1) * kept
+
+
+def _check_sizes(num_rows: int, dim: int, num_classes: int) -> None:
+    hidden, weight, _, targets = _inputs(num_rows, dim, num_classes)
+    weight /= dim**0.5
+    targets[1::5] = -100
+    wide = [t.double().requires_grad_() for t in (hidden, weight)]
+    narrow = [t.clone().requires_grad_() for t in (hidden, weight)]
+    result, expected = tuple(ops.linear_logprob(*narrow, targets)), _reference(*wide, targets)
+    upstream = torch.randn(3, num_rows, generator=torch.Generator().manual_seed(9))
+    grads = torch.autograd.grad(result, narrow, tuple(upstream))
+    truth = torch.autograd.grad(expected, wide, tuple(upstream.double()))
+    for actual, value in zip(result, expected, strict=True):
+        assert float((actual.double() - value).detach().abs().max()) <= ULPS["forward"] * EPS * 40
+    for actual, value in zip(grads, truth, strict=True):
+        assert actual.shape == value.shape
+        assert float((actual.double() - value).abs().max()) <= ULPS["grad"] * EPS * float(value.abs().max())
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 30])
+@pytest.mark.parametrize(("num_rows", "dim", "num_classes"), [(3, 1000, 7), (2, 4097, 3), (3, 2, 4097)])
+def test_gradients_of_sizes(
+    num_rows: int, dim: int, num_classes: int, keep_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_KEEP_BYTES", {"cpu": keep_bytes})
+    _check_sizes(num_rows, dim, num_classes)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "dim", "num_classes"), [(1000, 3, 1), (1, 3, 1000), (1000, 5, 1000), (4097, 3, 5)]
+)
+def test_thousands_of_rows(num_rows: int, dim: int, num_classes: int) -> None:
+    _check_sizes(num_rows, dim, num_classes)
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 30])

@@ -68,7 +68,8 @@ def test_cross_entropy_follows_torch(
 
 @pytest.mark.parametrize("is_ignored", ["none", "some", "all but one", "all"])
 @pytest.mark.parametrize(
-    ("num_rows", "dim", "num_classes"), [(1, 1, 1), (1, 3, 127), (3, 127, 1), (257, 3, 127), (3, 1, 1000)]
+    ("num_rows", "dim", "num_classes"),
+    [(1, 1, 1), (1, 3, 127), (3, 127, 1), (257, 3, 127), (3, 1, 1000), (2, 3, 4097), (2, 4097, 3)],
 )
 def test_cross_entropy_sizes(num_rows: int, dim: int, num_classes: int, is_ignored: str) -> None:
     hidden, weight, targets = _inputs(num_rows, dim, num_classes)
@@ -92,6 +93,21 @@ def test_cross_entropy_sizes(num_rows: int, dim: int, num_classes: int, is_ignor
     actual = ops.linear_cross_entropy(one, weight, targets, reduction="sum")
     expected = F.cross_entropy(one @ weight.T, targets, reduction="sum")
     torch.testing.assert_close(actual, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 30])
+@pytest.mark.parametrize(("num_rows", "num_classes"), [(1000, 1000), (4097, 7)])
+def test_cross_entropy_of_thousands_of_rows(
+    num_rows: int, num_classes: int, keep_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprob, "_KEEP_BYTES", {"cpu": keep_bytes})
+    hidden, weight, targets = _inputs(num_rows, 3, num_classes)
+    actual = ops.linear_cross_entropy(hidden, weight, targets, label_smoothing=0.1)
+    expected = F.cross_entropy(hidden @ weight.T, targets, label_smoothing=0.1)
+    torch.testing.assert_close(actual, expected, rtol=TOLERANCE, atol=TOLERANCE)
+    grads = torch.autograd.grad(actual, (hidden, weight))
+    wanted = torch.autograd.grad(expected, (hidden, weight))
+    torch.testing.assert_close(grads, wanted, rtol=1e-10, atol=TOLERANCE)
 
 
 def test_cross_entropy_does_not_depend_on_the_split_into_batches() -> None:

@@ -12,7 +12,7 @@ from pylm.errors import InputError
 from pylm.ops import moe as module
 
 # In units of float32 eps times the largest value: exponentials and quotients for the router; sums of up to
-# 257 products of three factors for the experts, twice for their gradients.
+# 4097 products of three factors for the experts, twice for their gradients, of errors of either sign.
 ULPS = {"route": 16, "experts": 64, "grad": 256}
 
 # score, bias, groups, chosen groups, how groups are told, normalised, scale
@@ -84,6 +84,23 @@ def test_route_values(name: str, num_tokens: int, num_experts: int, top_k: int) 
     for field in ("weight", "aux_loss", "z_loss"):
         assert getattr(result, field).dtype == torch.float32
         assert_close(getattr(result, field), torch.tensor(expected[field], dtype=torch.float64), "route")
+
+
+@pytest.mark.parametrize(("name", "num_experts"), [("mixtral", 1000), ("deepseek3", 1000), ("sigmoid", 4097)])
+def test_route_of_many_experts(name: str, num_experts: int) -> None:
+    narrow = _tensors(3, num_experts, 8, 1, 1)[0].requires_grad_()
+    options = _options(name, num_experts)
+    result, expected = ops.moe_route(narrow, 8, **options), _oracle_route(narrow, 8, options)
+    for field in ("expert", "order", "offsets", "load"):
+        assert getattr(result, field).tolist() == expected[field], field
+    for field in ("weight", "aux_loss", "z_loss"):
+        assert_close(getattr(result, field), torch.tensor(expected[field], dtype=torch.float64), "route")
+    wide = narrow.detach().double().requires_grad_()
+    truth = _plain_route(wide, result.expert, options)
+    (grad,) = torch.autograd.grad(
+        sum(t.sum() for t in (result.weight, result.aux_loss, result.z_loss)), narrow
+    )
+    assert_close(grad, torch.autograd.grad(sum(t.sum() for t in truth), wide)[0], "route")
 
 
 @pytest.mark.parametrize("name", ["mixtral", "deepseek3"])
@@ -186,11 +203,31 @@ def test_route_gradcheck(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("num_tokens", "num_experts", "top_k", "dim", "hidden_dim"),
-    [(1, 1, 1, 1, 1), (3, 5, 2, 127, 3), (37, 7, 3, 3, 33), (257, 4, 1, 8, 5)],
+    [
+        *((1, 1, 1, 1, 1), (3, 5, 2, 127, 3), (37, 7, 3, 3, 33), (257, 4, 1, 8, 5)),
+        *((3, 3, 1, 1000, 3), (3, 3, 1, 3, 1000)),
+    ],
 )
 def test_experts_values_and_gradients(
     num_tokens: int, num_experts: int, top_k: int, dim: int, hidden_dim: int
 ) -> None:
+    _check_experts(num_tokens, num_experts, top_k, dim, hidden_dim)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "num_experts", "top_k", "dim", "hidden_dim"),
+    [
+        *((1000, 5, 2, 5, 3), (4097, 3, 1, 3, 5), (5, 1000, 3, 5, 3), (5, 4097, 2, 3, 2)),
+        *((3, 2, 1, 4097, 3), (3, 2, 1, 3, 4097)),
+    ],
+)
+def test_thousands_of_tokens_experts_and_features(
+    num_tokens: int, num_experts: int, top_k: int, dim: int, hidden_dim: int
+) -> None:
+    _check_experts(num_tokens, num_experts, top_k, dim, hidden_dim)
+
+
+def _check_experts(num_tokens: int, num_experts: int, top_k: int, dim: int, hidden_dim: int) -> None:
     logits, *tensors = _tensors(num_tokens, num_experts, top_k, dim, hidden_dim)
     routing = ops.moe_route(logits, top_k, normalize=False)
     upstream = torch.randn(num_tokens, dim, generator=torch.Generator().manual_seed(1))
