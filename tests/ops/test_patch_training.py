@@ -212,6 +212,63 @@ def test_trl_dpo_gives_the_same_losses(tmp_path: Path) -> None:
     assert results[1] == pytest.approx(results[0], rel=1e-4, abs=1e-5)
 
 
+def test_trl_grpo_gives_the_same_steps(tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl", reason="trl is not installed")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    source = tmp_path / "model"  # the reference is read from where the policy was
+    build("Llama").save_pretrained(source)
+    tokenizer = _tokenizer()
+    tokenizer.padding_side = "left"
+    rows = [{"prompt": _words(i, 3 + i % 4)} for i in range(8)]
+    settings = {
+        **SETTINGS,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+    }
+
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        return [sum(word.endswith(("1", "3")) for word in text.split()) / 8 for text in completions]
+
+    results = []
+    for is_patched in (False, True):
+        transformers.set_seed(0)
+        model = transformers.LlamaForCausalLM.from_pretrained(source)
+        if is_patched:
+            ops.patch(model)
+        options = {"num_generations": 4, "max_completion_length": 8, "beta": 0.1, "num_iterations": 2}
+        trainer = trl.GRPOTrainer(
+            model=model,
+            reward_funcs=reward,
+            args=trl.GRPOConfig(output_dir=str(tmp_path / "out"), bf16=False, **settings, **options),
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
+        assert trainer.ref_model is not None
+        if is_patched:
+            # The trainer has made a loss of its own of the reference's forward.
+            in_layers = {name: count for name, count in DENSE.items() if name != "linear_cross_entropy"}
+            assert ops.patch(trainer.ref_model).counts == in_layers
+        trainer.train()
+        logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+        names = "loss", "reward", "reward_std", "kl", "grad_norm", "completions/mean_length"
+        # The second step takes the samples of the first one again, without their rewards.
+        kept = [{name: entry[name] for name in names if name in entry} for entry in logged]
+        results.append((kept, list(model.parameters())))
+    (expected, parameters), (actual, trained) = results
+    assert len(expected) == 2
+    assert expected[0]["reward_std"] > 0.0, "rewards that are all the same teach nothing"
+    for a, b in zip(actual, expected, strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+    # Adam's first steps are of the size of the learning rate, whatever the gradient: where that is rounding,
+    # its sign is.
+    start = transformers.LlamaForCausalLM.from_pretrained(source).parameters()
+    moved = [b.detach() - a.detach() for a, b in zip(start, parameters, strict=True)]
+    apart = [b.detach() - a.detach() for a, b in zip(trained, parameters, strict=True)]
+    total, difference = (torch.cat([x.flatten() for x in xs]).norm() for xs in (moved, apart))
+    assert float(difference) < 0.01 * float(total)
+
+
 @pytest.mark.parametrize("patched_first", [False, True])
 def test_lora(patched_first: bool) -> None:
     peft = pytest.importorskip("peft", reason="peft is not installed")
