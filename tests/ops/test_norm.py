@@ -74,6 +74,43 @@ def test_gradients_follow_torch_in_float64(shape: tuple[int, ...], has_residual:
         assert torch.equal(narrow[0].grad, narrow[2].grad)
 
 
+def test_the_gradient_of_many_rows_follows_torch() -> None:
+    # All of one sign, so that sums grow: a row is added to up to 8191 others, a rounding of half a unit each
+    # time, that is sqrt(8192) / 2 of them by chance, and less where the sum is small yet.
+    generator = torch.Generator().manual_seed(3)
+    x, upstream = (torch.rand(1_000_000, 4, generator=generator) + 0.5 for _ in range(2))
+    weight = torch.randn(4, generator=generator)
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = [t.to(dtype) for t in (x, weight, upstream)]
+        narrow, wide = ([t.to(d).requires_grad_() for t in inputs[:2]] for d in (dtype, torch.float64))
+        grads = torch.autograd.grad(ops.rms_norm(*narrow), narrow, inputs[2])
+        y = F.rms_norm(wide[0], (4,), wide[1], 1e-6)
+        expected = torch.autograd.grad(y, wide, inputs[2].double())
+        error = ((grads[1].double() - expected[1]) / expected[1]).abs().max()
+        assert float(error) < (16 * torch.finfo(torch.float32).eps if dtype == torch.float32 else 2.0**-8)
+        if dtype == torch.float32:
+            assert_close(grads[0], expected[0], ULPS["grad"])
+
+
+def test_small_gradients_beside_a_large_one_keep_their_digits() -> None:
+    # Without a weight an element has an error of its own size; with one also of its row's mean, which is taken
+    # off and added again, of sums that are rounded in other places.
+    for row in range(3):
+        x, upstream = torch.zeros(3, 512), torch.full((3, 512), 1e-4)
+        x[:, row], upstream[:, 5] = 1.0, 1e4
+        for weight in (None, torch.linspace(0.5, 1.5, 512)):
+            leaf, wide = x.clone().requires_grad_(), x.double().requires_grad_()
+            (grad,) = torch.autograd.grad(ops.rms_norm(leaf, weight), leaf, upstream)
+            y = F.rms_norm(wide, (512,), None if weight is None else weight.double(), 1e-6)
+            (expected,) = torch.autograd.grad(y, wide, upstream.double())
+            others = torch.arange(512) != row  # there the gradient is what two nearly equal terms leave
+            error = (grad.double() - expected)[:, others].abs()
+            scale = expected[:, others].abs()
+            if weight is not None:
+                scale = scale + 4 * scale.mean(1, keepdim=True)
+            assert float((error / scale).max()) < 4 * torch.finfo(torch.float32).eps
+
+
 def test_gradcheck() -> None:
     generator = torch.Generator().manual_seed(2)
     x, residual = (torch.randn(2, 3, 5, dtype=torch.float64, generator=generator) for _ in range(2))
