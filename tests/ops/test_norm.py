@@ -93,8 +93,8 @@ def test_the_gradient_of_many_rows_follows_torch() -> None:
 
 
 def test_small_gradients_beside_a_large_one_keep_their_digits() -> None:
-    # Without a weight an element has an error of its own size; with one also of its row's mean, which is taken
-    # off and added again, of sums that are rounded in other places.
+    # Without a weight an element has an error of its own size; with one also of its row's mean, which is
+    # taken off and added again, of sums that are rounded in other places.
     for row in range(3):
         x, upstream = torch.zeros(3, 512), torch.full((3, 512), 1e-4)
         x[:, row], upstream[:, 5] = 1.0, 1e4
