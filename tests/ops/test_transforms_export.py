@@ -93,18 +93,37 @@ def test_exported_ops(name: str, strict: bool) -> None:
         torch.testing.assert_close(module(x), call(x))
 
 
-@pytest.mark.parametrize("name", CALLS)
+def _grpo(x: Tensor) -> Any:
+    mask = x > -1.0
+    old = {"old_logprob": x + 0.05, "reference_logprob": x - 0.1, "kl_coefficient": 0.01}
+    return tuple(ops.grpo_loss(x, ops.group_advantages(x[None, :, 0]).flatten(), mask, **old))
+
+
+# What is made of log-probabilities, and of offsets, by torch's own operations.
+LOSSES: dict[str, Callable[[Tensor], Any]] = {
+    "dpo_loss": lambda x: ops.dpo_loss(x[0], x[1], x[2], x[3], label_smoothing=0.1),
+    "kto_loss": lambda x: ops.kto_loss(x[0], x[1], x[2] > 0, x[3, 0].exp()),
+    "grpo_loss": _grpo,
+    "packed_position_ids": lambda x: ops.packed_position_ids(torch.tensor([0, 3, x.shape[0]]), x.shape[0]),
+    "moe module": lambda x: MOE(x)[0],
+}
+torch.manual_seed(0)
+MOE = ops.MoE(8, 6, 4, 2).requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", [*CALLS, *LOSSES])
 def test_inference_mode(name: str) -> None:
-    expected = CALLS[name](_random(5, 8))
+    call = {**CALLS, **LOSSES}[name]
+    expected = call(_random(5, 8))
     with torch.inference_mode():
-        actual = CALLS[name](_random(5, 8))
+        actual = call(_random(5, 8))
     torch.testing.assert_close(actual, expected, rtol=0.0, atol=0.0)
     leaves = actual if isinstance(actual, tuple) else (actual,)
     assert all(y.is_inference() and not y.requires_grad for y in leaves)
     # Tensors of inference mode may be given outside of it, where nothing needs gradients.
     with torch.inference_mode():
         x = _random(5, 8)
-    torch.testing.assert_close(CALLS[name](x), expected, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(call(x), expected, rtol=0.0, atol=0.0)
 
 
 # Of a rotation the tables are saved, of a norm with residual the sum.
