@@ -15,7 +15,7 @@ TESTS = Path(__file__).resolve().parents[1]
 ROWS = (
     "not (low_precision or bfloat16 or errors or dpo or ipo or follows_torch or outputs1 or outputs2"
     " or outputs0-None or outputs3-2 or kto or robust or preference or transformers or kept-sigmoid"
-    " or thousands)"
+    " or thousands or 257-3-127-none or 257-3-127-all)"
 )
 REST = "not (bfloat16 or errors or cache or gradcheck or gated-cpu or packed-cpu or logprob-cpu or triton)"
 MOE = (

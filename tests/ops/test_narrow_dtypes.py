@@ -232,6 +232,28 @@ def test_cross_entropy_of_gradients_made_early(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("budget", [0, 1 << 20])
+def test_a_mean_over_many_tokens_reaches_a_float32_weight(
+    budget: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if INTERPRETS and budget and dtype == "float16":
+        pytest.skip("the kernels keep dz in float16, as torch does: there losses must be scaled")
+    monkeypatch.setattr(logprob, "_KEEP_BYTES", {"cpu": budget})
+    generator = torch.Generator().manual_seed(4)
+    hidden = (0.1 * torch.randn(HEAD[0], generator=generator)).to(DTYPES[dtype])
+    weight = torch.randn(HEAD[1], generator=generator).to(DTYPES[dtype]).float().requires_grad_()
+    share = 2.0**-17  # of a row in a mean; hidden states times it are nearly nothing in float16
+    loss = ops.linear_cross_entropy(hidden, weight, TARGETS, reduction="sum") * share
+    wide = weight.detach().double().requires_grad_()
+    exact = F.cross_entropy(hidden.double() @ wide.T, TARGETS, reduction="sum") * share
+    (grad,) = torch.autograd.grad(loss, weight)
+    (truth,) = torch.autograd.grad(exact, wide)
+    assert grad.dtype == torch.float32
+    limit = KERNELS[DTYPES[dtype]] * torch.finfo(DTYPES[dtype]).eps if INTERPRETS else KEPT
+    assert float((grad.double() - truth).abs().max()) <= limit * float(truth.abs().max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("score", ["softmax", "sigmoid"])
 def test_route(score: str, dtype: str) -> None:
     generator = torch.Generator().manual_seed(2)
