@@ -210,13 +210,13 @@ def _row_kernel(
             tl.store(out_ptr + offsets, left.to(out_ptr.dtype.element_ty), mask=column_mask)
 
 
-def multiply(a: Tensor, b: Tensor, dtype: torch.dtype, *, out: Tensor | None = None) -> Tensor:
-    """Return a @ b in the given dtype, rounded once."""
-    if a.dtype == dtype:
+def multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """Write a @ b into `out`, in its dtype, rounded once; autocast leaves a product with an output alone."""
+    if a.dtype == out.dtype:
         return torch.mm(a, b, out=out)
     if a.is_cuda:
-        return torch.mm(a, b, out_dtype=dtype) if out is None else torch.mm(a, b, out_dtype=dtype, out=out)
-    return torch.mm(a.to(dtype), b.to(dtype), out=out)  # the CPU has no such product
+        return torch.mm(a, b, out_dtype=out.dtype, out=out)
+    return torch.mm(a.to(out.dtype), b.to(out.dtype), out=out)  # the CPU has no such product
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -325,7 +325,7 @@ def go_over_rows(
         products = products[:num_rows]
     if num_rows < hidden.shape[0]:
         hidden = hidden[rows[0] : rows[1]]
-    product = multiply(hidden, padded.t(), products.dtype, out=products)
+    product = multiply(hidden, padded.t(), products)
     start = _row_start(
         (num_classes, padded.shape[0]),
         (product.stride(0), 0 if out is None else out.stride(0)),
@@ -374,7 +374,7 @@ class Gradients:
             torch.mm(grad, self._padded, out=self.hidden[start:stop])
         if self._needs_weight:
             if start == 0:
-                multiply(grad.t(), self._hidden[:stop], self._weight.dtype, out=self._weight)
+                multiply(grad.t(), self._hidden[:stop], self._weight)
             else:
                 _add_product(self._weight, grad.t(), self._hidden[start:stop])
         if self._needs_bias:

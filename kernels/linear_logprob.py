@@ -267,7 +267,7 @@ def backward(
         if has_kept:
             source = kept[start:stop]
         else:
-            source = multiply(hidden[start:stop], padded.t(), lse.dtype, out=products[: stop - start])
+            source = multiply(hidden[start:stop], padded.t(), products[: stop - start])
         gradient_start = _gradient_start(
             (num_classes, padded.shape[0]),
             (source.stride(0), grads.stride(0)),

@@ -48,7 +48,7 @@ _KEEP_BYTES = {"cpu": 512 << 20, "cuda": 3 << 30}
 # Logits further below the largest count as this far. e^-60 is lost in a sum of at least 1 even in float64,
 # while a subnormal result makes exp 20 times slower (MKL on AVX2), and the -inf of a masked class would
 # give 0 * inf in the entropy.
-_LOWEST = -60.0
+LOWEST = -60.0
 
 
 class LogProb(NamedTuple):
@@ -73,7 +73,7 @@ def chunks(num_rows: int, step: int) -> Iterator[slice]:
         yield slice(start, min(start + step, num_rows))
 
 
-def _blocks(rows: slice, logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def blocks(rows: slice, logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Cut the logits of a chunk of rows into parts that stay in the cache from pass to pass."""
     step = max(1, _BLOCK_BYTES // max(1, logits.shape[1] * logits.element_size()))
     for part in chunks(logits.shape[0], step):
@@ -95,7 +95,7 @@ def rows_to_keep(num_classes: int, dtype: torch.dtype) -> int:
     return _KEEP_BYTES.get("cpu", 0) // max(1, num_classes * dtype.itemsize)
 
 
-def _weight_parts(weight: Tensor, wide: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+def weight_parts(weight: Tensor, wide: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """Cut (V, D) by classes into parts in the dtype `wide` that stay in the cache; one is valid at a time."""
     num_classes, dim = weight.shape
     step = max(_MIN_WEIGHT_ROWS, _WEIGHT_BYTES // max(1, dim * wide.itemsize))
@@ -106,7 +106,7 @@ def _weight_parts(weight: Tensor, wide: torch.dtype) -> Iterator[tuple[slice, Te
         yield classes, part if is_wide else buffer[: part.shape[0]].copy_(part)
 
 
-def _write_logits(
+def write_logits(
     out: Tensor,
     hidden: Tensor,
     weight: Tensor,
@@ -115,7 +115,7 @@ def _write_logits(
     softcap: float | None,
 ) -> None:
     """Write the logits of a chunk into `out`, given inputs from `_divide_by_temperature`."""
-    for classes, part in _weight_parts(weight, out.dtype):
+    for classes, part in weight_parts(weight, out.dtype):
         torch.mm(hidden, part.t(), out=out[:, classes])
     if bias is not None:
         out += bias
@@ -132,7 +132,7 @@ def _divide_by_temperature(
     return hidden / temperature, None if bias is None else bias / temperature
 
 
-def _selected_rows(targets: Tensor, ignore_index: int, num_classes: int) -> Tensor | None:
+def selected_rows(targets: Tensor, ignore_index: int, num_classes: int) -> Tensor | None:
     """Return the rows that have a target, None when all have; raise on a target outside the vocabulary."""
     is_kept = targets != ignore_index
     kept = targets if bool(is_kept.all()) else targets[is_kept]
@@ -164,7 +164,7 @@ def forward_cpu(
     num_rows, num_classes = hidden.shape[0], weight.shape[0]
     logprob, lse, entropy, mean, total = (torch.zeros(num_rows, dtype=wide) for _ in range(5))
     kept = torch.empty((num_rows, num_classes) if keep else (0, 0), dtype=kept_dtype or _kept_dtype(hidden))
-    rows = _selected_rows(targets, ignore_index, num_classes)
+    rows = selected_rows(targets, ignore_index, num_classes)
     outputs = [logprob, lse, entropy, mean, total]
     if rows is not None:
         hidden, targets = hidden[rows], targets[rows]
@@ -179,13 +179,13 @@ def forward_cpu(
     for chunk in chunks(targets.numel(), step):
         size = chunk.stop - chunk.start
         chunk_logits = kept[chunk] if is_in_place else scratch[:size]
-        _write_logits(chunk_logits, hidden[chunk], weight, bias, temperature, softcap)
-        for block, logits in _blocks(chunk, chunk_logits):
+        write_logits(chunk_logits, hidden[chunk], weight, bias, temperature, softcap)
+        for block, logits in blocks(chunk, chunk_logits):
             target_logit = logits.gather(1, targets[block].unsqueeze(1))
             if with_mean:
                 torch.mean(logits, 1, out=outputs[3][block])
             peak = logits.amax(1, keepdim=True)
-            logits.sub_(peak).clamp_(min=_LOWEST)
+            logits.sub_(peak).clamp_(min=LOWEST)
             if not with_entropy:
                 exponentials = logits.exp_()
             elif keep and kept.dtype == wide:
@@ -288,15 +288,15 @@ def backward_cpu(
     for chunk in chunks(targets.shape[0], step):
         chunk_grad = scratch[: chunk.stop - chunk.start]
         if not reads_kept:
-            _write_logits(chunk_grad, divided_hidden[chunk], weight, divided_bias, temperature, softcap)
-        for block, grad in _blocks(chunk, chunk_grad):
+            write_logits(chunk_grad, divided_hidden[chunk], weight, divided_bias, temperature, softcap)
+        for block, grad in blocks(chunk, chunk_grad):
             slope = None
             if reads_kept:
                 torch.mul(kept[block], factor[block], out=grad)
             else:
                 if softcap is not None:
                     slope = 1.0 - (grad * (temperature / softcap)).square_()
-                grad.sub_(lse[block]).clamp_(min=_LOWEST)
+                grad.sub_(lse[block]).clamp_(min=LOWEST)
                 if g_entropy is None:
                     grad.exp_().mul_(factor[block])
                 else:
@@ -310,7 +310,7 @@ def backward_cpu(
                 grad *= slope
         if needs_hidden:
             grad_rows[chunk] = 0.0
-            for classes, part in _weight_parts(weight, wide):
+            for classes, part in weight_parts(weight, wide):
                 grad_rows[chunk].addmm_(chunk_grad[:, classes], part)
         if needs_weight:
             grad_weight.addmm_(chunk_grad.t(), wide_hidden[chunk])

@@ -22,7 +22,7 @@ from pylm.ops._library import (
     compute_dtype,
     is_finite,
 )
-from pylm.ops.cross_entropy import makes_gradients_early, summed_cross_entropy
+from pylm.ops.cross_entropy import summed_cross_entropy
 from pylm.ops.logprob import check_linear, target_logprob
 
 
@@ -73,8 +73,7 @@ def linear_cross_entropy(
         reduction=reduction,
     )
     # A batch of torch.vmap does not say whether its elements want gradients.
-    is_early = not is_transformed() and makes_gradients_early(hidden, weight, softcap)
-    if reduction != "none" and is_early:
+    if reduction != "none" and not is_transformed():
         total = summed_cross_entropy(
             hidden,
             weight,
@@ -84,7 +83,8 @@ def linear_cross_entropy(
             label_smoothing=label_smoothing,
             z_loss=z_loss,
         )
-        return total if reduction == "sum" else _mean(total, targets, ignore_index)
+        if total is not None:
+            return total if reduction == "sum" else _mean(total, targets, ignore_index)
     logprob, lse, _, mean_logit = target_logprob(
         hidden,
         weight,

@@ -85,6 +85,8 @@ def launch_all(dtype: torch.dtype) -> None:
                 hidden, weight, targets, softcap, -100, 0.1, 1e-4, [True, True]
             )
             linear_cross_entropy.backward(*grads, hidden, weight)
+            total, dz = linear_cross_entropy.keep(hidden, weight, targets, softcap, -100, 0.1, 1e-4)
+            linear_cross_entropy.backward_of_kept(total, dz, hidden, weight, targets, -100, [True, True])
 
 
 def launch_mixture(dtype: torch.dtype) -> None:

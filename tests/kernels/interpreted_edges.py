@@ -80,11 +80,12 @@ def test_logprob_of_many_blocks(
         assert_close(a, b)
 
 
+@pytest.mark.parametrize("budget", [0, 1 << 30])
 @pytest.mark.parametrize(("softcap", "smoothing"), [(None, 0.1), (3.0, 0.0)])
 def test_cross_entropy_of_many_blocks(
-    softcap: float | None, smoothing: float, monkeypatch: pytest.MonkeyPatch
+    softcap: float | None, smoothing: float, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logprob, "_KEEP_BYTES", {"cpu": 0})
+    monkeypatch.setattr(logprob, "_KEEP_BYTES", {"cpu": budget})
     # Two chunks of rows, four blocks of classes, the last of which the padding fills.
     monkeypatch.setattr(_logits, "_CHUNK_BYTES", 1)
     monkeypatch.setattr(_logits, "_MIN_CHUNK_ROWS", 1)
@@ -97,8 +98,9 @@ def test_cross_entropy_of_many_blocks(
     logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     expected = F.cross_entropy(logits, targets, label_smoothing=smoothing)
     expected = expected + 0.01 * torch.logsumexp(logits, -1)[targets != -100].square().mean()
+    strided = torch.cat((narrow[0], narrow[0]), 1)[:, :37], narrow[1]
     actual = ops.linear_cross_entropy(
-        *narrow, targets, softcap=softcap, label_smoothing=smoothing, z_loss=0.01
+        *strided, targets, softcap=softcap, label_smoothing=smoothing, z_loss=0.01
     )
     assert_close(actual, expected)
     grads = torch.autograd.grad(2.0 * actual, narrow)

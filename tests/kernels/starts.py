@@ -130,6 +130,10 @@ def test_every_op_launches_what_triton_would() -> None:
     assert_same(lambda: linear_cross_entropy.forward(*loss), targets)
     grads = linear_cross_entropy.forward(*loss)
     assert_same(lambda: linear_cross_entropy.backward(*grads, hidden, head), *grads)
+    assert_same(lambda: linear_cross_entropy.keep(*loss[:-1]), targets)
+    total, dz = linear_cross_entropy.keep(*loss[:-1])
+    back = total, dz, hidden, head, targets, -100, [True, True]
+    assert_same(lambda: linear_cross_entropy.backward_of_kept(*back), total)
 
 
 def experts_steps(

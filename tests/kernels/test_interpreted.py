@@ -17,13 +17,17 @@ ROWS = (
     " or outputs0-None or outputs3-2 or kto or robust or preference or transformers or kept-sigmoid"
     " or thousands or 257-3-127-none or 257-3-127-all)"
 )
-REST = "not (bfloat16 or errors or cache or gradcheck or gated-cpu or packed-cpu or logprob-cpu or triton)"
+REST = (
+    "not (bfloat16 or errors or cache or gradcheck or gated-cpu or packed-cpu or logprob-cpu or kept-cpu"
+    " or triton)"
+)
 MOE = (
     "not (bfloat16 or errors or gradcheck or balances or transformers or choices or keeps or cpu"
     " or thousands)"
 )
 RUNS = {
-    "rows": (ROWS, ["ops/test_norm.py", "ops/test_gated.py", "ops/test_logprob.py", "ops/test_losses.py"]),
+    "rows": (ROWS, ["ops/test_norm.py", "ops/test_gated.py"]),
+    "logits": (ROWS, ["ops/test_logprob.py", "ops/test_losses.py"]),
     "offsets": ("test", ["kernels/interpreted_offsets.py"]),
     "rest": (
         REST,
@@ -37,17 +41,16 @@ RUNS = {
     "moe": (MOE, ["ops/test_moe.py"]),
     "narrow": ("test", ["ops/test_narrow_dtypes.py"]),
 }
-GRADIENTS = [
-    *("rms_norm_backward", "gated_backward", "gated_packed_backward", "linear_logprob_backward"),
-    "linear_cross_entropy_backward",
-]
+OF_ROWS = {"add_rms_norm", "rms_norm_backward", "gated_backward", "gated_packed_backward"}
+OF_LOGITS = {"linear_logprob_backward", "linear_cross_entropy_kept_backward"}
 MIXTURE = {"moe_route", "moe_route_backward", "moe_experts", "moe_experts_backward"}
 LAUNCHERS = {
-    "rows": {"add_rms_norm", *GRADIENTS},
+    "rows": OF_ROWS,
+    "logits": {"linear_cross_entropy_backward", *OF_LOGITS},
     "offsets": set(),  # calls them itself
-    "rest": {"add_rms_norm", "rope", *GRADIENTS, *MIXTURE},
+    "rest": {"rope", *OF_ROWS, *OF_LOGITS, *MIXTURE},
     "moe": MIXTURE,
-    "narrow": {"add_rms_norm", "rope", *GRADIENTS, *MIXTURE},
+    "narrow": {"rope", *OF_ROWS, *OF_LOGITS, *MIXTURE},
 }
 
 

@@ -120,9 +120,12 @@ def test_cross_entropy_does_not_depend_on_the_split_into_batches() -> None:
     torch.testing.assert_close(whole, halves, rtol=TOLERANCE, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("budget", [0, 1 << 30])
 @pytest.mark.parametrize("softcap", [None, 3.0])
-def test_cross_entropy_in_many_chunks(softcap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logprob, "_KEEP_BYTES", {"cpu": 0})
+def test_cross_entropy_in_many_chunks(
+    softcap: float | None, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprob, "_KEEP_BYTES", {"cpu": budget})
     hidden, weight, targets = _inputs(77)
     options = {"softcap": softcap, "label_smoothing": 0.1, "z_loss": 0.01, "reduction": "sum"}
     whole = ops.linear_cross_entropy(hidden, weight, targets, **options)

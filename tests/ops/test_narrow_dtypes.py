@@ -176,7 +176,7 @@ CASES: dict[str, Case] = {
     "linear_logprob": Case(_op_logprob(None), _logprob(None), [*HEAD, (CLASSES,)], keeps=True),
     "linear_logprob with softcap": Case(_op_logprob(3.0), _logprob(3.0), [*HEAD, (CLASSES,)]),
     "linear_cross_entropy": Case(_op_cross_entropy(None), _cross_entropy(None), HEAD, keeps=True),
-    "linear_cross_entropy with softcap": Case(_op_cross_entropy(3.0), _cross_entropy(3.0), HEAD),
+    "linear_cross_entropy with softcap": Case(_op_cross_entropy(3.0), _cross_entropy(3.0), HEAD, keeps=True),
 }
 
 

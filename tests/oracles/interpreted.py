@@ -41,6 +41,8 @@ LAUNCHERS = {
     "linear_logprob_backward": linear_logprob.backward,
     "linear_cross_entropy": linear_cross_entropy.forward,
     "linear_cross_entropy_backward": linear_cross_entropy.backward,
+    "linear_cross_entropy_kept": linear_cross_entropy.keep,
+    "linear_cross_entropy_kept_backward": linear_cross_entropy.backward_of_kept,
     "moe_route": moe_route.forward,
     "moe_route_backward": moe_route.backward,
     "moe_experts": moe_experts.forward,
