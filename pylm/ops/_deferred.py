@@ -22,10 +22,15 @@ DEFERS = "_pylm_defers"
 _Number: TypeAlias = float
 _Step: TypeAlias = tuple[str, float]
 
+# What torch.export hands to modules where Dynamo does not (strict=False); private classes of torch's.
+_TRACED = "FakeTensor", "FunctionalTensor"
+
 
 def is_plain(*tensors: Tensor) -> bool:
-    """Tell whether all are tensors that an op takes: no DTensor, no other subclass."""
-    return all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
+    """Tell whether all are tensors that an op takes, or stand for such in torch.export: no other subclass."""
+    return all(
+        type(tensor) in (Tensor, nn.Parameter) or type(tensor).__name__ in _TRACED for tensor in tensors
+    )
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:
