@@ -100,7 +100,8 @@ def _gradient_kernel(
         if HAS_BIAS:
             bias = tl.load(bias_ptr + offsets, mask=mask, other=0.0).to(WIDE)
         logits, slope = bend(source, bias, temperature_1, softcap_1, HAS_BIAS, HAS_SOFTCAP, HAS_TEMPERATURE)
-        log_p = tl.maximum(logits - tl.load(lse_ptr + row), -1000.0)
+        log_p = logits - tl.load(lse_ptr + row)
+        log_p = tl.where(log_p < -1000.0, -1000.0, log_p)  # NaN stays
         p = exp(log_p)
     factor = tl.zeros((1,), WIDE)
     if HAS_G_LSE:

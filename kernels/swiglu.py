@@ -71,7 +71,8 @@ def _activate(gate, ACTIVATION: tl.constexpr, ALPHA: tl.constexpr):
         square = gate * gate
         slope = 1.5957691216057308 * (1.0 + 0.134145 * square)
         share, rest = sigmoid_and_rest(1.5957691216057308 * gate * (1.0 + 0.044715 * square))
-        derivative = share * (1.0 + gate * slope * rest)
+        # In this order nothing is infinite that is then multiplied by 0.
+        derivative = share + gate * share * rest * slope
     else:
         scaled = gate if ALPHA == 1.0 else ALPHA * gate
         share = sigmoid(scaled)

@@ -295,20 +295,22 @@ def summed_cross_entropy(
 ) -> Tensor | None:
     """Call the op that has the gradients in hand, on checked arguments, and return the sum.
 
-    None where no gradients are wanted; and for float16, whose range dz needs to be scaled into, while the
-    probabilities may be kept. The ops take a weight of another dtype than the hidden states'; its gradient
-    has that dtype, made in float32.
+    None where no gradients are wanted; and where all is float16, whose range dz needs to be scaled into,
+    while the probabilities may be kept. The ops take a weight of another dtype than the hidden states'; its
+    gradient has that dtype, made in float32.
     """
     if not torch.is_grad_enabled() or not (hidden.requires_grad or weight.requires_grad):
         return None
     rows = as_rows(autocast_like_linear(hidden))
     options = softcap, ignore_index, label_smoothing, z_loss
     loss: Tensor
-    if not may_keep(rows, weight):
+    is_float16 = rows.dtype == torch.float16
+    # The gradient of a wider weight is made in float32 at once, which the range of float16 would not hold.
+    if not may_keep(rows, weight) or (is_float16 and weight.dtype != rows.dtype):
         needs = [rows.requires_grad, weight.requires_grad]
         loss = _FORWARD(rows, weight, targets.reshape(-1), *options, needs)[0]
         return loss
-    if rows.dtype == torch.float16:
+    if is_float16:
         return None
     loss = _KEEP(rows, weight, targets.reshape(-1), *options)[0]
     return loss

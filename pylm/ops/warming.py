@@ -15,6 +15,9 @@ from pylm.ops.norm import rms_norm
 from pylm.ops.rotary import rope
 from pylm.ops.rotary_tables import rope_cache
 
+# Elements of gated activations past which another kernel takes them.
+_MANY = 1 << 20
+
 
 def warmup(
     *,
@@ -102,8 +105,11 @@ def _run(
             x, weight = leaf(num_tokens, norm_dim), leaf(norm_dim)
             outputs += [rms_norm(x, weight), *rms_norm(x, weight, residual=x)]
     if hidden_dim is not None:
-        gate, up = leaf(num_tokens, hidden_dim), leaf(num_tokens, hidden_dim)
-        outputs += [swiglu(gate, up), geglu(gate, up), swiglu_packed(leaf(num_tokens, 2 * hidden_dim))]
+        # One kernel serves few elements and another one many.
+        for rows in (1, max(num_tokens, _MANY // hidden_dim + 1)):
+            gate, up = leaf(rows, hidden_dim), leaf(rows, hidden_dim)
+            outputs += [swiglu(gate, up), geglu(gate, up)]
+        outputs += [swiglu_packed(leaf(num_tokens, 2 * hidden_dim))]
     if num_heads is not None and head_dim is not None:
         cos, sin = rope_cache(num_tokens, head_dim, device=device)
         q = leaf(1, num_tokens, num_heads, head_dim)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pylm import ops
+from pylm.ops import logprob
 
 pytestmark = pytest.mark.gpu
 
@@ -417,6 +418,37 @@ def test_past_32_bits_experts() -> None:
         [logits],
         [True, False, False],
     )
+
+
+@pytest.mark.parametrize("budget", [0, 3 << 30])
+@pytest.mark.parametrize("softcap", [None, 20.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_cross_entropy_in_chunks(
+    dtype: torch.dtype, softcap: float | None, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients at once, dz in the place of wider logits; and dz kept. Rows are cut into parts."""
+    from pylm.kernels import _logits
+
+    monkeypatch.setattr(logprob, "_KEEP_BYTES", {"cuda": budget})
+    monkeypatch.setattr(_logits, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(_logits, "_MIN_CHUNK_ROWS", 256)
+    generator = torch.Generator().manual_seed(0)
+    shapes = (700, 512), (20003, 512)
+    inputs = [torch.randn(s, generator=generator).div_(s[1] ** 0.25) for s in shapes]
+    leaves = [x.to(DEVICE, dtype).requires_grad_() for x in inputs]
+    wide = [x.detach().double().requires_grad_() for x in leaves]
+    targets = torch.randint(0, 20003, (700,), generator=generator).to(DEVICE)
+    targets[::7] = -100
+    logits = wide[0] @ wide[1].T
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    exact = F.cross_entropy(logits, targets)
+    loss = ops.linear_cross_entropy(*leaves, targets, softcap=softcap)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-5)
+    truth = torch.autograd.grad(exact, wide)
+    for actual, value in zip(torch.autograd.grad(loss, leaves), truth, strict=True):
+        error = float((actual.double() - value).abs().max())
+        # dz, hidden states times the gradient of the loss, and the result are rounded.
+        assert error <= (3 * torch.finfo(dtype).eps + SUM_ERROR) * float(value.abs().max())
 
 
 @pytest.mark.usefixtures("memory")

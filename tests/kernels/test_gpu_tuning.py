@@ -47,7 +47,7 @@ def _call(name: str) -> Callable[[], list[Tensor]]:
         inputs = [x, leaf(1000, dim)]
         outputs = lambda: tuple(ops.linear_logprob(*inputs, targets))  # noqa: E731
     elif name == "linear_cross_entropy":
-        # A soft cap: the gradients are made with the loss, and scaled.
+        # The gradient of the loss is no 1, so that something is scaled.
         inputs = [x, leaf(1000, dim)]
         outputs = lambda: (ops.linear_cross_entropy(*inputs, targets, softcap=20.0) * 3.0,)  # noqa: E731
     else:

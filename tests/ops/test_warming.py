@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pylm import ops
 from pylm.errors import InputError
-from pylm.ops import logprob
+from pylm.ops import logprob, warming
 
 
 class Recorder(TorchDispatchMode):
@@ -46,10 +46,19 @@ NORM = {"rms_norm", "add_rms_norm", "rms_norm_backward"}
 def test_runs_the_ops_that_the_sizes_allow(
     sizes: dict[str, int], names: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logprob, "_KEEP_BYTES", {})  # as on a GPU, cross entropy makes its gradients early
+    monkeypatch.setattr(logprob, "_KEEP_BYTES", {})  # cross entropy makes its gradients early
     with Recorder() as recorder:
         assert ops.warmup(**sizes, dtype=torch.float32, device="cpu") > 0
     assert recorder.names == names
+
+
+def test_gates_of_few_and_of_many_elements(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    for name in ("swiglu", "geglu"):
+        op = getattr(warming, name)
+        monkeypatch.setattr(warming, name, lambda x, y, op=op: (sizes.append(x.numel()), op(x, y))[1])
+    ops.warmup(hidden_dim=4096, num_tokens=3, dtype=torch.float32, device="cpu")
+    assert len([n for n in sizes if n <= 1 << 20]) == len([n for n in sizes if n > 1 << 20]) == 2
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
