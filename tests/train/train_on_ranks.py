@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from pylm.data.loader import Batch, Loader
+from pylm.train import muon
 from pylm.train.parallel import World, start_world
 from pylm.train.pretrain import PretrainConfig, pretrain
 
@@ -24,7 +25,9 @@ class CutOffError(Exception):
 def train(job: dict[str, object], world: World) -> None:
     """Train in every folder, one after the other."""
     config = PretrainConfig.model_validate(job["config"])
-    batch = Loader.batch
+    batch, has_fast_bfloat16 = Loader.batch, muon.has_fast_bfloat16
+    # In bfloat16 a number that is rounded the other way is off by 2^-9, which Newton-Schulz magnifies.
+    muon.has_fast_bfloat16 = lambda device: False
     for name, stop in job["runs"]:
         drawn: dict[int, list[int]] = {}
 
@@ -47,6 +50,7 @@ def train(job: dict[str, object], world: World) -> None:
         finally:
             Loader.batch = batch
         (out / f"drawn-{world.rank}.json").write_text(json.dumps(drawn))
+    muon.has_fast_bfloat16 = has_fast_bfloat16
 
 
 if __name__ == "__main__":
